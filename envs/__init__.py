@@ -1,0 +1,149 @@
+"""The multi-task environments, registered with Gymnasium, and the two functions the scripts call.
+
+    import envs
+
+    vector_env = envs.make("cartpole10", envs_per_task=8)  # all ten tasks, 80 environments, SAME_STEP
+    single_env = envs.make_single("cartpole10", task=3, render_mode="rgb_array")  # one task, for a video
+
+Any Gymnasium id works too: an ordinary one is a single task, and one whose vector environment has an
+attribute `num_tasks` has that many. "my_module:MyEnv-v0" first imports my_module, which registers MyEnv-v0.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, select_tasks
+
+__all__ = ["ENV_IDS", "make", "make_single"]
+
+_REGISTERED: dict[str, dict[str, Any]] = {
+    "cartpole10": {
+        "entry_point": "envs.cartpole:CartPoleTask",
+        "vector_entry_point": "envs.cartpole:CartPole10",
+        "max_episode_steps": 500,
+    },
+    "cartpole-identical10": {
+        "entry_point": "envs.cartpole:CartPoleIdenticalTask",
+        "vector_entry_point": "envs.cartpole:CartPoleIdentical10",
+        "max_episode_steps": 500,
+    },
+    "lunarlander20": {
+        "entry_point": "envs.lunarlander:LunarLanderTask",
+        "vector_entry_point": "envs.lunarlander:LunarLander20",
+        "max_episode_steps": 1000,
+    },
+    "lunarlander20-continuous": {
+        "entry_point": "envs.lunarlander:LunarLanderTask",
+        "vector_entry_point": "envs.lunarlander:LunarLander20",
+        "max_episode_steps": 1000,
+        "kwargs": {"continuous": True},
+    },
+}
+ENV_IDS: tuple[str, ...] = tuple(_REGISTERED)
+
+for _env_id in ENV_IDS:
+    if _env_id not in gym.registry:  # a second registration, after a reload, would make Gymnasium warn
+        gym.register(_env_id, **_REGISTERED[_env_id])
+
+
+def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) -> gym.vector.VectorEnv:
+    """Build the vector environment of an id; environment i belongs to task i // envs_per_task.
+
+    Args:
+        env_id: one of `ENV_IDS` or any Gymnasium id.
+        envs_per_task: environments of each task.
+        tasks: indices of the tasks to build, in this order; None builds all.
+
+    Returns:
+        A vector environment with the attributes and infos of `envs.vector.TaskVectorEnv`.
+
+    Raises:
+        ValueError: one line on what is wrong with the id, the numbers, the spaces, or the installation.
+    """
+    if isinstance(envs_per_task, bool) or not isinstance(envs_per_task, int) or envs_per_task < 1:
+        raise ValueError(f"envs_per_task must be a positive integer, got {envs_per_task!r}")
+    spec = _find(env_id)
+    num_tasks = _count_tasks(spec)
+    chosen = select_tasks(num_tasks or 1, tasks)
+    num_envs = len(chosen) * envs_per_task
+    with _one_line_errors(env_id):
+        if num_tasks is None:
+            return LoopVectorEnv(
+                num_envs, lambda _: gym.make(spec, disable_env_checker=True), [spec.id], [{}]
+            )
+        kwargs = {} if tasks is None else {"tasks": chosen}
+        env = gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
+        return env if isinstance(env, TaskVectorEnv) else TaskVectorWrapper(env, len(chosen))
+
+
+def make_single(env_id: str, task: int = 0, render_mode: str | None = None) -> gym.Env:
+    """Build one task as an ordinary environment, for a video or a closer look.
+
+    Args:
+        env_id: one of `ENV_IDS` or any Gymnasium id.
+        task: index of the task, 0 where there is only one.
+        render_mode: as in `gymnasium.make`.
+
+    Raises:
+        ValueError: one line on what is wrong with the id, the task, or the installation.
+    """
+    spec = _find(env_id)
+    num_tasks = _count_tasks(spec)
+    if task not in range(num_tasks or 1):
+        raise ValueError(f"task must be an integer from 0 to {(num_tasks or 1) - 1}, got {task!r}")
+    kwargs: dict[str, Any] = {} if num_tasks is None else {"task": task}
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    with _one_line_errors(env_id):
+        return gym.make(spec, disable_env_checker=True, **kwargs)
+
+
+def _find(env_id: str) -> EnvSpec:
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(
+            f"unknown environment {env_id!r}, choose {', '.join(ENV_IDS)} or any Gymnasium id"
+            f" ({_first_line(error)})"
+        ) from error
+
+
+def _count_tasks(spec: EnvSpec) -> int | None:
+    """Number of tasks of a vector environment, None for an ordinary environment."""
+    if spec.vector_entry_point is None:
+        return None
+    with _one_line_errors(spec.id):
+        creator = spec.vector_entry_point
+        if isinstance(creator, str):
+            creator = load_env_creator(creator)
+        num_tasks = getattr(creator, "num_tasks", None)
+        if not isinstance(num_tasks, int):  # an attribute of the instances only, a property, or none
+            probe = gym.make_vec(spec, 1, "vector_entry_point")
+            num_tasks = getattr(probe.unwrapped, "num_tasks", None)
+            probe.close()
+    if num_tasks is None and spec.entry_point is None:
+        raise ValueError(f"the vector environment {spec.id} has no attribute num_tasks")
+    return num_tasks
+
+
+@contextmanager
+def _one_line_errors(env_id: str) -> Iterator[None]:
+    """Turn what building an environment can raise into a ValueError of one line."""
+    try:
+        yield
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot build {env_id}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,47 @@
+"""How every script is evaluated: one protocol, so that no method can have a kinder one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+
+def spread_seeds(seed: int, stream: int, num_envs: int) -> list[int]:
+    """Independent seeds for the environments of one run, from its seed and the number of a stream.
+
+    Gymnasium's own seed + i would give runs of neighbouring seeds almost the same episodes.
+    """
+    return np.random.SeedSequence([seed, stream]).generate_state(num_envs).tolist()
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[torch.Tensor], torch.Tensor], envs: gym.vector.VectorEnv, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Play one episode in each environment.
+
+    One episode an environment, not the first episodes to end, which would favour short ones.
+
+    Args:
+        policy: observations (task, env, obs) -> actions (task, env) or (task, env, action).
+        envs: from `envs.make`; its environments are reset.
+        seed: of the run; the episodes differ from those of training.
+
+    Returns:
+        Undiscounted returns and lengths in steps, (task, env) each.
+    """
+    obs, _ = envs.reset(seed=spread_seeds(seed, 1, envs.num_envs))
+    returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
+    running = np.ones(envs.num_envs, dtype=bool)
+    while running.any():
+        actions = policy(torch.from_numpy(obs).view(envs.num_tasks, envs.envs_per_task, -1))
+        obs, _, terminated, truncated, infos = envs.step(actions.flatten(0, 1).cpu().numpy())
+        first = (terminated | truncated) & running
+        if first.any():
+            episode = infos["final_info"]["episode"]
+            returns[first], lengths[first] = episode["r"][first], episode["l"][first]
+            running &= ~first
+    return returns.reshape(envs.num_tasks, -1), lengths.reshape(envs.num_tasks, -1)
