@@ -5,55 +5,45 @@ and prior p = N(0, sigma_prior^2). With N_m samples of task m in a rollout the s
 
     sum_m [ L_PPO(theta + mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
-L_PPO being a mean over samples of task m: beta = 1 is the negative ELBO with the PPO surrogate in the place of the
-log-likelihood. After each update phase `--reptile-alpha` moves a share of the mean of the mu_m into theta.
+where L_PPO is a mean over samples of task m: beta = 1 is the negative ELBO, with PPO's surrogate in place of
+the log-likelihood. After each update phase --reptile-alpha moves a share of the mean of the mu_m into theta.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
 computed at once: the weights of all tasks are the rows of one (task, weight) matrix.
 """
 
-import argparse
-import csv
-import json
 import math
-import os
-import platform
-import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-# the project's root, so that a script, or a fork of it in any folder below, finds the envs package
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "envs" / "__init__.py").exists())
-sys.path.append(str(ROOT))
-from envs import make  # noqa: E402
-from envs.evaluation import evaluate, spread_seeds  # noqa: E402
+# so that a script, or a fork of it in any folder of the project, finds the project's envs package
+sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
+from envs import make
+from envs.evaluation import evaluate, spread_seeds
+from envs.rewards import scale_rewards
+from envs.runs import Run, fail, parse_args, read
 
 
 @dataclass
 class Experiment:
     """What to run, and where: runs/{run_name}."""
 
-    env_id: str = "cartpole10"  # cartpole10, cartpole-identical10, lunarlander20[-continuous] or any Gymnasium id
+    env_id: str = "cartpole10"  # a suite (cartpole10, lunarlander20, ...) or any Gymnasium id
     tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
     seed: int = 1  # seed of every random draw
     total_timesteps: int = 1_000_000  # environment steps of the run, all tasks together
     eval_episodes: int = 20  # episodes per task of the final evaluation
-    load: str = ""  # start from a saved model (run folder or model.pt): theta, and the residuals of tasks it knows
-    freeze_theta: bool = False  # train only the residuals of the tasks (needs --load)
+    load: str = ""  # start from this saved model (run folder or model.pt); new tasks get new residuals
+    freeze_theta: bool = False  # train only mu and sigma (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
     run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
     resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
@@ -62,8 +52,6 @@ class Experiment:
     cuda: bool = False  # train on the GPU; at the default size the CPU is faster
     compile: bool = False  # torch.compile policy and loss: needs a C++ compiler and some 30 s at the start
     track: bool = False  # log to Weights & Biases too
-    wandb_project_name: str = "varshare"  # project there
-    wandb_entity: str | None = None  # team there
 
 
 @dataclass
@@ -96,7 +84,7 @@ class VarShare:
     sigma_prior: float = 0.1  # standard deviation of the prior
     sigma_init: float = 0.01  # initial standard deviation of the residuals
     reptile_alpha: float = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
-    rollout_weights: Literal["mean", "sample"] = "mean"  # which weights act: the means, or one draw per rollout
+    rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per rollout
 
 
 @dataclass
@@ -110,19 +98,19 @@ ENV_DEFAULTS = {
     "lunarlander20-continuous": dict(total_timesteps=8_000_000, gamma=0.999, norm_reward=True),
 }
 
-Net = namedtuple("Net", "actor critic logstd")  # two lists of layers (W (task, out, in), b (task, out, 1)), and
-#                                                 the Gaussian policy's log standard deviation (task, 1, action)
+# layers are lists of (W (task, out, in), b (task, out, 1)); a Gaussian policy's logstd is (task, 1, action)
+Net = namedtuple("Net", "actor critic logstd")
 Batch = namedtuple("Batch", "obs actions logprobs advantages returns values")  # each (task, sample, ...)
 
 
 def mlp(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     """Forward pass of all tasks at once: x (task, sample, in) -> (task, sample, out)."""
     *hidden, (w_out, b_out) = layers
-    if x.shape[1] < 32:  # a rollout step: with few samples a CPU's batched matmul is twice as fast this way round
+    if x.shape[1] < 32:  # a rollout step: few samples make the CPU's matmul twice as fast this way round
         for w, b in hidden:
             x = torch.baddbmm(b.mT, x, w.mT).relu_()
         return torch.baddbmm(b_out.mT, x, w_out.mT)
-    x = x.mT.contiguous()  # with many samples it is up to six times as fast that way round, in narrow layers
+    x = x.mT.contiguous()  # with many samples narrow layers are up to six times as fast that way round
     for w, b in hidden:
         x = torch.baddbmm(b, w, x).relu_()
     return torch.baddbmm(b_out, w_out, x).mT
@@ -131,8 +119,8 @@ def mlp(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
 class Agent(nn.Module):
     """Actor and critic of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
 
-    Layers start orthogonal with CleanRL's gains, biases at 0; the Gaussian policy's log standard deviation is a
-    weight like any other. `per_task` names the tensors with one row per task: what a new task does not inherit.
+    Layers start orthogonal with CleanRL's gains, biases at 0; a Gaussian policy's log standard deviation is a
+    weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
     """
 
     per_task = ("mu", "logvar", "return_stats")
@@ -172,7 +160,9 @@ class Agent(nn.Module):
 
     def unpack(self, weights: Tensor) -> Net:
         """(task, weight) -> the layers of actor and critic."""
-        *parts, logstd = weights.split([n for o, i in self.shapes.values() for n in (o * i, o)] + self.sizes[-1:], 1)
+        *parts, logstd = weights.split(
+            [n for o, i in self.shapes.values() for n in (o * i, o)] + self.sizes[-1:], 1
+        )
         layers = zip(parts[::2], parts[1::2], self.shapes.values(), strict=True)
         layers = [(w.view(-1, *shape), b.unsqueeze(2)) for w, b, shape in layers]
         return Net(layers[: len(layers) // 2], layers[len(layers) // 2 :], logstd.unsqueeze(1))
@@ -212,7 +202,7 @@ class Agent(nn.Module):
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, sigma_prior^2)) summed over weights: (task, weight) -> (task,), in nats."""
+    """KL(N(mu, exp(logvar)) || N(0, sigma_prior^2)) in nats: (task, weight) -> sum over weights (task,)."""
     sums = (mu.square().sum(1) + logvar.exp().sum(1)) / sigma_prior**2 - logvar.sum(1)
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
@@ -239,15 +229,14 @@ def ppo_loss(agent: Agent, net: Net, b: Batch, args: Args) -> tuple[Tensor, Tens
     newlogprob, entropy = agent.log_prob_entropy(net, b.obs, b.actions)
     newvalue = agent.value(net, b.obs)
     logratio = newlogprob - b.logprobs
-    ratio = logratio.exp()
-    pg_loss = -torch.min(b.advantages * ratio, b.advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef))
+    ratio, eps = logratio.exp(), args.clip_coef
+    pg_loss = -torch.min(b.advantages * ratio, b.advantages * ratio.clamp(1 - eps, 1 + eps))
     v_loss = (newvalue - b.returns).square()
     if args.clip_vloss:
-        v_clipped = b.values + (newvalue - b.values).clamp(-args.clip_coef, args.clip_coef)
-        v_loss = torch.max(v_loss, (v_clipped - b.returns).square())
+        v_loss = torch.max(v_loss, (b.values + (newvalue - b.values).clamp(-eps, eps) - b.returns).square())
     loss = (pg_loss - args.ent_coef * entropy + args.vf_coef * 0.5 * v_loss).mean(1)
     with torch.no_grad():
-        clipped = ((ratio - 1).abs() > args.clip_coef).float()
+        clipped = ((ratio - 1).abs() > eps).float()
         stats = torch.stack((pg_loss, 0.5 * v_loss, entropy, -logratio, (ratio - 1) - logratio, clipped))
     return loss, stats.mean((1, 2))
 
@@ -270,7 +259,8 @@ def recentre(agent: Agent, alpha: float) -> None:
 @torch.no_grad()
 def method_metrics(agent: Agent, args: Args) -> dict[str, tuple[Tensor, Tensor]]:
     """What to log of the method: metric -> values of the tasks (task,), value for all ()."""
-    kl, sigma = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior), torch.exp(0.5 * agent.logvar).median(1).values
+    kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
+    sigma = torch.exp(0.5 * agent.logvar).median(1).values
     per_task = {
         "kl": kl,
         "kl_loss": kl * args.beta / (args.num_steps * args.envs_per_task),
@@ -286,134 +276,40 @@ def method_metrics(agent: Agent, args: Args) -> dict[str, tuple[Tensor, Tensor]]
     return metrics
 
 
-@torch.no_grad()
-def scale_rewards(agent: Agent, rewards: Tensor, done: Tensor, returns: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Divide rewards (step, task, env) by the running standard deviation of their task's discounted return.
-
-    `returns` (task, env), that return so far, is continued and handed back. As Gymnasium's NormalizeReward, with
-    one estimate for all environments of a task.
-    """
-    seen = torch.empty_like(rewards)
-    for t in range(len(rewards)):
-        seen[t] = returns = returns * gamma + rewards[t]
-        returns = returns * (1 - done[t])
-    seen = seen.transpose(0, 1).flatten(1).double()
-    agent.return_stats += torch.stack((torch.ones_like(seen), seen, seen.square())).sum(2).T
-    count, total, squares = agent.return_stats.T
-    std = (squares / count - (total / count).square() + 1e-8).sqrt()
-    return rewards / std.float().unsqueeze(1), returns
-
-
-def fail(message: str) -> NoReturn:
-    """Bad input: one line, exit code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def check(args: Args) -> None:
     """Refuse settings that make no sense, before anything is written."""
-    positive = """total_timesteps eval_episodes num_threads learning_rate envs_per_task num_steps num_minibatches
-                  update_epochs max_grad_norm clip_coef sigma_prior sigma_init"""
-    for names, ok, wanted in (
-        (positive, lambda x: 0 < x < math.inf, "positive and finite"),
-        ("seed checkpoint_interval ent_coef vf_coef beta", lambda x: 0 <= x < math.inf, "finite and not negative"),
-        ("gamma gae_lambda reptile_alpha", lambda x: 0 <= x <= 1, "between 0 and 1"),
-        ("hidden_sizes", lambda x: x and min(x) > 0, "one or more positive widths"),
-        ("run_name", lambda x: x in ("", Path(x).name) and x != "..", "the name of a folder below runs/"),
-        ("cuda", lambda x: not x or torch.cuda.is_available(), "left out where PyTorch finds no CUDA device"),
-    ):
-        for name in names.split():
-            if not ok(getattr(args, name)):
-                fail(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(args, name)!r}")
+    may_be_0 = "seed checkpoint_interval gamma gae_lambda ent_coef vf_coef beta reptile_alpha".split()
+    at_most_1 = "gamma gae_lambda reptile_alpha".split()
+    for name, value in vars(args).items():
+        for x in value if isinstance(value, tuple) and name != "tasks" else (value,):
+            if type(x) in (int, float) and not (0 < x < math.inf or (x == 0 and name in may_be_0)):
+                fail(f"--{name.replace('_', '-')} must be positive{' or 0' * (name in may_be_0)}, not {x}")
+        if name in at_most_1 and value > 1:
+            fail(f"--{name.replace('_', '-')} must be at most 1, not {value}")
     if args.envs_per_task * args.num_steps % args.num_minibatches:
-        fail(f"{args.envs_per_task} envs x {args.num_steps} steps do not divide into {args.num_minibatches} minibatches")
+        fail("--envs-per-task times --num-steps must divide into --num-minibatches")
     if args.freeze_theta and (not args.load or args.reptile_alpha):
         fail("--freeze-theta needs a theta from --load, and goes without --reptile-alpha, which moves it")
-
-
-def save(path: Path, content: dict) -> None:
-    """Write a file whole or not at all."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def read(path: Path, kind: str) -> dict:
-    """Load a "model" or a "checkpoint" that `save` wrote; anything else is bad input."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["kind"] != kind:
-            raise ValueError(f"it is a {content['kind']}")
-    except Exception as error:  # a file of another origin can fail in any way
-        fail(f"{path} is not a {kind} of VarShare ({type(error).__name__}: {str(error).split(chr(10))[0][:100]})")
-    return content
+    if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
+        fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: PyTorch finds no CUDA device")
 
 
 @torch.no_grad()
 def load_agent(agent: Agent, path: Path, task_names: list[str]) -> None:
-    """Copy a saved model into agent: every shared tensor, and the rows of tasks that the model knows by name."""
-    path = path / "model.pt" if path.is_dir() else path
-    saved = read(path, "model")
+    """Copy a saved model into agent: every shared tensor, and the rows of tasks the model knows by name."""
+    saved = read(path / "model.pt" if path.is_dir() else path, "model")
+    known = {task: row for row, task in enumerate(saved["task_names"])}
     for name, value in agent.state_dict().items():
         old, rows = saved["agent"].get(name, torch.empty(0)), name in agent.per_task
         if old.shape[rows:] != value.shape[rows:]:
-            fail(f"{path} does not fit: its {name} is {tuple(old.shape)}, this run's {tuple(value.shape)}")
+            fail(f"{path} does not fit: its {name} is {list(old.shape)}, here it is {list(value.shape)}")
         if not rows:
             value.copy_(old)
         for m, task in enumerate(task_names):
-            if rows and task in saved["task_names"]:
-                value[m] = old[saved["task_names"].index(task)]
-
-
-def run_folder(args: Args) -> Path:
-    """Where the run is; to resume without --run-name, the newest folder of the same experiment and seed."""
-    stem = f"{args.env_id}__{args.exp_name}__{args.seed}".replace("/", "-")
-    earlier = sorted(Path("runs").glob(f"{stem}__*/config.json"), key=lambda p: p.stat().st_mtime)
-    if args.resume and earlier and not args.run_name:
-        return earlier[-1].parent
-    return Path("runs", args.run_name or f"{stem}__{int(time.time())}")
-
-
-def describe(args: Args, envs: gym.vector.VectorEnv) -> dict:
-    """The config.json of a run."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True)
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    cpu = next((x.split(": ")[1] for x in cpuinfo.split("\n") if x.startswith("model name")), platform.processor())
-    return {
-        "script": os.path.relpath(__file__, ROOT),
-        "args": asdict(args),
-        "tasks": dict(zip(envs.task_names, envs.task_params, strict=True)),
-        "versions": {p: version(p) for p in ("torch", "gymnasium", "numpy")} | {"python": platform.python_version()},
-        "git_commit": git.stdout.decode().strip() or None,
-        "hardware": f"{torch.cuda.get_device_name() if args.cuda else cpu}, {os.cpu_count()} cores",
-    }
-
-
-class Log:
-    """TensorBoard events and heartbeat.csv (global_step, metric, task, value) of a run."""
-
-    def __init__(self, folder: Path, task_names: list[str], step: int, offset: int):
-        """Continue after `step`, when heartbeat.csv had `offset` bytes: what was logged later is dropped."""
-        self.task_names, self.writer = task_names, SummaryWriter(str(folder), purge_step=step + 1)
-        self.file = open(folder / "heartbeat.csv", "a", newline="")
-        self.file.truncate(offset)
-        if not offset:
-            csv.writer(self.file).writerow(("global_step", "metric", "task", "value"))
-
-    def __call__(self, step: int, metric: str, overall: float, per_task=()) -> None:
-        """Log the value for all tasks, and those of the tasks where given (NaN: none yet)."""
-        rows = [(task, float(x)) for task, x in zip(self.task_names, per_task) if not math.isnan(x)]
-        csv.writer(self.file).writerows((step, metric, task, x) for task, x in [*rows, ("mean", float(overall))])
-        self.writer.add_scalar(metric, overall, step)
-        for task, x in rows if metric.startswith(("charts/", "eval/")) else ():  # the rest is in heartbeat.csv
-            self.writer.add_scalar(f"{metric}/{task}", x, step)
-
-    def flush(self) -> None:
-        """Bring everything to disk."""
-        self.file.flush()
-        self.writer.flush()
+            if rows and task in known:
+                value[m] = old[known[task]]
 
 
 def train(args: Args) -> Path:
@@ -428,28 +324,21 @@ def train(args: Args) -> Path:
     batch_size = num_tasks * num_envs * num_steps
     num_iterations = args.total_timesteps // batch_size
     if not num_iterations:
-        fail(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size}")
-    folder, config, state = run_folder(args), describe(args, envs), None
-    if folder.exists() and not args.resume:
-        fail(f"{folder} exists: continue it with --resume, or choose another --run-name")
-    if (folder / "config.json").exists():
-        earlier, now = json.loads((folder / "config.json").read_text())["args"], json.loads(json.dumps(asdict(args)))
-        for name in now.keys() - {"run_name", "resume", "checkpoint_interval", "track", "wandb_project_name", "wandb_entity"}:
-            if now[name] != earlier.get(name):
-                fail(f"{folder} cannot be resumed: its {name} is {earlier.get(name)}, not {now[name]}")
-        if (folder / "model.pt").exists():
-            print(f"{folder} is finished")
-            return folder
-        if (folder / "checkpoint.pt").exists():
-            state = read(folder / "checkpoint.pt", "checkpoint")
+        fail(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps")
+    run = Run(args, __file__, envs)
+    if run.finished:
+        print(f"{run.folder} is finished")
+        return run.folder
 
     # seeded set-up
     torch.set_num_threads(args.num_threads)
-    torch.empty(8_000_000)  # having freed 32 MB once, glibc keeps large blocks instead of returning them every time
+    torch.empty(
+        8_000_000
+    )  # having freed 32 MB, glibc keeps large blocks instead of returning each to the system
     device = torch.device("cuda" if args.cuda else "cpu")
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
-    if args.load and not state:
+    if args.load:
         load_agent(agent, Path(args.load), envs.task_names)
     agent.to(device)
     params = [p for p in agent.parameters() if p.requires_grad]
@@ -459,48 +348,37 @@ def train(args: Args) -> Path:
     discounted = torch.zeros(num_tasks, num_envs, device=device)  # return so far, for --norm-reward
     episodes = np.zeros((3, num_tasks))  # since the last log: sum of returns, sum of lengths, count
     recent = np.full((2, num_tasks), np.nan)  # mean return and length at the last log that had an episode
-    iteration, seconds, offset = 0, 0.0, 0
-    if state:
-        agent.load_state_dict(state["agent"])
-        optimizer.load_state_dict(state["optimizer"])
-        rng.set_state(state["rng"])
-        iteration, seconds, offset = state["iteration"], state["seconds"], state["offset"]
-        episodes, recent = state["episodes"].numpy(), state["recent"].numpy()
-        if state["envs"] is None:  # these cannot be saved: new episodes
-            next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 2 + iteration, envs.num_envs))
+    iteration, seconds = 0, 0.0
+    if saved := run.checkpoint:
+        iteration, seconds = saved["iteration"], saved["seconds"]
+        agent.load_state_dict(saved["agent"])
+        optimizer.load_state_dict(saved["optimizer"])
+        rng.set_state(saved["rng"])
+        episodes, recent = saved["episodes"].numpy(), saved["recent"].numpy()
+        if saved["envs"] is None:  # these cannot be saved: new episodes
+            next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 1 + iteration, envs.num_envs))
         else:
-            envs.set_state(state["envs"])
-            next_obs, discounted = state["next_obs"].numpy(), state["discounted"].to(device)
-    folder.mkdir(parents=True, exist_ok=args.resume)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    if args.track:
-        import wandb
-
-        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, id=folder.name, resume="allow",
-                   name=folder.name, config=config, dir=folder, sync_tensorboard=True)  # fmt: skip
-    log = Log(folder, envs.task_names, iteration * batch_size, offset)
-    bar = tqdm(total=num_iterations * batch_size, initial=iteration * batch_size, unit="step", unit_scale=True,
-               disable=not sys.stderr.isatty())  # fmt: skip
-    stop = []  # signals received: the first lets the iteration end and saves it, the second ends the run at once
-    handlers = {s: signal.signal(s, lambda s, _: sys.exit(128 + s) if stop else stop.append(s)) for s in (2, 15)}
+            envs.set_state(saved["envs"])
+            next_obs, discounted = saved["next_obs"].numpy(), saved["discounted"].to(device)
+    run.start(iteration * batch_size, num_iterations * batch_size)
 
     # storage, (step, task, env, ...)
     obs = torch.zeros(num_steps, num_tasks, num_envs, next_obs.shape[-1], device=device)
     final_obs = torch.zeros_like(obs)  # the state that followed, the last one of its episode where that ended
-    action_space = envs.single_action_space
-    actions = torch.zeros(obs.shape[:3] + action_space.shape, device=device, dtype=torch.long if agent.discrete else None)
+    action_shape, dtype = envs.single_action_space.shape, torch.int64 if agent.discrete else torch.float32
+    actions = torch.zeros(*obs.shape[:3], *action_shape, dtype=dtype, device=device)
     rewards, terminated, done = (np.zeros((num_steps, envs.num_envs), np.float32) for _ in range(3))
 
-    def by_task(x):  # (step, task, env, ...) -> (task, sample, ...)
+    def by_task(x: Tensor) -> Tensor:  # (step, task, env, ...) -> (task, sample, ...)
         return x.transpose(0, 1).flatten(1, 2)
 
-    def by_step(x):  # (task, sample) -> (step, task, env)
+    def by_step(x: Tensor) -> Tensor:  # (task, sample) -> (step, task, env)
         return x.view(num_tasks, num_steps, num_envs).transpose(0, 1)
 
-    def draw_noise():
+    def draw_noise() -> Tensor:  # (task, weight)
         return torch.randn(agent.mu.shape, generator=rng, device=device)
 
-    start_iteration, start_time, last_save, global_step = iteration, *[time.perf_counter()] * 2, iteration * batch_size
+    first_iteration, start_time, last_save = iteration + 1, time.perf_counter(), time.perf_counter()
     while iteration < num_iterations:
         iteration += 1
         if args.anneal_lr:
@@ -511,28 +389,30 @@ def train(args: Args) -> Path:
             net = agent.unpack(agent.weights(draw_noise() if args.rollout_weights == "sample" else None))
             action_noise = agent.action_noise(obs.shape[:3], rng)
             for t in range(num_steps):
-                obs[t] = torch.from_numpy(next_obs).view(num_tasks, num_envs, -1)
+                obs[t] = torch.from_numpy(next_obs).view(obs[t].shape)
                 actions[t] = act(net, obs[t], action_noise[t])
-                env_actions = actions[t].flatten(0, 1).cpu().numpy()
-                next_obs, rewards[t], terminated[t], truncated, infos = envs.step(env_actions)
+                step = envs.step(actions[t].flatten(0, 1).cpu().numpy())
+                next_obs, rewards[t], terminated[t], truncated, infos = step
                 done[t] = np.maximum(terminated[t], truncated)
-                final_obs[t] = torch.from_numpy(infos.get("final_obs", next_obs)).view(num_tasks, num_envs, -1)
+                final_obs[t] = torch.from_numpy(infos.get("final_obs", next_obs)).view(obs[t].shape)
                 if "final_info" in infos:
                     ended, episode = infos["_final_info"], infos["final_info"]["episode"]
                     sums = [np.where(ended, x, 0) for x in (episode["r"], episode["l"], 1)]
                     episodes += np.reshape(sums, (3, num_tasks, num_envs)).sum(2)
 
-        # advantages, and everything the update needs as (task, sample, ...)
+        # advantages and values of the rollout
         with torch.no_grad():
-            r, term, end = (torch.from_numpy(x).to(device).view(obs.shape[:3]) for x in (rewards, terminated, done))
+            r, term, end = (torch.from_numpy(x).to(device) for x in (rewards, terminated, done))
+            r, term, end = (x.view(obs.shape[:3]) for x in (r, term, end))
             if args.norm_reward:
-                r, discounted = scale_rewards(agent, r, end, discounted, args.gamma)
+                r, discounted = scale_rewards(agent.return_stats, r, end, discounted, args.gamma)
             values, next_values = (agent.value(net, by_task(x)) for x in (obs, final_obs))
-            advantages = gae(r, by_step(values), by_step(next_values), term, end, args.gamma, args.gae_lambda)
-            advantages = by_task(advantages)
+            steps = r, by_step(values), by_step(next_values), term, end
+            advantages = by_task(gae(*steps, args.gamma, args.gae_lambda))
             returns = advantages + values
             if args.norm_adv:
-                advantages = (advantages - advantages.mean(1, True)) / (advantages.std(1, keepdim=True) + 1e-8)
+                advantages = advantages - advantages.mean(1, keepdim=True)
+                advantages /= advantages.std(1, keepdim=True) + 1e-8
             logprobs, _ = agent.log_prob_entropy(net, by_task(obs), by_task(actions))
             batch = Batch(by_task(obs), by_task(actions), logprobs, advantages, returns, values)
 
@@ -540,84 +420,75 @@ def train(args: Args) -> Path:
         stats = []
         for _ in range(args.update_epochs):
             order = torch.randperm(num_steps * num_envs, generator=rng, device=device)
-            for mb_inds in order.chunk(args.num_minibatches):
-                loss, mb_stats = loss_fn(agent, draw_noise(), Batch(*(x.index_select(1, mb_inds) for x in batch)), args)
+            for inds in order.chunk(args.num_minibatches):
+                minibatch = Batch(*(x.index_select(1, inds) for x in batch))
+                loss, minibatch_stats = loss_fn(agent, draw_noise(), minibatch, args)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(params, args.max_grad_norm)
                 optimizer.step()
-                stats.append(mb_stats)
+                stats.append(minibatch_stats)
         if args.reptile_alpha:
             recentre(agent, args.reptile_alpha)
 
-        # log about a hundred times, print about twenty times, save every checkpoint_interval seconds
-        now, global_step = time.perf_counter(), iteration * batch_size
+        # log a hundred times, print twenty times, save every checkpoint_interval seconds
+        now, global_step, last = time.perf_counter(), iteration * batch_size, iteration == num_iterations
         stats = torch.stack(stats)
-        if not (stats.isfinite().all() and all(p.isfinite().all() for p in params)):
-            sys.exit(f"{folder}: NaN or infinite loss before step {global_step}; the last checkpoint is good")
-        if iteration == start_iteration + 1:  # the clock of SPS starts after the first iteration, which compiles
-            first_step, first_time = global_step, now
-        bar.update(batch_size)
-        last = iteration == num_iterations
+        if not all(x.isfinite().all() for x in (stats, *params)):
+            sys.exit(f"{run.folder}: NaN or infinite loss at step {global_step}; the last checkpoint is good")
+        if iteration == first_iteration:  # the clock of SPS starts after the first iteration, which compiles
+            clock_step, clock_time = global_step, now
+        run.bar.update(batch_size)
         if iteration % max(1, num_iterations // 100) == 0 or last:
             new = episodes[2] > 0
             recent[:, new] = episodes[:2, new] / episodes[2, new]
-            for name, x in zip(("charts/episodic_return", "charts/episodic_length"), recent):
-                log(global_step, name, x.mean(), np.where(new, x, np.nan))
+            for name, x in zip(("charts/episodic_return", "charts/episodic_length"), recent, strict=True):
+                run.log(global_step, name, x.mean(), np.where(new, x, np.nan))
             episodes[:] = 0
-            log(global_step, "charts/SPS", (global_step - first_step) / max(now - first_time, 1e-9))
-            log(global_step, "charts/wall_time", seconds + now - start_time)
-            log(global_step, "charts/learning_rate", optimizer.param_groups[0]["lr"])
+            run.log(global_step, "charts/SPS", (global_step - clock_step) / max(now - clock_time, 1e-9))
+            run.log(global_step, "charts/wall_time", seconds + now - start_time)
+            run.log(global_step, "charts/learning_rate", optimizer.param_groups[0]["lr"])
             for name, x in zip(STATS, stats.mean(0).tolist(), strict=True):
-                log(global_step, f"losses/{name}", x)
-            log(global_step, "losses/clipfrac_first_minibatch", stats[0, -1].item())
+                run.log(global_step, f"losses/{name}", x)
+            run.log(global_step, "losses/clipfrac_first_minibatch", stats[0, -1].item())
             explained = 1 - (returns - values).var(1) / returns.var(1)
-            log(global_step, "losses/explained_variance", explained.mean().item(), explained.tolist())
+            run.log(global_step, "losses/explained_variance", explained.mean().item(), explained.tolist())
             for name, (per_task, overall) in method_metrics(agent, args).items():
-                log(global_step, name, overall.item(), per_task.tolist())
+                run.log(global_step, name, overall.item(), per_task.tolist())
         if iteration % max(1, num_iterations // 20) == 0 or last:
-            bar.write(f"step {global_step:>9,}  return {recent[0].mean():7.1f}  tasks " + " ".join(f"{x:.0f}" for x in recent[0]))
-        if stop or last or now - last_save >= args.checkpoint_interval:
-            log.flush()
-            save(folder / "checkpoint.pt", {
-                "kind": "checkpoint", "iteration": iteration, "seconds": seconds + now - start_time,
-                "offset": log.file.tell(), "agent": agent.state_dict(), "optimizer": optimizer.state_dict(),
-                "rng": rng.get_state(), "envs": envs.get_state(), "next_obs": torch.from_numpy(next_obs),
-                "discounted": discounted, "episodes": torch.from_numpy(episodes), "recent": torch.from_numpy(recent),
-            })  # fmt: skip
+            run.show(global_step, recent[0])
+        if run.stop or last or now - last_save >= args.checkpoint_interval:
+            run.save(
+                "checkpoint",
+                iteration=iteration,
+                seconds=seconds + now - start_time,
+                agent=agent.state_dict(),
+                optimizer=optimizer.state_dict(),
+                rng=rng.get_state(),
+                envs=envs.get_state(),
+                next_obs=torch.from_numpy(next_obs),
+                discounted=discounted,
+                episodes=torch.from_numpy(episodes),
+                recent=torch.from_numpy(recent),
+            )
             last_save = now
-        if stop:
-            bar.close()
-            print(f"stopped at step {global_step}; continue with the same command and --resume --run-name {folder.name}")
-            sys.exit(128 + stop[0])
-    bar.close()
+        if run.stop:
+            run.close()
+            print(f"stopped at step {global_step}: continue with --resume --run-name {run.folder.name}")
+            sys.exit(128 + run.stop[0])
 
     # final evaluation: mean weights, deterministic actions, environments of their own
     net = agent.unpack(agent.weights())
     returns, lengths = evaluate(lambda x: agent.greedy(agent.policy(net, x.to(device))), eval_envs, args.seed)
-    log(global_step, "eval/episodic_return", returns.mean(), returns.mean(1))
-    log(global_step, "eval/episodic_length", lengths.mean(), lengths.mean(1))
-    log.flush()
-    save(folder / "model.pt", {"kind": "model", "task_names": envs.task_names, "agent": agent.state_dict(), **config})
-    for task, x in zip([*envs.task_names, "mean"], [*returns, returns.mean(1)]):
+    for name, x in (("eval/episodic_return", returns), ("eval/episodic_length", lengths)):
+        run.log(iteration * batch_size, name, x.mean(), x.mean(1))
+    run.save("model", agent=agent.state_dict())
+    run.close()
+    for task, x in zip([*envs.task_names, "mean"], [*returns, returns.mean(1)], strict=True):
         print(f"{task:>24}  return {x.mean():8.1f} +- {x.std():.1f}")
-    print(f"saved  {folder}\nplots  python report.py {folder}\nuse    python enjoy.py {folder}")
-    for s, handler in handlers.items():
-        signal.signal(s, handler)
-    return folder
-
-
-def parse_args() -> Args:
-    """The command line, over the defaults of its environment."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--env-id", "--env_id", default=Args.env_id)
-    env_id = peek.parse_known_args()[0].env_id
-    defaults = asdict(Args(**{"env_id": env_id} | ENV_DEFAULTS.get(env_id, {})))
-    groups = (Experiment, PPO, VarShare)
-    defaults = tuple(group(**{f.name: defaults[f.name] for f in fields(group)}) for group in groups)
-    parsed = tyro.cli(tuple[groups], default=defaults, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    return Args(**{name: value for group in parsed for name, value in vars(group).items()})
+    print(f"saved  {run.folder}\nplots  python report.py {run.folder}\nuse    python enjoy.py {run.folder}")
+    return run.folder
 
 
 if __name__ == "__main__":
-    train(parse_args())
+    train(parse_args(Args, ENV_DEFAULTS, __doc__))

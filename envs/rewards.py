@@ -1,0 +1,35 @@
+"""Scaling of rewards, the same for every script."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def scale_rewards(
+    stats: Tensor, rewards: Tensor, done: Tensor, returns: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Divide rewards by the running standard deviation of the discounted return of their task.
+
+    As Gymnasium's NormalizeReward, but with one estimate for all environments of a task, brought up to date
+    with a whole rollout before it is used.
+
+    Args:
+        stats: (task, 3) float64, count, sum and sum of squares of the discounted return; updated in place.
+        rewards, done: (step, task, env), of a rollout.
+        returns: (task, env), the discounted return so far of the running episodes.
+        gamma: discount.
+
+    Returns:
+        The scaled rewards (step, task, env), and `returns` after the rollout.
+    """
+    seen = torch.empty_like(rewards)
+    for t in range(len(rewards)):
+        seen[t] = returns = returns * gamma + rewards[t]
+        returns = returns * (1 - done[t])
+    seen = seen.transpose(0, 1).flatten(1).double()
+    stats += torch.stack((torch.ones_like(seen), seen, seen.square())).sum(2).T
+    count, total, squares = stats.T
+    std = (squares / count - (total / count).square()).clamp(min=0).sqrt() + 1e-8
+    return rewards / std.float().unsqueeze(1), returns
