@@ -93,10 +93,8 @@ class Args(VarShare, PPO, Experiment):
 
 
 # what differs from the defaults above, per environment; flags on the command line win
-ENV_DEFAULTS = {
-    "lunarlander20": dict(total_timesteps=8_000_000, gamma=0.999, norm_reward=True),
-    "lunarlander20-continuous": dict(total_timesteps=8_000_000, gamma=0.999, norm_reward=True),
-}
+LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True)
+ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 
 # layers are lists of (W (task, out, in), b (task, out, 1)); a Gaussian policy's logstd is (task, 1, action)
 Net = namedtuple("Net", "actor critic logstd")

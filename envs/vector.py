@@ -49,6 +49,11 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         raise ValueError(f"actions must have finite bounds, got {_describe(action_space)} without")
 
 
+def clip_actions(actions: np.ndarray, space: gym.Space) -> np.ndarray:
+    """Box actions within their bounds, as Gymnasium's ClipAction: a Gaussian policy knows no bounds."""
+    return np.clip(actions, space.low, space.high) if isinstance(space, gym.spaces.Box) else actions
+
+
 def _describe(space: gym.Space) -> str:
     return f"{type(space).__name__} of shape {space.shape}" if space.shape else type(space).__name__
 
@@ -237,13 +242,13 @@ class LoopVectorEnv(TaskVectorEnv):
         """Step every environment; the ones whose episode ends are reset at once.
 
         Args:
-            actions: (n,) integers, or (n, act) floats.
+            actions: (n,) integers, or (n, act) floats, which are clipped to the bounds of the action space.
 
         Returns:
             Observations (n, obs) float32, rewards (n,) float64, terminated and truncated (n,) bool, infos.
         """
         # Lists first, arrays once at the end: storing numbers one by one in an array takes longer.
-        single_actions = actions.tolist() if self._discrete else actions
+        single_actions = actions.tolist() if self._discrete else clip_actions(actions, self.action_space)
         steps = [env.step(action) for env, action in zip(self.envs, single_actions, strict=True)]
         rows, reward_list, terminated_list, truncated_list, _ = zip(*steps, strict=True)
         observations = np.concatenate(rows, dtype=np.float32, casting="same_kind").reshape(self.num_envs, -1)
@@ -317,6 +322,7 @@ class TaskVectorWrapper(gym.vector.VectorWrapper):
         Raises:
             ValueError: an episode ended and the environment gave no `final_obs`.
         """
+        actions = clip_actions(actions, self.env.action_space)
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         observations = observations.astype(np.float32)
         self.episode_returns += rewards
