@@ -151,6 +151,10 @@ class Agent(nn.Module):
             parts += [w.flatten(), torch.zeros(n_out)]
         return torch.cat([*parts, torch.zeros(self.sizes[-1])])
 
+    def draw_noise(self, rng: torch.Generator) -> Tensor:
+        """Fresh noise for `weights`, (task, weight)."""
+        return torch.randn(self.mu.shape, generator=rng, device=rng.device)
+
     def weights(self, noise: Tensor | None = None) -> Tensor:
         """W_m = theta + mu_m + sigma_m * noise, (task, weight); without noise the mean weights."""
         mean = self.theta + self.mu
@@ -373,9 +377,6 @@ def train(args: Args) -> Path:
     def by_step(x: Tensor) -> Tensor:  # (task, sample) -> (step, task, env)
         return x.view(num_tasks, num_steps, num_envs).transpose(0, 1)
 
-    def draw_noise() -> Tensor:  # (task, weight)
-        return torch.randn(agent.mu.shape, generator=rng, device=device)
-
     first_iteration, start_time, last_save = iteration + 1, time.perf_counter(), time.perf_counter()
     while iteration < num_iterations:
         iteration += 1
@@ -384,7 +385,8 @@ def train(args: Args) -> Path:
 
         # rollout with one set of weights
         with torch.no_grad():
-            net = agent.unpack(agent.weights(draw_noise() if args.rollout_weights == "sample" else None))
+            noise = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
+            net = agent.unpack(agent.weights(noise))
             action_noise = agent.action_noise(obs.shape[:3], rng)
             for t in range(num_steps):
                 obs[t] = torch.from_numpy(next_obs).view(obs[t].shape)
@@ -420,7 +422,7 @@ def train(args: Args) -> Path:
             order = torch.randperm(num_steps * num_envs, generator=rng, device=device)
             for inds in order.chunk(args.num_minibatches):
                 minibatch = Batch(*(x.index_select(1, inds) for x in batch))
-                loss, minibatch_stats = loss_fn(agent, draw_noise(), minibatch, args)
+                loss, minibatch_stats = loss_fn(agent, agent.draw_noise(rng), minibatch, args)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(params, args.max_grad_norm)
