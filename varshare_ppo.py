@@ -209,6 +209,28 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
 
+class SampledWeights(torch.autograd.Function):
+    """W_m = theta + mu_m + sigma_m * noise (task, weight) and KL(q_m || p) (task,), differentiated by hand.
+
+    The same as `agent.weights(noise)` and `gaussian_kl`, in half the passes over memory: 10 % of a run.
+    """
+
+    @staticmethod
+    def forward(ctx, theta: Tensor, mu: Tensor, logvar: Tensor, noise: Tensor, sigma_prior: float):
+        sigma, ctx.sigma_prior = torch.exp(0.5 * logvar), sigma_prior
+        ctx.save_for_backward(mu, sigma, noise)
+        return torch.addcmul(theta + mu, sigma, noise), gaussian_kl(mu, logvar, sigma_prior)
+
+    @staticmethod
+    def backward(ctx, grad_w: Tensor, grad_kl: Tensor):
+        mu, sigma, noise = ctx.saved_tensors
+        grad_kl = grad_kl.unsqueeze(1)
+        grad_mu = torch.addcmul(grad_w, mu, grad_kl / ctx.sigma_prior**2)
+        grad_logvar = torch.addcmul(grad_w * noise, sigma, grad_kl / ctx.sigma_prior**2)  # of sigma, so far
+        grad_logvar = grad_logvar.mul_(0.5 * sigma).sub_(0.5 * grad_kl)
+        return grad_w.sum(0), grad_mu, grad_logvar, None, None
+
+
 def gae(rewards, values, next_values, terminated, done, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016); tensors are (step, ...).
 
@@ -245,8 +267,8 @@ def ppo_loss(agent: Agent, net: Net, b: Batch, args: Args) -> tuple[Tensor, Tens
 
 def varshare_loss(agent: Agent, noise: Tensor, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
     """The objective at the top, (), and STATS."""
-    loss, stats = ppo_loss(agent, agent.unpack(agent.weights(noise)), b, args)
-    kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
+    weights, kl = SampledWeights.apply(agent.theta, agent.mu, agent.logvar, noise, args.sigma_prior)
+    loss, stats = ppo_loss(agent, agent.unpack(weights), b, args)
     return (loss + args.beta / (args.num_steps * args.envs_per_task) * kl).sum(), stats
 
 
