@@ -1,19 +1,47 @@
 #!/usr/bin/env bash
-# Seeded grids. A finished run is skipped, an interrupted one continues.
-#   bash benchmark.sh noise      rollout weights x sigma_init x sigma_prior x beta on cartpole10, 5 seeds
-# JOBS: parallel runs, one thread each (default: number of cores). SEEDS: e.g. "1 2 3 4 5".
+# Seeded grids of runs below runs/. A finished run is skipped, an interrupted one continues from its checkpoint.
+#
+#   bash benchmark.sh main     cartpole10 with defaults and re-centring, 5 seeds; lunarlander20 at 2 M and 8 M steps,
+#                              2 seeds                                       -> results/main/
+#   bash benchmark.sh noise    rollout weights x sigma_init x sigma_prior x beta on cartpole10, 500 k steps, 5 seeds
+#                                                                            -> results/noise/
+#   bash benchmark.sh speed    env steps per second on one core, nothing else running
+#
+# Environment variables: JOBS, runs at a time, one thread each (default: number of cores).
 set -euo pipefail
+cd "$(dirname "$0")"
 export OMP_NUM_THREADS=1
 jobs=${JOBS:-$(nproc)}
 
-noise() {
-    for seed in ${SEEDS:-1 2 3 4 5}; do
-        for rollout in mean sample; do for init in 0.01 0.03 0.1; do for prior in 0.1 1; do for beta in 0.1 1; do
-            echo "varshare_ppo.py --env-id cartpole10 --total-timesteps 500000 --seed $seed \
---rollout-weights $rollout --sigma-init $init --sigma-prior $prior --beta $beta \
---run-name noise__${rollout}__init${init}__prior${prior}__beta${beta}__$seed --resume"
+main_runs() { # the longest first
+    for seed in 1 2; do echo "--env-id lunarlander20 --seed $seed --run-name main__lunarlander20__$seed"; done
+    for seed in 1 2; do
+        echo "--env-id lunarlander20 --total-timesteps 2000000 --seed $seed --run-name main__lunarlander20-2M__$seed"
+    done
+    for seed in 1 2 3 4 5; do
+        echo "--env-id cartpole10 --reptile-alpha 0.1 --seed $seed --run-name main__cartpole10__$seed"
+    done
+}
+
+noise_runs() {
+    for seed in 1 2 3 4 5; do
+        for rollout in mean sample; do for init in 0.003 0.01 0.03 0.1; do for prior in 0.01 0.1 1; do for beta in 0.001 0.1; do
+            echo "--env-id cartpole10 --total-timesteps 500000 --seed $seed --rollout-weights $rollout" \
+                "--sigma-init $init --sigma-prior $prior --beta $beta" \
+                "--run-name noise__${rollout}__${init}__${prior}__${beta}__$seed"
         done; done; done; done
     done
 }
 
-noise | xargs -P "$jobs" -I{} sh -c 'python {} >/dev/null 2>&1 || echo "failed: {}"'
+run_all() { # lines of arguments on stdin
+    mkdir -p runs
+    xargs -P "$jobs" -I{} sh -c \
+        'python varshare_ppo.py {} --resume >>runs/benchmark.log 2>&1 || { echo "failed: {}" >&2; exit 1; }'
+}
+
+case ${1:-} in
+    main) main_runs | run_all && python results/tables.py main ;;
+    noise) noise_runs | run_all && python results/tables.py noise ;;
+    speed) python tests/speed.py ;;
+    *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" ;;
+esac

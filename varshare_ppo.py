@@ -80,8 +80,8 @@ class PPO:
 class VarShare:
     """The variational residuals."""
 
-    beta: float = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
-    sigma_prior: float = 0.1  # standard deviation of the prior
+    beta: float = 0.001  # weight of beta * KL / N_m; 1 is the ELBO
+    sigma_prior: float = 0.01  # standard deviation of the prior
     sigma_init: float = 0.01  # initial standard deviation of the residuals
     reptile_alpha: float = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per rollout
