@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Seeded grids of runs below runs/. A finished run is skipped, an interrupted one continues from its checkpoint.
 #
-#   bash benchmark.sh main     cartpole10 with defaults and re-centring, 5 seeds; lunarlander20 at 2 M and 8 M steps,
-#                              2 seeds                                       -> results/main/
+#   bash benchmark.sh main     lunarlander20 at 8 M and 2 M steps, 2 seeds; cartpole10 with re-centring, 5 seeds;
+#                              CartPole-v1 with CleanRL's settings, 3 seeds     -> results/main/
 #   bash benchmark.sh noise    rollout weights x sigma_init x sigma_prior x beta on cartpole10, 500 k steps, 5 seeds
 #                                                                            -> results/noise/
 #   bash benchmark.sh speed    env steps per second on one core, nothing else running
@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export OMP_NUM_THREADS=1
-jobs=${JOBS:-$(nproc)}
+jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 
 main_runs() { # the longest first
     for seed in 1 2; do echo "--env-id lunarlander20 --seed $seed --run-name main__lunarlander20__$seed"; done
@@ -21,11 +21,15 @@ main_runs() { # the longest first
     for seed in 1 2 3 4 5; do
         echo "--env-id cartpole10 --reptile-alpha 0.1 --seed $seed --run-name main__cartpole10__$seed"
     done
+    for seed in 1 2 3; do # CleanRL's settings
+        echo "--env-id CartPole-v1 --envs-per-task 4 --learning-rate 2.5e-4 --clip-vloss" \
+            "--total-timesteps 500000 --seed $seed --run-name main__CartPole-v1__$seed"
+    done
 }
 
 noise_runs() {
     for seed in 1 2 3 4 5; do
-        for rollout in mean sample; do for init in 0.003 0.01 0.03 0.1; do for prior in 0.01 0.1 1; do for beta in 0.001 0.1; do
+        for rollout in mean sample; do for init in 0.003 0.01 0.03; do for prior in 0.01 0.1 1; do for beta in 0.001 0.1; do
             echo "--env-id cartpole10 --total-timesteps 500000 --seed $seed --rollout-weights $rollout" \
                 "--sigma-init $init --sigma-prior $prior --beta $beta" \
                 "--run-name noise__${rollout}__${init}__${prior}__${beta}__$seed"

@@ -30,7 +30,7 @@ sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (fold
 from envs import make
 from envs.evaluation import evaluate, spread_seeds
 from envs.rewards import scale_rewards
-from envs.runs import Run, fail, parse_args, read
+from envs.runs import Run, fail, load_agent, parse_args
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Experiment:
     checkpoint_interval: float = 30.0  # seconds between checkpoints
     num_threads: int = 1  # CPU threads
     cuda: bool = False  # train on the GPU; at the default size the CPU is faster
-    compile: bool = False  # torch.compile policy and loss: needs a C++ compiler and some 30 s at the start
+    compile: bool = False  # torch.compile the loss: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too
 
 
@@ -320,22 +320,6 @@ def check(args: Args) -> None:
         fail("--cuda: PyTorch finds no CUDA device")
 
 
-@torch.no_grad()
-def load_agent(agent: Agent, path: Path, task_names: list[str]) -> None:
-    """Copy a saved model into agent: every shared tensor, and the rows of tasks the model knows by name."""
-    saved = read(path / "model.pt" if path.is_dir() else path, "model")
-    known = {task: row for row, task in enumerate(saved["task_names"])}
-    for name, value in agent.state_dict().items():
-        old, rows = saved["agent"].get(name, torch.empty(0)), name in agent.per_task
-        if old.shape[rows:] != value.shape[rows:]:
-            fail(f"{path} does not fit: its {name} is {list(old.shape)}, here it is {list(value.shape)}")
-        if not rows:
-            value.copy_(old)
-        for m, task in enumerate(task_names):
-            if rows and task in known:
-                value[m] = old[known[task]]
-
-
 def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
@@ -367,7 +351,7 @@ def train(args: Args) -> Path:
     agent.to(device)
     params = [p for p in agent.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(params, lr=args.learning_rate, eps=1e-5, fused=True)
-    act, loss_fn = (torch.compile(f) if args.compile else f for f in (agent.act, varshare_loss))
+    loss_fn = torch.compile(varshare_loss) if args.compile else varshare_loss
     next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 0, envs.num_envs))
     discounted = torch.zeros(num_tasks, num_envs, device=device)  # return so far, for --norm-reward
     episodes = np.zeros((3, num_tasks))  # since the last log: sum of returns, sum of lengths, count
@@ -412,7 +396,7 @@ def train(args: Args) -> Path:
             action_noise = agent.action_noise(obs.shape[:3], rng)
             for t in range(num_steps):
                 obs[t] = torch.from_numpy(next_obs).view(obs[t].shape)
-                actions[t] = act(net, obs[t], action_noise[t])
+                actions[t] = agent.act(net, obs[t], action_noise[t])
                 step = envs.step(actions[t].flatten(0, 1).cpu().numpy())
                 next_obs, rewards[t], terminated[t], truncated, infos = step
                 done[t] = np.maximum(terminated[t], truncated)
@@ -473,8 +457,9 @@ def train(args: Args) -> Path:
             for name, x in zip(STATS, stats.mean(0).tolist(), strict=True):
                 run.log(global_step, f"losses/{name}", x)
             run.log(global_step, "losses/clipfrac_first_minibatch", stats[0, -1].item())
-            explained = 1 - (returns - values).var(1) / returns.var(1)
-            run.log(global_step, "losses/explained_variance", explained.mean().item(), explained.tolist())
+            unexplained, variance = (returns - values).var(1), returns.var(1)
+            explained = (1 - unexplained.sum() / variance.sum(), (1 - unexplained / variance).tolist())
+            run.log(global_step, "losses/explained_variance", *explained)
             for name, (per_task, overall) in method_metrics(agent, args).items():
                 run.log(global_step, name, overall.item(), per_task.tolist())
         if iteration % max(1, num_iterations // 20) == 0 or last:
@@ -501,14 +486,12 @@ def train(args: Args) -> Path:
 
     # final evaluation: mean weights, deterministic actions, environments of their own
     net = agent.unpack(agent.weights())
-    returns, lengths = evaluate(lambda x: agent.greedy(agent.policy(net, x.to(device))), eval_envs, args.seed)
-    for name, x in (("eval/episodic_return", returns), ("eval/episodic_length", lengths)):
-        run.log(iteration * batch_size, name, x.mean(), x.mean(1))
+    seeds = spread_seeds(args.seed, 1, eval_envs.num_envs)
+    returns, lengths = evaluate(lambda x: agent.greedy(agent.policy(net, x.to(device))), eval_envs, seeds)
+    run.log(iteration * batch_size, "eval/episodic_return", returns.mean(), returns.mean(1))
+    run.log(iteration * batch_size, "eval/episodic_length", lengths.mean(), lengths.mean(1))
     run.save("model", agent=agent.state_dict())
-    run.close()
-    for task, x in zip([*envs.task_names, "mean"], [*returns, returns.mean(1)], strict=True):
-        print(f"{task:>24}  return {x.mean():8.1f} +- {x.std():.1f}")
-    print(f"saved  {run.folder}\nplots  python report.py {run.folder}\nuse    python enjoy.py {run.folder}")
+    run.finish(returns)
     return run.folder
 
 

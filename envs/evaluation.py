@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ def spread_seeds(seed: int, stream: int, num_envs: int) -> list[int]:
 
 @torch.no_grad()
 def evaluate(
-    policy: Callable[[torch.Tensor], torch.Tensor], envs: gym.vector.VectorEnv, seed: int
+    policy: Callable[[torch.Tensor], torch.Tensor], envs: gym.vector.VectorEnv, seeds: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play one episode in each environment.
 
@@ -28,12 +28,12 @@ def evaluate(
     Args:
         policy: observations (task, env, obs) -> actions (task, env) or (task, env, action).
         envs: from `envs.make`; its environments are reset.
-        seed: of the run; the episodes differ from those of training.
+        seeds: of the environments; stream 1 of `spread_seeds` for the final evaluation of a run.
 
     Returns:
         Undiscounted returns and lengths in steps, (task, env) each.
     """
-    obs, _ = envs.reset(seed=spread_seeds(seed, 1, envs.num_envs))
+    obs, _ = envs.reset(seed=list(seeds))
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
     running = np.ones(envs.num_envs, dtype=bool)
     while running.any():

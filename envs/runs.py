@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
+import numpy as np
 import torch
 import tyro
 from torch.utils.tensorboard import SummaryWriter
@@ -64,12 +65,34 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     """Load a "model" or a "checkpoint" that `Run.save` wrote; anything else is bad input."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError
         found = content["kind"]
     except Exception as error:  # a file of another origin can fail in any way
         fail(f"{path} is not a {kind} of this project ({type(error).__name__})")
     if found != kind:
         fail(f"{path} is a {found}, not a {kind}")
     return content
+
+
+@torch.no_grad()
+def load_agent(agent: torch.nn.Module, path: Path, task_names: Sequence[str]) -> None:
+    """Copy a saved model, of a run's folder or in a file, into an agent.
+
+    Every shared tensor is copied, and of the tensors in `agent.per_task`, (task, ...), the rows of the tasks
+    that the model knows by name; the rows of other tasks stay as they are.
+    """
+    saved = read(path / "model.pt" if path.is_dir() else path, "model")
+    known = {task: row for row, task in enumerate(saved["task_names"])}
+    for name, value in agent.state_dict().items():
+        old, rows = saved["agent"].get(name, torch.empty(0)), name in agent.per_task
+        if old.shape[rows:] != value.shape[rows:]:
+            fail(f"{path} does not fit: its {name} is {list(old.shape)}, here it is {list(value.shape)}")
+        if not rows:
+            value.copy_(old)
+        for m, task in enumerate(task_names):
+            if rows and task in known:
+                value[m] = old[known[task]]
 
 
 class Run:
@@ -95,7 +118,7 @@ class Run:
         self.stop: list[int] = []
         self.checkpoint: dict[str, Any] | None = None
         self.config = {
-            "script": os.path.relpath(script, ROOT),
+            "script": Path(os.path.relpath(script, ROOT)).as_posix(),
             "args": json.loads(json.dumps(asdict(args))),
             "task_names": self.task_names,
             "task_params": list(envs.task_params),
@@ -168,6 +191,7 @@ class Run:
         """Print a line with the return of every task."""
         tasks = " ".join(f"{x:.0f}" for x in returns)
         self.bar.write(f"step {step:>9,}  return {sum(returns) / len(returns):7.1f}  tasks {tasks}")
+        self.file.flush()  # for plots of a run that is going on
 
     def save(self, kind: str, **content: Any) -> None:
         """Write a "model" or a "checkpoint", whole or not at all."""
@@ -180,6 +204,14 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(path, path.with_suffix(".pt"))
+
+    def finish(self, returns: np.ndarray) -> None:
+        """Close the files and print the final evaluation, returns (task, episode), and what to do next."""
+        self.close()
+        for task, x in zip([*self.task_names, "mean of tasks"], [*returns, returns.mean(1)], strict=True):
+            print(f"{task:>24}  return {x.mean():8.1f} +- {x.std():.1f}")
+        print(f"saved  {self.folder}")
+        print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
 
     def close(self) -> None:
         """Close the files; Ctrl-C is Python's own again."""

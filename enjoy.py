@@ -1,0 +1,269 @@
+"""Play a saved model of any script: returns per task with mean, sampled or ensemble weights, and films.
+
+    python enjoy.py runs/NAME                                          # mean weights, 20 episodes per task
+    python enjoy.py runs/NAME --weights ensemble --ensemble-size 5     # average of 5 draws of the weights
+    python enjoy.py runs/NAME --tasks 0 3 --capture-video              # two of the tasks, filmed
+
+The model names the script that wrote it, whose `Args` and `Agent` are used. Actions are deterministic. With
+mean weights and the run's own seed and number of episodes the result is the run's own final evaluation.
+"""
+
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from envs import make, make_single
+from envs.evaluation import evaluate, spread_seeds
+from envs.runs import fail, read
+
+ROOT = Path(__file__).resolve().parent
+ENVS_PER_TASK = 50  # episodes of a task at a time
+WEIGHTS_AT_A_TIME = 2**25  # and at most as many weights, 128 MB
+MAX_FRAMES = 400  # of a film; the longer the episode, the fewer of its steps are shown
+FRAME_SKIP = 2  # at least
+COLUMNS, WIDTH = 5, 240  # tiles in a row of the film of all tasks, and a tile's pixels
+
+
+@dataclass
+class Args:
+    """What to play."""
+
+    run: tyro.conf.Positional[Path]  # folder of a finished run, or a model.pt
+    weights: Literal["mean", "sample", "ensemble"] = "mean"  # the latter two are drawn for every episode
+    ensemble_size: int = 5  # draws whose policies an ensemble averages
+    episodes: int = 20  # per task
+    tasks: tuple[int, ...] = ()  # indices of the environment suite; by default all that the model knows
+    seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
+    capture_video: bool = False  # film the first episode of every task (GIF), one by one and side by side
+    video_dir: Path | None = None  # where to; by default videos/ in the run's folder
+
+
+def read_model(run: Path) -> dict[str, Any]:
+    """The model of a run's folder, or in a file."""
+    path = run / "model.pt" if run.is_dir() else run
+    if not path.exists():
+        unfinished = (run / "config.json").exists()
+        fail(f"{path} does not exist" + unfinished * ": the run is not finished, continue it with --resume")
+    return read(path, "model")
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a script of this project by its path relative to the root."""
+    path = (ROOT / name).resolve()
+    if not path.is_file() or path.suffix != ".py" or not path.is_relative_to(ROOT):
+        fail(f"the model needs the script {name}, which is not in {ROOT}")
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # where dataclasses look up their annotations
+    spec.loader.exec_module(script)
+    return script
+
+
+def build(maker: Callable, *args) -> Any:
+    """An environment from `envs.make` or `envs.make_single`, whose complaints are about the user's input."""
+    try:
+        return maker(*args)
+    except ValueError as error:
+        fail(str(error))
+
+
+def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.VectorEnv) -> nn.Module:
+    """The script's agent, of all the model's tasks, with the model's weights."""
+    try:
+        args = script.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in model["args"].items()})
+        agent = script.Agent(envs, args, torch.Generator())
+        agent.load_state_dict(model["agent"])
+    except (TypeError, RuntimeError) as error:
+        fail(f"the model does not fit today's {model['script']} ({' '.join(str(error).split())[:200]})")
+    return agent.requires_grad_(False)
+
+
+def player(
+    agent: nn.Module, space: gym.Space, rows: list[int], noise: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """The policy for `evaluate`: observations (task, env, obs) -> deterministic actions (task, env, ...).
+
+    The tasks are these rows of the agent's. With noise (draw, env, task, weight), for all the agent's tasks,
+    every environment acts with the average policy of its own draws of the weights, without with the mean.
+    """
+    if noise is None:
+        nets = [agent.unpack(agent.weights()[rows])]
+    else:  # every environment is a task of its own: weights (task * env, weight)
+        nets = [agent.unpack(agent.weights(draw)[:, rows].transpose(0, 1).flatten(0, 1)) for draw in noise]
+
+    def act(obs: Tensor) -> Tensor:
+        x = obs if noise is None else obs.flatten(0, 1).unsqueeze(1)
+        actions = agent.greedy(torch.stack([agent.policy(net, x) for net in nets]).mean(0))
+        if isinstance(space, gym.spaces.Box):
+            actions = actions.clamp(torch.from_numpy(space.low), torch.from_numpy(space.high))
+        return actions.flatten(0, 1).unflatten(0, obs.shape[:2])
+
+    return act
+
+
+def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
+    """Play and film; names of the tasks, returns and lengths (task, episode) each, and the films' paths."""
+    for name, least in (("episodes", 1), ("ensemble_size", 1), ("seed", 0)):
+        if (value := getattr(args, name)) is not None and value < least:
+            fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    model = read_model(args.run)
+    script, env_id = load_script(model["script"]), model["args"]["env_id"]
+    suite = build(make, env_id, 1).task_names
+    if lost := [name for name in model["task_names"] if name not in suite]:
+        fail(f"the model was trained on {lost[0]}, a task that {env_id} no longer has")
+    trained = [suite.index(name) for name in model["task_names"]]
+    tasks = list(args.tasks) or trained
+    if not set(tasks) <= set(trained):
+        fail(f"--tasks must be of those that the model was trained on, {trained}, not {tasks}")
+    rows = [trained.index(task) for task in tasks]
+
+    def make_envs(envs_per_task: int, tasks: list[int]) -> gym.vector.VectorEnv:
+        return build(make, env_id, envs_per_task, None if tasks == list(range(len(suite))) else tasks)
+
+    agent = load_agent(model, script, make_envs(1, trained))
+    if args.weights != "mean" and not hasattr(agent, "logvar"):
+        fail(f"--weights {args.weights} needs a distribution of the weights, which {model['script']} has not")
+    names, space = (env := make_envs(1, tasks)).task_names, env.single_action_space
+    os.environ |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}  # films need no screen, no sound
+    stages = [build(make_single, env_id, task, "rgb_array") for task in tasks if args.capture_video]
+    if any("rgb_array" not in stage.metadata["render_modes"] for stage in stages):
+        fail(f"{env_id} cannot be filmed: it has no render mode rgb_array")
+    torch.set_num_threads(model["args"]["num_threads"])
+
+    # Seeds and noise are drawn for all tasks of the model and episode after episode, so that an episode is
+    # the same whichever tasks are played, and however many of the episodes at a time.
+    seed = model["args"]["seed"] if args.seed is None else args.seed
+    seeds = np.reshape(spread_seeds(seed, 1, len(trained) * args.episodes), (len(trained), -1))[rows]
+    rng = torch.Generator().manual_seed(seed)
+    draws, at_a_time = {"mean": 0, "sample": 1, "ensemble": args.ensemble_size}[args.weights], ENVS_PER_TASK
+    if draws:
+        at_a_time = max(1, min(at_a_time, WEIGHTS_AT_A_TIME // (agent.weights().numel() * draws)))
+    results, films = [], []  # results: (return or length, task, env)
+    for start in range(0, args.episodes, at_a_time):
+        part, noise = seeds[:, start : start + at_a_time], None
+        if draws:  # (draw, env, task, weight)
+            noise = [torch.stack([agent.draw_noise(rng) for _ in range(draws)]) for _ in part[0]]
+            noise = torch.stack(noise, 1)
+        if stages and start == 0:
+            act = player(agent, space, rows, noise if noise is None else noise[:, :1])
+            reels, duration, _ = record(act, stages, names, seeds[:, 0].tolist())
+            folder = (args.run if args.run.is_dir() else args.run.parent) / "videos"
+            films = save_films(args.video_dir or folder, names, reels, duration)
+        env = make_envs(part.shape[1], tasks)
+        results.append(evaluate(player(agent, space, rows, noise), env, part.flatten().tolist()))
+        env.close()
+    return names, *np.concatenate(results, axis=2), films
+
+
+def caption(tile: Image.Image, name: str, total: float, over: bool) -> Image.Image:
+    """A tile with a line above it: the task and its running return."""
+    font = ImageFont.load_default(12)
+    text = f"ended with {total:.0f}" if over else f"{total:.0f}"
+    framed = Image.new("RGB", (tile.width, tile.height + 18), "white")
+    framed.paste(tile, (0, 18))
+    draw = ImageDraw.Draw(framed)
+    draw.text((4, 2), name, "black", font)
+    left = tile.width - 4 - font.getlength(text)
+    draw.rectangle((left - 6, 0, tile.width, 17), "white")
+    draw.text((left, 2), text, "grey" if over else "black", font)
+    draw.rectangle((0, 0, framed.width - 1, framed.height - 1), outline="lightgrey")
+    return framed.quantize(64, Image.Quantize.MAXCOVERAGE)
+
+
+@torch.no_grad()
+def record(
+    act: Callable[[Tensor], Tensor], stages: list[gym.Env], names: list[str], seeds: list[int]
+) -> tuple[list[list[Image.Image]], float, np.ndarray]:
+    """Play one episode of every task, all at once: tiles [task][frame], ms per frame, and returns (task,)."""
+    obs = np.stack([stage.reset(seed=seed)[0] for stage, seed in zip(stages, seeds)]).astype(np.float32)
+    totals, over = np.zeros(len(stages)), np.zeros(len(stages), dtype=bool)
+    width = WIDTH * 2 if len(stages) == 1 else WIDTH
+    reels: list[list[Image.Image]] = [[] for _ in stages]
+    step, skip, closed = 0, FRAME_SKIP, over  # closed: the end of the episode is in the reel
+    while not closed.all():
+        if step % skip == 0 or over.all():
+            for i, (stage, reel) in enumerate(zip(stages, reels)):
+                if closed[i]:
+                    reel.append(reel[-1])
+                    continue
+                image = Image.fromarray(stage.render())
+                image = image.resize((width, round(image.height * width / image.width)))
+                reel.append(caption(image, names[i], totals[i], over[i]))
+            closed = over.copy()
+            if len(reels[0]) > MAX_FRAMES:
+                reels, skip = [reel[::2] for reel in reels], skip * 2
+        actions = act(torch.from_numpy(obs).unsqueeze(1)).squeeze(1).numpy()
+        for i in np.flatnonzero(~over):
+            obs[i], reward, terminated, truncated, _ = stages[i].step(actions[i])
+            totals[i] += reward
+            over[i] = terminated or truncated
+        step += 1
+    return reels, 1000 * skip / stages[0].metadata.get("render_fps", 30), totals
+
+
+def side_by_side(tiles: tuple[Image.Image, ...]) -> Image.Image:
+    """The tiles of all tasks at one time, in rows."""
+    columns, (width, height) = min(COLUMNS, len(tiles)), tiles[0].size
+    sheet = Image.new("RGB", (width * columns, height * math.ceil(len(tiles) / columns)), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def save_gif(path: Path, shots: list[tuple[Image.Image, ...]], duration: float) -> None:
+    """Write a GIF whose frames are tiles side by side, in one palette: that of a mosaic of some of them."""
+    some = [side_by_side(shot) for shot in shots[:: math.ceil(len(shots) / 8)]]
+    mosaic = Image.new("RGB", (some[0].width, some[0].height * len(some)))
+    for i, frame in enumerate(some):
+        mosaic.paste(frame, (0, i * frame.height))
+    palette = mosaic.quantize(64, Image.Quantize.MAXCOVERAGE)
+    frames = (side_by_side(shot).quantize(palette=palette, dither=Image.Dither.NONE) for shot in shots)
+    times = [duration] * (len(shots) - 1) + [1500]
+    next(frames).save(path, save_all=True, append_images=frames, duration=times, loop=0)
+
+
+def save_films(folder: Path, names: list[str], reels: list[list[Image.Image]], duration: float) -> list[Path]:
+    """One GIF per task and one of all tasks; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    films = {}
+    for name, reel in zip([name.replace("/", "-") for name in names], reels):
+        repeated = sum(tile is reel[-1] for tile in reel) - 1  # while others were still playing
+        films[name] = [(tile,) for tile in reel[: len(reel) - repeated]]
+    if len(reels) > 1:
+        films["all-tasks"] = list(zip(*reels))
+    for name, shots in films.items():
+        save_gif(folder / f"{name}.gif", shots, duration)
+    return [folder / f"{name}.gif" for name in films]
+
+
+def main(args: Args) -> None:
+    """Play and print."""
+    names, returns, lengths, films = play(args)
+    weights = {"mean": "mean weights", "sample": "sampled weights"}.get(
+        args.weights, f"ensembles of {args.ensemble_size} sampled weights"
+    )
+    print(f"{args.run}: {args.episodes} episodes per task, {weights}, deterministic actions")
+    print(f"{'task':>24} {'return':>9} {'std':>8} {'min':>8} {'max':>8} {'length':>8}")
+    for name, x, length in zip(
+        [*names, "mean over tasks"], [*returns, returns.mean(1)], [*lengths, lengths.mean(1)]
+    ):
+        print(f"{name:>24} {x.mean():9.1f} {x.std():8.1f} {x.min():8.1f} {x.max():8.1f} {length.mean():8.1f}")
+    for path in films:
+        print(f"film  {path}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,276 @@
+"""What the tests of the scripts share; tiny environments with a known answer, after Andy Jones' probes."""
+
+import csv
+import importlib.util
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+
+import envs
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("varshare_ppo.py",)  # paths below ROOT: the generic tests run for every one of them
+
+# A run of ten iterations on cartpole10 that takes a second
+SMALL = {
+    "env_id": "cartpole10",
+    "total_timesteps": 25_600,
+    "num_steps": 32,
+    "eval_episodes": 2,
+    "checkpoint_interval": 0.0,
+    "run_name": "small",
+}
+
+
+def load_script(name):
+    """Import a script by its path below the project's root."""
+    path = ROOT / name
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[path.stem])
+    return sys.modules[path.stem]
+
+
+def main(script, *argv):
+    """What `python script.py *argv` does, in this process."""
+    sys.argv = [script.__file__, *argv]
+    return script.train(script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__))
+
+
+def flags(settings):
+    """Settings as command line arguments, all in one form: --name=value for numbers and names."""
+    argv = []
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            argv += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return argv
+
+
+def load(folder, name="model"):
+    """Content of model.pt or checkpoint.pt."""
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def load_agent(script, folder):
+    """The trained agent of a run, and its mean weights."""
+    model = load(folder)
+    args = script.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in model["args"].items()})
+    agent = script.Agent(
+        envs.make(args.env_id, args.envs_per_task, args.tasks or None), args, torch.Generator()
+    )
+    agent.load_state_dict(model["agent"])
+    agent.requires_grad_(False)
+    return agent, agent.unpack(agent.weights())
+
+
+def read_heartbeat(folder):
+    """Rows (step, metric, task, value as text) of heartbeat.csv without its header."""
+    with open(folder / "heartbeat.csv", newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file)]
+    assert rows[0] == ("global_step", "metric", "task", "value")
+    return rows[1:]
+
+
+def assert_same_runs(folder, reference):
+    """Weights bit for bit, and every number logged but the times."""
+    agent, expected = load(folder)["agent"], load(reference)["agent"]
+    assert agent.keys() == expected.keys()
+    for name, value in expected.items():
+        assert value.isfinite().all() and torch.equal(agent[name], value), name
+    logs = [
+        [row for row in read_heartbeat(f) if row[1] not in ("charts/SPS", "charts/wall_time")]
+        for f in (folder, reference)
+    ]
+    assert logs[0] == logs[1]
+    rows = [row[:3] for row in read_heartbeat(folder)]
+    assert len(set(rows)) == len(rows)
+
+
+def run_and_kill(script_name, settings, folder, moment=None, save=1, signum=signal.SIGKILL, times=1):
+    """A run in a process of its own that gets `signum` at its `save`-th save: the target of a Process.
+
+    moment: "half" with half the file written, "before" and "after" its renaming, None no signal.
+    Output goes to `folder`/output.
+    """
+    os.chdir(folder)
+    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    count, replace = itertools.count(1), os.replace
+
+    def replace_and_kill(source, target):
+        due = moment and str(target).endswith(".pt") and next(count) == save
+        if due and moment == "half":
+            os.truncate(source, os.path.getsize(source) // 2)
+        for _ in range(times if due and moment != "after" else 0):
+            os.kill(os.getpid(), signum)
+        replace(source, target)
+        if due and moment == "after":
+            os.kill(os.getpid(), signum)
+
+    os.replace = replace_and_kill
+    script = load_script(script_name)
+    script.train(script.Args(**settings))
+
+
+class Probe(gym.vector.VectorEnv):
+    """Episodes of `length` steps, without physics; a subclass says what is seen and what is rewarded.
+
+    Attributes:
+        context: (n,) -1 or 1, drawn anew for every episode.
+        t: (n,) steps so far.
+        task: (n,) number of the task.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    seeds = []  # of all resets of all probes
+    num_tasks, length, truncates = 1, 1, False
+    single_observation_space = gym.spaces.Box(-10.0, 10.0, (1,))
+    single_action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, num_envs=1):
+        self.num_envs = num_envs
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
+        self.task = np.arange(num_envs) * self.num_tasks // num_envs
+
+    def observe(self):
+        return np.zeros(self.num_envs)
+
+    def reward(self, actions):
+        return np.ones(self.num_envs)
+
+    def _draw(self):
+        return self.rng.choice([-1.0, 1.0], self.num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        self.rng = np.random.default_rng(seed)
+        self.t, self.context = np.zeros(self.num_envs), self._draw()
+        return self.observe()[:, None].astype(np.float32), {}
+
+    def step(self, actions):
+        rewards = self.reward(actions)
+        self.t += 1
+        done = self.t >= self.length
+        infos = {"final_obs": self.observe()[:, None].astype(np.float32), "_final_obs": done}
+        self.t[done] = 0
+        self.context = np.where(done, self._draw(), self.context)
+        never, infos = np.zeros_like(done), infos if done.any() else {}
+        ends = (never, done) if self.truncates else (done, never)
+        return self.observe()[:, None].astype(np.float32), rewards, *ends, infos
+
+
+class ConstantReward(Probe):
+    """One step, reward 1, 2 and 3 in the three tasks: so the values."""
+
+    num_tasks = 3
+
+    def reward(self, actions):
+        return self.task + 1.0
+
+
+class RewardOfObservation(Probe):
+    """One step, the reward is the observation: so the value."""
+
+    def observe(self):
+        return self.context
+
+    def reward(self, actions):
+        return self.context
+
+
+class DelayedReward(Probe):
+    """Nothing, then 1: the values are gamma and 1."""
+
+    length = 2
+
+    def observe(self):
+        return self.t
+
+    def reward(self, actions):
+        return self.t.copy()
+
+
+class RewardOfAction(Probe):
+    """Reward 1 for action 1 and -1 for action 0."""
+
+    def reward(self, actions):
+        return 2.0 * actions - 1
+
+
+class RewardOfBoth(Probe):
+    """Reward 1 for action 1 where the observation is positive and 0 where it is negative, else -1."""
+
+    def observe(self):
+        return self.context
+
+    def reward(self, actions):
+        return self.context * (2 * actions - 1)
+
+
+class RewardOfForce(Probe):
+    """Reward -(force - observation)^2: the best force is the observation."""
+
+    single_action_space = gym.spaces.Box(-4.0, 4.0, (1,))
+
+    def observe(self):
+        return self.context
+
+    def reward(self, actions):
+        return -np.square(actions[:, 0] - self.context)
+
+
+class Truncated(Probe):
+    """Four times the reward -1 or 1, seen before, then cut: the values are those of going on forever."""
+
+    length, truncates = 4, True
+
+    def observe(self):
+        return self.context
+
+    def reward(self, actions):
+        return self.context
+
+
+class Terminated(Truncated):
+    """The same, but it ends there; the step is seen."""
+
+    truncates = False
+
+    def observe(self):
+        return self.context * (1 + self.t)
+
+
+class Opposites(Probe):
+    """Nothing to see; action 1 is wrong in the first task, of small rewards, and right in the second."""
+
+    num_tasks = 2
+
+    def reward(self, actions):
+        return np.where(actions == self.task, 1.0, -1.0) * np.where(self.task == 0, 0.001, 1.0)
+
+
+class TurnsToNaN(Probe):
+    """The reward is 1 for 80 steps, NaN from then on."""
+
+    steps = 0
+
+    def reward(self, actions):
+        self.steps += 1
+        return np.full(self.num_envs, 1.0 if self.steps <= 80 else np.nan)
+
+
+for _probe in (*Probe.__subclasses__(), Terminated):
+    gym.register(_probe.__name__, vector_entry_point=_probe)

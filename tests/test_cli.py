@@ -1,0 +1,302 @@
+"""The command line: defaults, bad input, what is printed, signals from outside, and copies of a script."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import probes
+import pytest
+import torch
+
+TINY = ["--total-timesteps", "640", "--num-steps", "8", "--hidden-sizes", "8", "--eval-episodes", "1"]
+
+
+@pytest.fixture(params=probes.SCRIPTS)
+def script(request):
+    return probes.load_script(request.param)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])  # main() sets it
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def parse(script, *argv):
+    sys.argv = [script.__file__, *argv]
+    return script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__)
+
+
+def python(*argv, **options):
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+
+
+# Defaults
+
+
+def test_every_environment_has_its_defaults_and_flags_win(script):
+    assert parse(script) == script.Args()
+    for env_id, defaults in script.ENV_DEFAULTS.items():
+        expected = script.Args(env_id=env_id, **defaults)
+        assert expected != script.Args(env_id=env_id)
+        assert parse(script, "--env-id", env_id) == parse(script, f"--env-id={env_id}") == expected
+        assert parse(script, "--seed", "3", "--env_id", env_id) == script.Args(**vars(expected) | {"seed": 3})
+        changed = {"total_timesteps": 123, "gamma": 0.5, "norm_reward": False}
+        argv = [*probes.flags(changed), "--env-id", env_id]
+        assert parse(script, *argv) == script.Args(**vars(expected) | changed)
+
+
+def test_every_setting_can_be_given_and_has_a_help_text(script, capsys):
+    changes = {
+        "tasks": (3, 1),
+        "seed": 5,
+        "load": "x",
+        "anneal_lr": False,
+        "hidden_sizes": (5, 6, 7),
+        "track": True,
+    }
+    assert parse(script, *probes.flags(changes)) == script.Args(**changes)
+    with pytest.raises(SystemExit) as stop:
+        parse(script, "--help")
+    assert stop.value.code == 0
+    help_text = capsys.readouterr().out
+    for name in vars(script.Args()):
+        assert re.search(f"--{name.replace('_', '-')}[ ,]", help_text), name
+    for group in script.Args.__bases__:
+        assert group.__doc__.split(".")[0].lower()[:20] in help_text.lower()
+
+
+# Bad input
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of files to load, among them one tiny run of every script."""
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "text").write_text("no model\n")
+    (folder / "bytes").write_bytes(bytes(range(256)) * 16)
+    (folder / "nothing").write_bytes(b"")
+    (folder / "folder").mkdir()
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "executed"),)
+
+    with open(folder / "pickle", "wb") as file:
+        pickle.dump({"kind": "model", "agent": Code()}, file)
+    torch.save({"kind": "model", "agent": Code()}, folder / "code")
+    torch.save(torch.zeros(3), folder / "tensor")
+    torch.save({"weights": torch.zeros(3)}, folder / "other")
+    back, argv = Path.cwd(), sys.argv
+    os.chdir(folder)
+    for name in probes.SCRIPTS:
+        probes.main(probes.load_script(name), *TINY, "--run-name", Path(name).stem)
+    os.chdir(back)
+    sys.argv = argv
+    return folder
+
+
+def assert_refused(script, capsys, argv, message):
+    """Exit code 2, one line, nothing written."""
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        probes.main(script, *argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith(f"{Path(script.__file__).name}: error: ") and err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert message in err, err
+    assert sorted(Path().rglob("*")) == before
+
+
+KNOWN = "cartpole10, cartpole-identical10, lunarlander20, lunarlander20-continuous"
+BAD = [
+    (["--env-id", "nonsense"], KNOWN),
+    (["--env-id", ""], KNOWN),
+    (["--env-id", "CartPole-v99"], KNOWN),
+    (["--env-id", "no_such_module:Env-v0"], "no_such_module"),
+    (["--env-id", "Blackjack-v1"], "one-dimensional Box"),
+    (["--tasks", "10"], "from 0 to 9"),
+    (["--tasks", "3", "3"], "different"),
+    (["--tasks", "-1"], "from 0 to 9"),
+    (["--env-id", "CartPole-v1", "--tasks", "1"], "from 0 to 0"),
+    (["--seed", "-1"], "--seed must be positive or 0"),
+    (["--total-timesteps", "10239"], "less than one rollout of 10240 steps"),
+    (["--total-timesteps", "0"], "--total-timesteps must be positive"),
+    (["--total-timesteps", "-10240"], "--total-timesteps must be positive"),
+    (["--eval-episodes", "0"], "--eval-episodes must be positive"),
+    (["--num-minibatches", "3"], "--num-minibatches"),
+    (["--num-minibatches", "0"], "--num-minibatches must be positive"),
+    (["--num-minibatches", "2048"], "--num-minibatches"),
+    (["--envs-per-task", "0"], "--envs-per-task must be positive"),
+    (["--num-steps", "-1"], "--num-steps must be positive"),
+    (["--update-epochs", "0"], "--update-epochs must be positive"),
+    (["--learning-rate", "-0.001"], "--learning-rate must be positive"),
+    (["--learning-rate", "0"], "--learning-rate must be positive"),
+    (["--learning-rate", "nan"], "--learning-rate must be positive"),
+    (["--learning-rate", "inf"], "--learning-rate must be positive"),
+    (["--gamma", "1.01"], "--gamma must be at most 1"),
+    (["--gamma", "-0.1"], "--gamma must be positive or 0"),
+    (["--gae-lambda", "nan"], "--gae-lambda must be positive or 0"),
+    (["--clip-coef", "0"], "--clip-coef must be positive"),
+    (["--ent-coef", "-0.01"], "--ent-coef must be positive or 0"),
+    (["--max-grad-norm", "0"], "--max-grad-norm must be positive"),
+    (["--hidden-sizes", "0"], "--hidden-sizes must be positive"),
+    (["--hidden-sizes", "64", "-3"], "--hidden-sizes must be positive"),
+    (["--num-threads", "0"], "--num-threads must be positive"),
+    (["--checkpoint-interval", "-1"], "--checkpoint-interval must be positive or 0"),
+    (["--checkpoint-interval", "nan"], "--checkpoint-interval must be positive or 0"),
+    (["--run-name", "a/b"], "--run-name"),
+    (["--run-name", "a/"], "--run-name"),
+    (["--run-name", ".."], "--run-name"),
+    (["--run-name", "."], "--run-name"),
+    (["--run-name", "/"], "--run-name"),
+]
+BAD_OF_VARSHARE = [
+    (["--beta", "-1"], "--beta must be positive or 0"),
+    (["--beta", "nan"], "--beta must be positive or 0"),
+    (["--sigma-init", "0"], "--sigma-init must be positive"),
+    (["--sigma-prior", "-0.1"], "--sigma-prior must be positive"),
+    (["--sigma-prior", "inf"], "--sigma-prior must be positive"),
+    (["--reptile-alpha", "1.1"], "--reptile-alpha must be at most 1"),
+    (["--reptile-alpha", "-0.1"], "--reptile-alpha must be positive or 0"),
+    (["--freeze-theta"], "--freeze-theta needs a theta from --load"),
+    (["--freeze-theta", "--load", "x", "--reptile-alpha", "0.1"], "--reptile-alpha"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_bad_input_is_one_line_and_nothing_is_written(script, capsys, argv, message):
+    assert_refused(script, capsys, argv, message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"), BAD_OF_VARSHARE, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
+def test_bad_input_of_varshare(capsys, argv, message):
+    assert_refused(probes.load_script("varshare_ppo.py"), capsys, argv, message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device(script, capsys):
+    assert_refused(script, capsys, ["--cuda"], "no CUDA device")
+
+
+@pytest.mark.parametrize(
+    "name", ["missing", "text", "bytes", "nothing", "folder", "pickle", "code", "tensor", "other"]
+)
+def test_a_file_that_is_no_model(script, capsys, saved, name):
+    assert_refused(script, capsys, ["--load", str(saved / name)], str(saved / name))
+    assert not (saved / "executed").exists()
+
+
+def test_a_model_that_does_not_fit(script, capsys, saved):
+    run = saved / "runs" / Path(script.__file__).stem
+    assert_refused(script, capsys, ["--load", str(run / "checkpoint.pt")], "is a checkpoint, not a model")
+    assert_refused(script, capsys, ["--load", str(run)], "does not fit")  # other hidden layers
+    other = ["--env-id", "lunarlander20", "--hidden-sizes", "8"]
+    assert_refused(script, capsys, ["--load", str(run / "model.pt"), *other], "does not fit")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--nonsense", "1"],
+        ["nonsense"],
+        ["--rollout-weights", "foo"],
+        ["--total-timesteps", "many"],
+        ["--total-timesteps", "1.5"],
+        ["--learning-rate", "fast"],
+        ["--learning-rate"],
+        ["--env-id"],
+        ["--hidden-sizes", "64", "wide"],
+        ["--no-seed"],
+    ],
+    ids=" ".join,
+)
+def test_flags_that_cannot_be_read(script, capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        probes.main(script, *argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and err and "Traceback" not in out + err
+    assert not Path("runs").exists()
+
+
+# Processes of their own
+
+
+def test_bad_input_on_a_real_command_line():
+    done = python(probes.ROOT / "varshare_ppo.py", "--env-id", "nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"varshare_ppo.py: error: unknown environment 'nonsense', .*{KNOWN}.*\n", done.stderr)
+    assert not Path("runs").exists()
+
+
+def test_a_run_prints_plain_lines_into_a_pipe():
+    done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--num-steps", "128", "--total-timesteps", "10240")
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = Path("runs").iterdir()
+    assert re.fullmatch(r"cartpole10__varshare_ppo__1__\d+", folder.name)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + 11 + 3 and "\r" not in done.stdout
+    assert re.match(r"step +10,240  return +\d+\.\d  tasks( \d+){10}$", lines[0])
+    assert re.match(r" +mean of tasks  return +\d+\.\d \+- \d+\.\d$", lines[11])
+    assert lines[12] == f"saved  {folder}"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_from_outside_stops_a_run(signum):
+    argv = ["--total-timesteps", "1000000000", "--checkpoint-interval", "0", "--run-name", "long"]
+    command = [sys.executable, str(probes.ROOT / "varshare_ppo.py"), *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not Path("runs/long/checkpoint.pt").exists():
+        time.sleep(0.05)
+    process.send_signal(signum)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (128 + signum, "")
+    assert "continue with --resume --run-name long" in out.splitlines()[-1]
+    assert probes.load(Path("runs/long"), "checkpoint")["iteration"] >= 1
+    assert not Path("runs/long/model.pt").exists()
+
+
+def test_scripts_are_imported_without_side_effects(tmp_path):
+    code = f"""
+import signal, sys, threading, warnings
+from importlib import util
+before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+sys.argv = ["x", "--nonsense"]
+for i, path in enumerate({[str(probes.ROOT / name) for name in probes.SCRIPTS]}):
+    spec = util.spec_from_file_location(f"script{{i}}", path)
+    spec.loader.exec_module(util.module_from_spec(spec))
+assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+assert threading.active_count() == 1
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_in_another_folder_of_the_project_runs(tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(probes.ROOT / "envs", project / "envs", ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "forks/mine").mkdir(parents=True)
+    fork = shutil.copy(probes.ROOT / "varshare_ppo.py", project / "forks/mine/my_idea.py")
+    for folder, path in ((project / "forks", "mine/my_idea.py"), (tmp_path, fork)):
+        done = python(path, *TINY, cwd=folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        (run,) = (folder / "runs").iterdir()
+        assert run.name.startswith("cartpole10__my_idea__1__")
+        assert json.loads((run / "config.json").read_text())["script"] == "forks/mine/my_idea.py"

@@ -1,0 +1,304 @@
+"""Tests of enjoy.py: every way to play equals the same thing done by hand, one episode at a time."""
+
+import csv
+import itertools
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import enjoy
+import varshare_ppo
+from enjoy import Args, play
+from envs import make_single
+from envs.evaluation import spread_seeds
+
+ROOT = Path(__file__).resolve().parents[1]
+EPISODES = 4  # of a run's final evaluation
+
+
+def train(folder, **settings):
+    """A short run in `folder`; with so large a sigma that every draw of the weights acts differently."""
+    small = {"num_steps": 32, "eval_episodes": EPISODES, "sigma_init": 0.3, "sigma_prior": 1.0, "seed": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder / varshare_ppo.train(varshare_ppo.Args(**small | settings))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("all"), total_timesteps=25_600, run_name="all-tasks")
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("part")
+    return train(folder, total_timesteps=3 * 8 * 32 * 5, tasks=(5, 2, 7), run_name="three-tasks")
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pendulum")
+    return train(folder, env_id="Pendulum-v1", total_timesteps=512, eval_episodes=1, run_name="pendulum")
+
+
+def read_model(run):
+    return torch.load(run / "model.pt", weights_only=True)
+
+
+def write_model(run, folder, **changes):
+    """The run's model with some entries changed, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    torch.save(read_model(run) | changes, folder / "model.pt")
+    return folder
+
+
+def play_by_hand(model, task, seed, weights):
+    """Return of one episode with the average policy of these weights, (draw, weight), in plain NumPy."""
+    widths = [4, *model["args"]["hidden_sizes"], 2]
+    env = make_single("cartpole10", task)
+    obs, _ = env.reset(seed=seed)
+    total, over = 0.0, False
+    while not over:
+        policies = []
+        for flat in weights.numpy():
+            x = obs
+            for layer, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+                w, b, flat = np.split(flat, [n_in * n_out, n_in * n_out + n_out])
+                x = w.reshape(n_out, n_in) @ x + b
+                x = np.maximum(x, 0) if layer < len(widths) - 2 else x
+            policies.append(np.exp(x - x.max()) / np.exp(x - x.max()).sum())
+        obs, reward, terminated, truncated, _ = env.step(int(np.mean(policies, axis=0).argmax()))
+        total, over = total + reward, terminated or truncated
+    return total
+
+
+def play_all_by_hand(run, episodes, draws, tasks=range(10)):
+    """Returns (task, episode) of the model with so many draws of the weights an episode, 0 for the means."""
+    model = read_model(run)
+    agent, rng = model["agent"], torch.Generator().manual_seed(3)
+    mean, sigma = agent["theta"] + agent["mu"], torch.exp(0.5 * agent["logvar"])
+    seeds = np.reshape(spread_seeds(3, 1, 10 * episodes), (10, episodes)).tolist()
+    returns = np.zeros((10, episodes))
+    for episode in range(episodes):
+        weights = [mean + sigma * torch.randn(mean.shape, generator=rng) for _ in range(draws)] or [mean]
+        for task in tasks:
+            drawn = torch.stack(weights)[:, task]
+            returns[task, episode] = play_by_hand(model, task, seeds[task][episode], drawn)
+    return returns[list(tasks)]
+
+
+def test_mean_weights_give_the_final_evaluation_of_the_run(run, part, pendulum):
+    for folder, episodes in ((run, EPISODES), (part, EPISODES), (pendulum, 1)):
+        names, returns, lengths, films = play(Args(folder, episodes=episodes))
+        with open(folder / "heartbeat.csv", newline="") as file:
+            rows = {(row["metric"], row["task"]): float(row["value"]) for row in csv.DictReader(file)}
+        assert names == read_model(folder)["task_names"] and not films
+        for metric, values in (("eval/episodic_return", returns), ("eval/episodic_length", lengths)):
+            assert [rows[metric, name] for name in names] == values.mean(1).tolist()
+
+
+def test_mean_weights_by_hand(run):
+    _, returns, lengths, _ = play(Args(run, episodes=6))
+    assert np.array_equal(returns, play_all_by_hand(run, 6, 0))
+    assert np.array_equal(returns, lengths) and returns.std() > 0
+
+
+def test_every_episode_draws_its_own_weights(run):
+    _, returns, _, _ = play(Args(run, "sample", episodes=6))
+    assert np.array_equal(returns, play_all_by_hand(run, 6, 1))
+    assert not np.array_equal(returns, play(Args(run, episodes=6))[1])
+    assert not np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=4))[1])
+    assert np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=3))[1])
+
+
+def test_an_ensemble_averages_policies(run):
+    _, returns, _, _ = play(Args(run, "ensemble", ensemble_size=3, episodes=3))
+    assert np.array_equal(returns, play_all_by_hand(run, 3, 3))
+    sample, single = (play(Args(run, how, ensemble_size=1, episodes=5))[1] for how in ("sample", "ensemble"))
+    assert np.array_equal(sample, single)
+
+
+def test_a_gaussian_ensemble_averages_the_means(pendulum):
+    model = read_model(pendulum)
+    agent = varshare_ppo.Agent(enjoy.make("Pendulum-v1", 1), varshare_ppo.Args(), torch.Generator())
+    agent.load_state_dict(model["agent"])
+    agent.requires_grad_(False)
+    space = enjoy.make_single("Pendulum-v1").action_space
+    obs, noise = torch.randn(1, 3, 3), torch.randn(4, 3, *agent.mu.shape)  # (draw, env, task, weight)
+    actions = enjoy.player(agent, space, [0], noise)(obs)
+    for env in range(3):
+        nets = [agent.unpack(agent.weights(draw[env])) for draw in noise]
+        by_hand = sum(agent.policy(net, obs[:, env : env + 1]) for net in nets) / 4
+        assert torch.allclose(actions[:, env : env + 1], by_hand.clamp(-2, 2), atol=1e-6)
+    agent.mu[:] *= 100
+    strong = enjoy.player(agent, space, [0], None)(torch.randn(1, 100, 3))
+    assert strong.shape == (1, 100, 1) and strong.abs().max() == 2  # clipped to the action space
+
+
+@pytest.mark.parametrize("weights", ["mean", "sample", "ensemble"])
+def test_episodes_do_not_depend_on_rounds_or_on_the_tasks_played(run, part, weights, monkeypatch):
+    _, returns, lengths, _ = play(Args(run, weights, 2, episodes=7))
+    assert returns.shape == lengths.shape == (10, 7) and (lengths > 0).all()
+    names, some, _, _ = play(Args(run, weights, 2, episodes=7, tasks=(3, 0)))
+    assert names == [read_model(run)["task_names"][i] for i in (3, 0)]
+    assert np.array_equal(some, returns[[3, 0]])
+    monkeypatch.setattr(enjoy, "ENVS_PER_TASK", 3)
+    assert np.array_equal(play(Args(run, weights, 2, episodes=7))[1], returns)
+    monkeypatch.setattr(enjoy, "WEIGHTS_AT_A_TIME", 1)  # a round of one environment is always possible
+    assert np.array_equal(play(Args(run, weights, 2, episodes=7, tasks=(0,)))[1], returns[:1])
+    full, some = play(Args(part, weights, 2)), play(Args(part, weights, 2, tasks=(7, 5)))  # by suite index
+    assert some[0] == [full[0][2], full[0][0]] and np.array_equal(some[1], full[1][[2, 0]])
+
+
+def test_more_episodes_than_a_round(run, monkeypatch):
+    rounds, evaluate = [], enjoy.evaluate
+    monkeypatch.setattr(enjoy, "evaluate", lambda *args: rounds.append(args[1]) or evaluate(*args))
+    returns = play(Args(run, tasks=(0,), episodes=53))[1]
+    assert returns.shape == (1, 53) and [env.envs_per_task for env in rounds] == [50, 3]
+    monkeypatch.setattr(enjoy, "ENVS_PER_TASK", 53)
+    assert np.array_equal(play(Args(run, tasks=(0,), episodes=53))[1], returns)
+
+
+def test_table(run, capsys):
+    _, returns, lengths, _ = play(Args(run, episodes=5))
+    enjoy.main(Args(run, episodes=5))
+    *_, last, mean = capsys.readouterr().out.splitlines()
+    values = [returns[-1].mean(), returns[-1].std(), returns[-1].min(), returns[-1].max(), lengths[-1].mean()]
+    assert last.split() == [read_model(run)["task_names"][-1], *(f"{x:.1f}" for x in values)]
+    assert mean.split()[:4] == ["mean", "over", "tasks", f"{returns.mean():.1f}"]
+
+
+def test_films(run, tmp_path, monkeypatch, capsys):
+    recorded, record = [], enjoy.record
+    monkeypatch.setattr(enjoy, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
+    names, returns, lengths, films = play(Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True))
+    (reels, duration, totals), longest = recorded[0], lengths[:, 0].max()
+    assert np.array_equal(totals, returns[:, 0])  # the first episode of the table
+    assert films == [run / "videos" / f"{name}.gif" for name in (*names, "all-tasks")]
+    assert [len(reel) for reel in reels] == [1 + np.ceil(longest / enjoy.FRAME_SKIP)] * 2
+    for film, length in zip(films, (*lengths[:, 0], longest)):
+        with Image.open(film) as image:
+            assert image.n_frames == 1 + np.ceil(
+                length / enjoy.FRAME_SKIP
+            )  # from the first to the last state
+            assert image.info["duration"] == duration == 40 and film.stat().st_size < 2e6
+            assert image.width == enjoy.WIDTH * (1 + (film.stem == "all-tasks"))
+            first = np.asarray(image.convert("RGB"))
+            image.seek(image.n_frames - 1)
+            assert image.info["duration"] == 1500
+            assert first.std() > 0 and not np.array_equal(first, np.asarray(image.convert("RGB")))
+    assert capsys.readouterr().err == ""
+
+    monkeypatch.setattr(enjoy, "MAX_FRAMES", 4)  # a long episode shows fewer steps for longer
+    other = Args(run, "sample", episodes=1, tasks=(0,), capture_video=True, video_dir=tmp_path / "a" / "b")
+    films = play(other)[3]
+    (reels, duration, _) = recorded[-1]
+    assert films[0].parent == tmp_path / "a" / "b" and len(films) == 1
+    assert len(reels[0]) <= 5 and duration >= 80
+
+
+def test_a_film_of_continuous_actions(pendulum, monkeypatch):
+    monkeypatch.setattr(enjoy, "FRAME_SKIP", 20)
+    _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
+    with Image.open(films[0]) as image:
+        assert films == [pendulum / "videos/Pendulum-v1.gif"] and image.n_frames == 11
+        assert image.width == 2 * enjoy.WIDTH
+
+
+class Trap:
+    """Unpickled without care it makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("trapped",)
+
+
+def refused(capsys, args):
+    """The one line on stderr with which `play` refuses."""
+    with pytest.raises(SystemExit) as error:
+        play(args)
+    out, err = capsys.readouterr()
+    assert error.value.code == 2 and out == "" and err.count("\n") == 1 and "error: " in err
+    return err
+
+
+def test_refuses_what_is_not_a_model(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "nowhere does not exist" in refused(capsys, Args(Path("nowhere")))
+    assert "model.pt does not exist" in refused(capsys, Args(tmp_path))
+    shutil.copy(run / "config.json", tmp_path)
+    assert "not finished" in refused(capsys, Args(tmp_path))
+    assert "is not a model" in refused(capsys, Args(run / "heartbeat.csv"))
+    assert "checkpoint" in refused(capsys, Args(run / "checkpoint.pt"))
+    torch.save([1, 2], "list.pt")
+    assert "is not a model" in refused(capsys, Args(Path("list.pt")))
+    Path("half.pt").write_bytes((run / "model.pt").read_bytes()[:1000])
+    assert "is not a model" in refused(capsys, Args(Path("half.pt")))
+    Path("pickle.pt").write_bytes(pickle.dumps({"kind": "model", "agent": Trap()}, protocol=2))
+    torch.save({"kind": "model", "agent": Trap()}, "trap.pt")
+    for name in ("pickle.pt", "trap.pt"):
+        assert "is not a model" in refused(capsys, Args(Path(name)))
+    assert not Path("trapped").exists()
+
+
+def test_refuses_a_model_that_fits_no_script(run, tmp_path, capsys):
+    args = read_model(run)["args"]
+    outside = tmp_path / "outside.py"
+    outside.write_text("raise AssertionError('imported')")
+    for script in ("baselines/no_such.py", str(outside), os.path.relpath(outside, ROOT), "envs", "README.md"):
+        folder = write_model(run, tmp_path / "script", script=script)
+        assert f"needs the script {script}" in refused(capsys, Args(folder))
+    folder = write_model(run, tmp_path / "small", args=args | {"hidden_sizes": [8]})
+    assert "does not fit today's varshare_ppo.py" in refused(capsys, Args(folder))
+    folder = write_model(run, tmp_path / "new", args=args | {"no_such_option": 1})
+    assert "no_such_option" in refused(capsys, Args(folder))
+    folder = write_model(run, tmp_path / "names", task_names=["moon", *read_model(run)["task_names"][1:]])
+    assert "trained on moon" in refused(capsys, Args(folder))
+    folder = write_model(run, tmp_path / "env", args=args | {"env_id": "no-such-env"})
+    assert "no-such-env" in refused(capsys, Args(folder))
+
+
+def test_refuses_numbers_and_tasks(run, part, capsys):
+    for tasks in ((10,), (-1,), (0, 0)):
+        assert "tasks must be" in refused(capsys, Args(run, tasks=tasks))
+    assert "trained on, [5, 2, 7], not [5, 0]" in refused(capsys, Args(part, tasks=(5, 0)))
+    assert "--episodes must be at least 1, not -3" in refused(capsys, Args(run, episodes=-3))
+    assert "--ensemble-size must be at least 1" in refused(capsys, Args(run, "ensemble", ensemble_size=0))
+    assert "--seed must be at least 0" in refused(capsys, Args(run, seed=-1))
+
+
+def test_a_script_without_a_distribution_of_the_weights(run, tmp_path, monkeypatch, capsys):
+    """And one in a subfolder of a project, found from the root."""
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines/plain.py").write_text(
+        "import varshare_ppo\n"
+        "from varshare_ppo import Args\n\n\n"
+        "class Agent(varshare_ppo.Agent):\n"
+        "    def __init__(self, *args):\n"
+        "        super().__init__(*args)\n"
+        "        del self.logvar\n"
+    )
+    monkeypatch.setattr(enjoy, "ROOT", tmp_path)
+    agent = read_model(run)["agent"]
+    del agent["logvar"]
+    folder = write_model(run, tmp_path / "plain", agent=agent, script="baselines/plain.py")
+    assert np.array_equal(play(Args(folder, episodes=2))[1], play_all_by_hand(run, 2, 0))
+    for weights in ("sample", "ensemble"):
+        expected = f"--weights {weights} needs a distribution of the weights"
+        assert expected in refused(capsys, Args(folder, weights))
+
+
+def test_command_line(tmp_path):
+    argv = ["runs/a", "--tasks", "0", "3", "--weights", "sample", "--episodes", "7", "--seed", "2"]
+    assert enjoy.tyro.cli(Args, args=argv) == Args(Path("runs/a"), "sample", 5, 7, (0, 3), 2)
+    command = [sys.executable, str(ROOT / "enjoy.py"), "no-such-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "enjoy.py: error: no-such-run does not exist\n"

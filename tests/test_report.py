@@ -1,0 +1,190 @@
+"""Tests of report.py: what the plots hold, of runs that are finished, unfinished, or log little."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import report
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = (100, 200, 300, 400)
+LAYERS = [f"{net}_{i}" for net in ("actor", "critic") for i in range(10)]  # a deep one
+LOSSES = ("policy_loss", "value_loss", "clipfrac")
+
+
+def value(metric, step, task):
+    """A number for everything logged, another one for most."""
+    return (sum(map(ord, metric)) % 7 + 1) / (1 + step / 100) + task
+
+
+def write_run(folder, num_tasks, finished=True, varshare=True):
+    """The folder of a run, in the format of envs.runs; the first task has no episode at the first step."""
+    folder.mkdir()
+    names = [f"task-{i}" for i in range(num_tasks)]
+    config = {"script": "a.py", "args": {"env_id": "some-env", "seed": 7, "total_timesteps": 1000}}
+    (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
+    per_task = ["charts/episodic_return", "losses/explained_variance"]
+    if varshare:
+        per_task += [f"varshare/{x}" for x in ("mu_norm", "theta_norm", "sigma", "kl_loss")]
+        per_task += [f"varshare/sharing_ratio/{layer}" for layer in LAYERS]
+    with open(folder / "heartbeat.csv", "w", newline="") as file:
+        log = csv.writer(file)
+        log.writerow(("global_step", "metric", "task", "value"))
+
+        def write(step, metric):
+            values = [value(metric, step, i) for i in range(num_tasks)]
+            if "sharing_ratio" in metric:
+                values = [1 / (1 + x) for x in values]
+            for i, (name, x) in enumerate(zip(names, values)):
+                if i or metric != "charts/episodic_return" or step > STEPS[0]:
+                    log.writerow((step, metric, name, x))
+            log.writerow((step, metric, "mean", np.mean(values)))
+
+        for step in STEPS:
+            for metric in per_task:
+                write(step, metric)
+            for metric in LOSSES:
+                log.writerow((step, f"losses/{metric}", "mean", value(metric, step, 0)))
+        if finished:
+            write(STEPS[-1], "eval/episodic_return")
+    return folder
+
+
+def lines(ax):
+    """x and y of the curves of some axes."""
+    return [np.asarray(line.get_xydata()) for line in ax.get_lines()]
+
+
+def test_writes_what_the_run_has_logged(tmp_path, capsys):
+    """Two runs in one call: with everything, and of a method without residuals."""
+    folders = (write_run(tmp_path / "full", 3), write_run(tmp_path / "bare", 3, varshare=False))
+    report.main(folders)
+    full = [folders[0] / f"plots/{name}.png" for name in ("returns", "norms", "sharing_ratio", "losses")]
+    bare = [folders[1] / f"plots/{name}.png" for name in ("returns", "losses")]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in full + bare]
+    assert sorted((folders[1] / "plots").iterdir()) == sorted(bare)
+    for path in full + bare:
+        with Image.open(path) as image:
+            image.load()
+            assert image.width > 500 and image.height > 300
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 10, 20])
+def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
+    run = report.read_run(write_run(tmp_path / "run", num_tasks))
+    figures = {name: plot(run) for name, plot in report.PLOTS.items()}
+    for figure in figures.values():
+        assert all(len(ax.get_lines()) <= 8 for ax in figure.axes)
+        assert figure.get_suptitle() == "run:  a.py on some-env, seed 7"
+    several = num_tasks > 1
+    assert [len(figures[name].axes) for name in ("returns", "norms", "losses")] == [
+        1 + num_tasks * several,
+        4 + several,
+        4,
+    ]
+    actor, critic, heat_map, _ = figures["sharing_ratio"].axes
+    for ax, name in ((actor, "actor_0"), (critic, "critic_0")):
+        table = run.values(f"varshare/sharing_ratio/{name}")
+        np.testing.assert_allclose(lines(ax)[0], np.column_stack((STEPS, table["mean"])))
+        assert ax.get_legend().get_texts()[-1].get_text() == name.replace("0", "9")  # the last layer
+    expected = [run.values(f"varshare/sharing_ratio/{layer}")[run.tasks].iloc[-1] for layer in LAYERS]
+    np.testing.assert_allclose(heat_map.get_images()[0].get_array(), expected)
+    assert [label.get_text() for label in heat_map.get_xticklabels()] == run.tasks
+
+
+def test_returns_of_every_task(tmp_path):
+    run = report.read_run(write_run(tmp_path / "run", 10))
+    top, *panels = report.plot_returns(run).axes
+    by_step = np.array([[value("charts/episodic_return", s, i) for s in STEPS] for i in range(10)])
+    worst, mean, mark = lines(top)
+    np.testing.assert_allclose(mean, np.column_stack((STEPS, by_step.mean(0))))
+    np.testing.assert_allclose(worst[1:, 1], by_step.min(0)[1:])
+    for i, ax in enumerate(panels):
+        first = 1 if i == 0 else 0  # the first task had no episode at first
+        np.testing.assert_allclose(lines(ax)[1], np.column_stack((STEPS, by_step[i]))[first:])
+        final = value("eval/episodic_return", STEPS[-1], i)
+        np.testing.assert_allclose(lines(ax)[2], [(STEPS[-1], final)])
+        assert ax.get_title() == f"task-{i}:  {final:.1f}"
+        assert ax.get_ylim() == top.get_ylim() and ax.get_xlim() == top.get_xlim() == (0, 1000)
+    assert mark[0, 1] == pytest.approx(value("eval/episodic_return", STEPS[-1], 4.5))
+
+
+def test_one_crash_does_not_flatten_the_rest(tmp_path):
+    folder = write_run(tmp_path / "run", 20)
+    text = (folder / "heartbeat.csv").read_text()
+    line = f"100,charts/episodic_return,task-5,{value('charts/episodic_return', 100, 5)}"
+    assert line in text
+    (folder / "heartbeat.csv").write_text(text.replace(line, "100,charts/episodic_return,task-5,-9000"))
+    top = report.plot_returns(report.read_run(folder)).axes[0]
+    assert -20 < top.get_ylim()[0] and "-9000" in top.texts[0].get_text()
+
+
+def test_norms(tmp_path):
+    run = report.read_run(write_run(tmp_path / "run", 10))
+    mu, theta, _, _, bars = report.plot_norms(run).axes
+    values = run.values("varshare/mu_norm")
+    highest, lowest, mean = lines(mu)
+    for curve, column in ((highest, "task-9"), (lowest, "task-0"), (mean, "mean")):
+        np.testing.assert_allclose(curve[:, 1], values[column])
+    assert [text.get_text() for text in mu.get_legend().get_texts()][1:3] == [
+        "task-9, highest at the end",
+        "task-0, lowest at the end",
+    ]
+    assert len(lines(theta)) == 1
+    np.testing.assert_allclose([bar.get_width() for bar in bars.patches], values[run.tasks].iloc[-1])
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\n4", b"\n400,losses/clip", b"\n400,varshare/mu_norm,task-1,"])
+def test_an_unfinished_run_is_drawn_as_far_as_its_log_is_whole(tmp_path, end):
+    """Its log ends anywhere: the last step may lack numbers, and the last line may lack its end."""
+    folder = write_run(tmp_path / "run", 3, finished=False)
+    text = (folder / "heartbeat.csv").read_bytes()
+    (folder / "heartbeat.csv").write_bytes(text[: text.rindex(end)] + end)
+    run = report.read_run(folder)
+    for plot in report.PLOTS.values():
+        assert plot(run).get_suptitle().endswith("(not finished: 300 of 1,000 steps)")
+    assert run.values("losses/clipfrac").index.tolist() == [100, 200, 300]
+    assert np.isfinite(run.values("charts/episodic_return").iloc[1:].to_numpy()).all()
+
+
+def refused(capsys, *folders):
+    """The one line on stderr with which the report refuses."""
+    with pytest.raises(SystemExit) as error:
+        report.main(folders)
+    out, err = capsys.readouterr()
+    assert error.value.code == 2 and out == "" and err.count("\n") == 1 and "error: " in err
+    return err
+
+
+def test_refusals(tmp_path, capsys):
+    good, bad = write_run(tmp_path / "good", 1), write_run(tmp_path / "bad", 1)
+    assert "it has no heartbeat.csv" in refused(capsys, tmp_path)
+    assert "it has no heartbeat.csv" in refused(capsys, good, tmp_path / "nowhere")
+    assert not (good / "plots").exists()  # nothing is written before everything is read
+    for text, expected in (
+        ("", "is not the log of a run"),
+        ("a,b\n1,2\n", "is not the log of a run"),
+        ("global_step,metric,task,value\n", "has not logged enough yet"),
+        ("global_step,metric,task,value\n1,losses/entropy,mean,2\n1,losses", "has not logged enough yet"),
+    ):
+        (bad / "heartbeat.csv").write_text(text)
+        assert expected in refused(capsys, bad)
+    (good / "config.json").unlink()
+    assert "it has no config.json" in refused(capsys, good)
+    assert "one or more folders" in refused(capsys)
+
+
+def test_command_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), "no-such-run"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "report.py: error: no-such-run is not the folder of a run: it has no heartbeat.csv\n"
+    )

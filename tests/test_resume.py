@@ -1,0 +1,251 @@
+"""Runs that are killed or stopped and continued with --resume equal uninterrupted ones, bit for bit."""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import probes
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
+EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1}
+
+# Every process forks from one that has the slow imports behind it
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["gymnasium", "torch.utils.tensorboard", "tyro"])
+
+
+@pytest.fixture(params=probes.SCRIPTS)
+def script(request):
+    return probes.load_script(request.param)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def start(name, folder, changes, **kill):
+    settings = probes.SMALL | changes
+    process = processes.Process(target=probes.run_and_kill, args=(name, settings, folder), kwargs=kill)
+    process.start()
+    return process
+
+
+def run(name, folder, changes, **kill):
+    """Exit code and output of a run in a process of its own; a negative code is the signal that ended it."""
+    process = start(name, folder, changes, **kill)
+    process.join()
+    return process.exitcode, (folder / "output").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Folder of the uninterrupted run of a script with some settings, each done once."""
+    done = {}
+
+    def get(name, changes):
+        key = name, str(changes)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("reference")
+            code, output = run(name, folder, changes)
+            assert code == 0, output
+            done[key] = folder / "runs/small"
+        return done[key]
+
+    return get
+
+
+def everything_in(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["", "everything"])
+def test_a_run_killed_again_and_again_while_it_saves_ends_the_same(tmp_path, uninterrupted, changes):
+    name, folder = "varshare_ppo.py", tmp_path / "runs/small"
+    reference = uninterrupted(name, changes)
+    # moment and number of the save to be killed in, of each attempt; then the iteration of the checkpoint
+    attempts = [
+        ("half", 1, 0),
+        ("half", 3, 2),
+        ("before", 2, 3),
+        ("after", 1, 4),
+        ("after", 4, 8),
+        ("half", 3, 10),
+    ]
+    for moment, save, iteration in attempts:
+        changes = changes | {"resume": True}
+        code, output = run(name, tmp_path, changes, moment=moment, save=save)
+        assert code == -signal.SIGKILL, output
+        assert not (folder / "model.pt").exists()
+        assert len(list(folder.glob("*.tmp"))) == (moment != "after")  # the next attempt finds it
+        assert (folder / "checkpoint.pt").exists() == (iteration > 0)
+        if iteration:
+            assert probes.load(folder, "checkpoint")["iteration"] == iteration
+        if moment != "after":  # the log is ahead of the checkpoint
+            assert int(probes.read_heartbeat(folder)[-1][0]) > iteration * BATCH or iteration == 10
+    code, output = run(name, tmp_path, changes)
+    assert code == 0, output
+    probes.assert_same_runs(folder, reference)
+    scalars = [EventAccumulator(str(f), {"scalars": 0}).Reload() for f in (folder, reference)]
+    for tag in scalars[1].Tags()["scalars"]:
+        if not tag.startswith(("charts/SPS", "charts/wall_time", "eval/")):  # there are two evaluations
+            ours, expected = ([(e.step, e.value) for e in s.Scalars(tag)] for s in scalars)
+            assert ours == expected, tag
+
+
+def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
+    name, changes = "varshare_ppo.py", {"norm_reward": True}
+    reference, resume, kills = uninterrupted(name, changes), changes | {"resume": True}, 0
+    for delay in (random.Random(0).uniform(0.1, 0.8) for _ in range(10)):
+        process = start(name, tmp_path, resume)
+        process.join(delay)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    code, output = run(name, tmp_path, resume)
+    assert code == 0 and kills, output
+    probes.assert_same_runs(tmp_path / "runs/small", reference)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_continue_and_ends_the_same(script, tmp_path, uninterrupted, signum):
+    name, folder = os.path.relpath(script.__file__, probes.ROOT), tmp_path / "runs/small"
+    code, output = run(name, tmp_path, {}, moment="after", save=3, signum=signum)
+    assert code == 128 + signum
+    assert output.endswith(f"stopped at step {3 * BATCH}: continue with --resume --run-name small\n")
+    assert probes.load(folder, "checkpoint")["iteration"] == 3 and not (folder / "model.pt").exists()
+    code, output = run(name, tmp_path, {"resume": True, "checkpoint_interval": 1e9})
+    assert code == 0, output
+    probes.assert_same_runs(folder, uninterrupted(name, {}))
+
+
+def test_a_signal_in_the_last_iteration_leaves_the_evaluation_to_the_resumed_run(tmp_path, uninterrupted):
+    name = "varshare_ppo.py"
+    code, output = run(name, tmp_path, {}, moment="before", save=10, signum=signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM and f"stopped at step {10 * BATCH}" in output
+    assert run(name, tmp_path, {"resume": True})[0] == 0
+    probes.assert_same_runs(tmp_path / "runs/small", uninterrupted(name, {}))
+
+
+def test_the_second_signal_ends_a_run_at_once(tmp_path):
+    code, _ = run("varshare_ppo.py", tmp_path, {}, moment="before", save=3, signum=signal.SIGINT, times=2)
+    assert code == 128 + signal.SIGINT
+    assert probes.load(tmp_path / "runs/small", "checkpoint")["iteration"] == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_where_environments_cannot_be_saved_their_episodes_restart(script, tmp_path, signum):
+    name, folder = os.path.relpath(script.__file__, probes.ROOT), tmp_path / "runs/small"
+    size = {"envs_per_task": 1, "num_steps": 16, "num_minibatches": 2, "total_timesteps": 3200}
+    changes = {"env_id": "lunarlander20", "eval_episodes": 1, "norm_reward": True} | size
+    code, output = run(name, tmp_path, changes, moment="after", save=4, signum=signum)
+    assert code == (-signum if signum == signal.SIGKILL else 128 + signum), output
+    checkpoint = probes.load(folder, "checkpoint")
+    assert checkpoint["envs"] is None and checkpoint["iteration"] == 4
+    code, output = run(name, tmp_path, changes | {"resume": True})
+    assert code == 0, output
+    steps = [int(row[0]) for row in probes.read_heartbeat(folder) if row[1] == "losses/value_loss"]
+    assert steps == list(range(320, 3201, 320))
+    assert (folder / "model.pt").exists()
+
+
+# In this process: what is refused, and what is found
+
+
+def small(script, **changes):
+    return script.train(script.Args(**probes.SMALL | {"total_timesteps": 2 * BATCH} | changes))
+
+
+def test_restarted_episodes_are_new_ones(script):
+    probes.Probe.seeds.clear()
+    folder = small(script, env_id="RewardOfAction")
+    (folder / "model.pt").unlink()
+    small(script, env_id="RewardOfAction", resume=True)
+    start, evaluation, *restart, same_evaluation = map(tuple, probes.Probe.seeds)
+    assert restart[:1] == [start]  # the set-up, before the checkpoint is looked at
+    seeds = [*start, *evaluation, *restart[1]]
+    assert len(restart) == 2 and len(set(seeds)) == len(seeds) and evaluation == same_evaluation
+
+
+def test_a_finished_run_is_left_alone(script, capsys):
+    folder = small(script)
+    before = everything_in(folder)
+    capsys.readouterr()
+    assert small(script, resume=True) == folder
+    assert capsys.readouterr() == (f"{folder} is finished\n", "")
+    assert everything_in(folder) == before
+
+
+def test_settings_cannot_change_on_the_way(script, capsys):
+    folder = small(script)
+    (folder / "model.pt").unlink()
+    before = everything_in(folder)
+    capsys.readouterr()
+    for name, value in {
+        "seed": 2,
+        "env_id": "cartpole-identical10",
+        "tasks": (0, 1),
+        "total_timesteps": 4 * BATCH,
+        "learning_rate": 1e-3,
+        "hidden_sizes": (64, 32),
+        "norm_reward": True,
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            small(script, resume=True, **{name: value})
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and out == "" and err.count("\n") == 1
+        assert f"cannot be resumed: its {name} is " in err
+    assert everything_in(folder) == before
+    small(script, resume=True, checkpoint_interval=5.0)  # which changes nothing
+    assert (folder / "model.pt").exists()
+
+
+def test_a_run_is_not_overwritten(script, capsys):
+    folder = small(script)
+    before = everything_in(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        small(script)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "--resume" in err
+    assert everything_in(folder) == before
+
+
+def test_without_a_name_resume_finds_the_newest_run_of_the_seed(script):
+    names = {"run_name": "", "resume": True}
+    first = small(script, **names)  # nothing to resume: a new one
+    assert first.name.startswith(f"cartpole10__{Path(script.__file__).stem}__1__")
+    other = small(script, **names, seed=11)
+    assert other != first and "__11__" in other.name
+    for folder in (first, other):
+        (folder / "model.pt").unlink()
+    assert small(script, **names) == first and (first / "model.pt").exists()
+    older = first.rename(first.with_name("cartpole10__" + Path(script.__file__).stem + "__1__5"))
+    os.utime(older / "config.json", (1, 1))
+    newer = small(script, run_name="")
+    (newer / "model.pt").unlink()
+    assert small(script, **names) == newer
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "model"])
+def test_a_spoilt_checkpoint_is_refused(script, capsys, content):
+    folder = small(script)
+    model, checkpoint = (folder / "model.pt").read_bytes(), (folder / "checkpoint.pt").read_bytes()
+    (folder / "model.pt").unlink()
+    content = {"half": checkpoint[: len(checkpoint) // 2], "model": model}.get(content, content)
+    (folder / "checkpoint.pt").write_bytes(content)
+    before = everything_in(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        small(script, resume=True)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "checkpoint" in err
+    assert everything_in(folder) == before
