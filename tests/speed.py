@@ -1,4 +1,4 @@
-"""Env steps per second of the scripts, end to end without start-up, on one core: `bash benchmark.sh speed`."""
+"""Env steps per second of the scripts, end to end without start-up, on one core: bash benchmark.sh speed."""
 
 import argparse
 import csv
