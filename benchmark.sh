@@ -22,7 +22,7 @@ main_runs() { # the longest first
         echo "--env-id cartpole10 --reptile-alpha 0.1 --seed $seed --run-name main__cartpole10__$seed"
     done
     for seed in 1 2 3; do # CleanRL's settings
-        echo "--env-id CartPole-v1 --envs-per-task 4 --learning-rate 2.5e-4 --clip-vloss" \
+        echo "--env-id CartPole-v1 --envs-per-task 4 --learning-rate 2.5e-4 --ent-coef 0.01 --clip-vloss" \
             "--total-timesteps 500000 --seed $seed --run-name main__CartPole-v1__$seed"
     done
 }

@@ -70,7 +70,7 @@ class PPO:
     norm_reward: bool = False  # divide each task's rewards by the running std of its discounted return
     clip_coef: float = 0.2  # clip range of the ratio
     clip_vloss: bool = False  # clip the value loss too
-    ent_coef: float = 0.01  # weight of the entropy
+    ent_coef: float = 0.0  # weight of the entropy
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # largest norm of the gradient
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of actor and critic
@@ -93,7 +93,7 @@ class Args(VarShare, PPO, Experiment):
 
 
 # what differs from the defaults above, per environment; flags on the command line win
-LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True)
+LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 
 # layers are lists of (W (task, out, in), b (task, out, 1)); a Gaussian policy's logstd is (task, 1, action)

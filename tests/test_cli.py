@@ -267,7 +267,7 @@ def test_a_signal_from_outside_stops_a_run(signum):
     process.send_signal(signum)
     out, err = process.communicate()
     assert (process.returncode, err) == (128 + signum, "")
-    assert "continue with --resume --run-name long" in out.splitlines()[-1]
+    assert re.match("stopped.*--resume --run-name long$", out.splitlines()[-1])
     assert probes.load(Path("runs/long"), "checkpoint")["iteration"] >= 1
     assert not Path("runs/long/model.pt").exists()
 
