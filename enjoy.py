@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from envs import make, make_single
 from envs.evaluation import evaluate, spread_seeds
-from envs.runs import fail, read
+from envs.runs import build, fail, read
 
 ROOT = Path(__file__).resolve().parent
 ENVS_PER_TASK = 50  # episodes of a task at a time
@@ -70,14 +70,6 @@ def load_script(name: str) -> ModuleType:
     sys.modules[spec.name] = script  # where dataclasses look up their annotations
     spec.loader.exec_module(script)
     return script
-
-
-def build(maker: Callable, *args) -> Any:
-    """An environment from `envs.make` or `envs.make_single`, whose complaints are about the user's input."""
-    try:
-        return maker(*args)
-    except ValueError as error:
-        fail(str(error))
 
 
 def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.VectorEnv) -> nn.Module:

@@ -30,7 +30,7 @@ sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (fold
 from envs import make
 from envs.evaluation import evaluate, spread_seeds
 from envs.rewards import scale_rewards
-from envs.runs import Run, fail, load_agent, parse_args
+from envs.runs import Run, build, check_numbers, fail, load_agent, parse_args
 
 
 @dataclass
@@ -302,14 +302,8 @@ def method_metrics(agent: Agent, args: Args) -> dict[str, tuple[Tensor, Tensor]]
 
 def check(args: Args) -> None:
     """Refuse settings that make no sense, before anything is written."""
-    may_be_0 = "seed checkpoint_interval gamma gae_lambda ent_coef vf_coef beta reptile_alpha".split()
-    at_most_1 = "gamma gae_lambda reptile_alpha".split()
-    for name, value in vars(args).items():
-        for x in value if isinstance(value, tuple) and name != "tasks" else (value,):
-            if type(x) in (int, float) and not (0 < x < math.inf or (x == 0 and name in may_be_0)):
-                fail(f"--{name.replace('_', '-')} must be positive{' or 0' * (name in may_be_0)}, not {x}")
-        if name in at_most_1 and value > 1:
-            fail(f"--{name.replace('_', '-')} must be at most 1, not {value}")
+    may_be_0 = "seed checkpoint_interval gamma gae_lambda ent_coef vf_coef beta reptile_alpha"
+    check_numbers(args, may_be_0.split(), at_most_1=["gamma", "gae_lambda", "reptile_alpha"])
     if args.envs_per_task * args.num_steps % args.num_minibatches:
         fail("--envs-per-task times --num-steps must divide into --num-minibatches")
     if args.freeze_theta and (not args.load or args.reptile_alpha):
@@ -323,11 +317,8 @@ def check(args: Args) -> None:
 def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
-    try:
-        envs = make(args.env_id, args.envs_per_task, args.tasks or None)
-        eval_envs = make(args.env_id, args.eval_episodes, args.tasks or None)
-    except ValueError as error:
-        fail(str(error))
+    envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
+    eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
     num_tasks, num_envs, num_steps = envs.num_tasks, args.envs_per_task, args.num_steps
     batch_size = num_tasks * num_envs * num_steps
     num_iterations = args.total_timesteps // batch_size

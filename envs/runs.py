@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields, make_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +59,25 @@ def parse_args(args_class: type, env_defaults: dict[str, dict[str, Any]], descri
     options = {"description": description, "config": (tyro.conf.OmitArgPrefixes,)}
     parsed = tyro.cli(grouped, default=grouped(*defaults), **options)
     return args_class(**{name: x for group in vars(parsed).values() for name, x in vars(group).items()})
+
+
+def check_numbers(args: Any, may_be_0: Sequence[str], at_most_1: Sequence[str]) -> None:
+    """Refuse settings that are negative, not finite, 0 (but for the named) or, of the named, above 1."""
+    for name, value in vars(args).items():
+        flag = f"--{name.replace('_', '-')}"
+        for x in value if isinstance(value, tuple) and name != "tasks" else (value,):  # make checks tasks
+            if type(x) in (int, float) and not (0 < x < math.inf or (x == 0 and name in may_be_0)):
+                fail(f"{flag} must be positive{' or 0' if name in may_be_0 else ''}, not {x}")
+        if name in at_most_1 and value > 1:
+            fail(f"{flag} must be at most 1, not {value}")
+
+
+def build(maker: Callable, *args: Any) -> Any:
+    """An environment from `envs.make` or `envs.make_single`, whose complaints are about the user's input."""
+    try:
+        return maker(*args)
+    except ValueError as error:
+        fail(str(error))
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
