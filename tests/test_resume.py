@@ -16,7 +16,7 @@ EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha":
 
 # Every process forks from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["gymnasium", "torch.utils.tensorboard", "tyro"])
+processes.set_forkserver_preload(["gymnasium", "torch._dynamo", "torch.utils.tensorboard", "tyro"])
 
 
 @pytest.fixture(params=probes.SCRIPTS)
