@@ -80,9 +80,9 @@ class PPO:
 class VarShare:
     """The variational residuals."""
 
-    beta: float = 0.001  # weight of beta * KL / N_m; 1 is the ELBO
+    beta: float = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
     sigma_prior: float = 0.01  # standard deviation of the prior
-    sigma_init: float = 0.01  # initial standard deviation of the residuals
+    sigma_init: float = 0.003  # initial standard deviation of the residuals
     reptile_alpha: float = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per rollout
 
@@ -94,6 +94,7 @@ class Args(VarShare, PPO, Experiment):
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
+LUNARLANDER |= dict(beta=0.001, sigma_init=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 
 # layers are lists of (W (task, out, in), b (task, out, 1)); a Gaussian policy's logstd is (task, 1, action)
