@@ -307,6 +307,8 @@ def check(args: Args) -> None:
     check_numbers(args, may_be_0.split(), at_most_1=["gamma", "gae_lambda", "reptile_alpha"])
     if args.envs_per_task * args.num_steps % args.num_minibatches:
         fail("--envs-per-task times --num-steps must divide into --num-minibatches")
+    if args.envs_per_task * args.num_steps < 2:
+        fail("--num-steps 1 with --envs-per-task 1 leaves one sample, which cannot be normalised")
     if args.freeze_theta and (not args.load or args.reptile_alpha):
         fail("--freeze-theta needs a theta from --load, and goes without --reptile-alpha, which moves it")
     if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
@@ -338,7 +340,7 @@ def train(args: Args) -> Path:
     device = torch.device("cuda" if args.cuda else "cpu")
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
-    if args.load:
+    if args.load and not run.checkpoint:
         load_agent(agent, Path(args.load), envs.task_names)
     agent.to(device)
     params = [p for p in agent.parameters() if p.requires_grad]
@@ -433,7 +435,8 @@ def train(args: Args) -> Path:
         now, global_step, last = time.perf_counter(), iteration * batch_size, iteration == num_iterations
         stats = torch.stack(stats)
         if not all(x.isfinite().all() for x in (stats, *params)):
-            sys.exit(f"{run.folder}: NaN or infinite loss at step {global_step}; the last checkpoint is good")
+            run.close()
+            sys.exit(f"{run.folder}: NaN or infinite loss at step {global_step}; earlier checkpoints stay")
         if iteration == first_iteration:  # the clock of SPS starts after the first iteration, which compiles
             clock_step, clock_time = global_step, now
         run.bar.update(batch_size)

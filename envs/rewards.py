@@ -31,5 +31,5 @@ def scale_rewards(
     seen = seen.transpose(0, 1).flatten(1).double()
     stats += torch.stack((torch.ones_like(seen), seen, seen.square())).sum(2).T
     count, total, squares = stats.T
-    std = (squares / count - (total / count).square()).clamp(min=0).sqrt() + 1e-8
+    std = ((squares / count - (total / count).square()).clamp(min=0) + 1e-8).sqrt()
     return rewards / std.float().unsqueeze(1), returns

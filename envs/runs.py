@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields, make_dataclass
 from importlib.metadata import version
@@ -70,6 +71,8 @@ def check_numbers(args: Any, may_be_0: Sequence[str], at_most_1: Sequence[str]) 
                 fail(f"{flag} must be positive{' or 0' if name in may_be_0 else ''}, not {x}")
         if name in at_most_1 and value > 1:
             fail(f"{flag} must be at most 1, not {value}")
+        if name == "seed" and value >= 2**63:
+            fail(f"{flag} must be below 2^63, not {value}")
 
 
 def build(maker: Callable, *args: Any) -> Any:
@@ -83,10 +86,12 @@ def build(maker: Callable, *args: Any) -> Any:
 def read(path: Path, kind: str) -> dict[str, Any]:
     """Load a "model" or a "checkpoint" that `Run.save` wrote; anything else is bad input."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError
-        found = content["kind"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about the file, which is refused in a line anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["kind"] if isinstance(content, dict) else None
+        if not all(isinstance(x, torch.Tensor) for x in content["agent"].values()) or "args" not in content:
+            raise TypeError("not the content of a saved agent")
     except Exception as error:  # a file of another origin can fail in any way
         fail(f"{path} is not a {kind} of this project ({type(error).__name__})")
     if found != kind:
@@ -170,7 +175,9 @@ class Run:
     def start(self, step: int, total_steps: int) -> None:
         """Open the folder's files at `step`, of the checkpoint or 0: what was logged later is dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(self.config, indent=2))
+        if not (self.folder / "config.json").exists():
+            (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2))
+            os.replace(self.folder / "config.tmp", self.folder / "config.json")
         if self.args.track:
             import wandb  # a slow import that few need
 

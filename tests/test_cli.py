@@ -129,6 +129,8 @@ BAD = [
     (["--env-id", "CartPole-v99"], KNOWN),
     (["--env-id", "no_such_module:Env-v0"], "no_such_module"),
     (["--env-id", "Blackjack-v1"], "one-dimensional Box"),
+    (["--seed", str(2**64)], "--seed"),
+    (["--num-steps", "1", "--envs-per-task", "1", "--num-minibatches", "1"], "one sample"),
     (["--tasks", "10"], "from 0 to 9"),
     (["--tasks", "3", "3"], "different"),
     (["--tasks", "-1"], "from 0 to 9"),
