@@ -1,7 +1,9 @@
 """Env steps per second of the scripts, end to end without start-up, on one core: bash benchmark.sh speed."""
 
 import argparse
+import contextlib
 import csv
+import io
 import os
 import sys
 import tempfile
@@ -41,7 +43,8 @@ def no_noise_loss(agent, noise, batch, args):
 
 def steps_per_second(**settings) -> float:
     """charts/SPS of a run."""
-    folder = script.train(script.Args(eval_episodes=1, checkpoint_interval=1e9, **settings))
+    with contextlib.redirect_stdout(io.StringIO()):
+        folder = script.train(script.Args(eval_episodes=1, checkpoint_interval=1e9, **settings))
     with open(folder / "heartbeat.csv") as file:
         return [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "charts/SPS"][-1]
 
