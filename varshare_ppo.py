@@ -49,7 +49,7 @@ class Experiment:
     resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
     checkpoint_interval: float = 30.0  # seconds between checkpoints
     num_threads: int = 1  # CPU threads
-    cuda: bool = False  # train on the GPU; at the default size the CPU is faster
+    cuda: bool = False  # train on the GPU; meant for networks much larger than the default
     compile: bool = False  # torch.compile the loss: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too
 
