@@ -18,19 +18,7 @@ import torch
 TINY = ["--total-timesteps", "640", "--num-steps", "8", "--hidden-sizes", "8", "--eval-episodes", "1"]
 
 
-@pytest.fixture(params=probes.SCRIPTS)
-def script(request):
-    return probes.load_script(request.param)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [])  # main() sets it
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def parse(script, *argv):

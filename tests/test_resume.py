@@ -19,18 +19,7 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["gymnasium", "torch._dynamo", "torch.utils.tensorboard", "tyro"])
 
 
-@pytest.fixture(params=probes.SCRIPTS)
-def script(request):
-    return probes.load_script(request.param)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def start(name, folder, changes, **kill):

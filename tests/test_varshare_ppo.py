@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-import signal
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -31,19 +30,7 @@ DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1.0, 1.0, (2,))
 BOTH = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["Discrete", "Box"])
 
 
-@pytest.fixture(params=probes.SCRIPTS)
-def script(request):
-    return probes.load_script(request.param)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Scripts write below the current folder, and a run that was stopped keeps its signal handlers."""
-    monkeypatch.chdir(tmp_path)
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def settings(**changes):

@@ -1,0 +1,23 @@
+"""Fixtures of the tests that run scripts."""
+
+import signal
+import sys
+
+import probes
+import pytest
+
+
+@pytest.fixture(params=probes.SCRIPTS)
+def script(request):
+    return probes.load_script(request.param)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Scripts write below the current folder, and a run that was stopped keeps its signal handlers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py"])  # probes.main sets it, errors name it
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
