@@ -42,8 +42,8 @@ class Experiment:
     seed: int = 1  # seed of every random draw
     total_timesteps: int = 1_000_000  # environment steps of the run, all tasks together
     eval_episodes: int = 20  # episodes per task of the final evaluation
-    load: str = ""  # start from this saved model (run folder or model.pt); new tasks get new residuals
-    freeze_theta: bool = False  # train only mu and sigma (needs --load)
+    load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
+    freeze_theta: bool = False  # train only what tasks do not share (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
     run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
     resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
@@ -89,7 +89,7 @@ class VarShare:
 
 @dataclass
 class Args(VarShare, PPO, Experiment):
-    """All settings in one flat namespace; the three groups are those of --help."""
+    """All settings in one flat namespace; its groups are those of --help."""
 
 
 # what differs from the defaults above, per environment; flags on the command line win
@@ -130,11 +130,9 @@ class Agent(nn.Module):
         self.discrete = isinstance(space, gym.spaces.Discrete)
         self.act_dim = int(space.n) if self.discrete else space.shape[0]
         widths = [envs.single_observation_space.shape[0], *args.hidden_sizes]
-        self.shapes = {  # layer -> (out, in), in the order of the columns of `weights()`
-            f"{net}_{i}": shape
-            for net, out in (("actor", self.act_dim), ("critic", 1))
-            for i, shape in enumerate(zip([*widths[1:], out], widths, strict=True))
-        }
+        hidden, last = list(zip(widths[1:], widths)), len(widths) - 1
+        self.shapes = {f"{net}_{i}": shape for net in ("actor", "critic") for i, shape in enumerate(hidden)}
+        self.shapes |= {f"actor_{last}": (self.act_dim, widths[-1]), f"critic_{last}": (1, widths[-1])}
         self.sizes = [n_out * (n_in + 1) for n_out, n_in in self.shapes.values()]
         self.sizes.append(0 if self.discrete else self.act_dim)  # logstd
         self.theta = nn.Parameter(self.init_weights(rng), requires_grad=not args.freeze_theta)  # (weight,)
@@ -145,9 +143,9 @@ class Agent(nn.Module):
 
     def init_weights(self, rng: torch.Generator) -> Tensor:
         """One draw of all weights, (weight,)."""
-        depth, parts = len(self.shapes) // 2, []
+        last, parts = len(self.shapes) // 2 - 1, []
         for name, (n_out, n_in) in self.shapes.items():
-            gain = {f"actor_{depth - 1}": 0.01, f"critic_{depth - 1}": 1.0}.get(name, math.sqrt(2))
+            gain = {f"actor_{last}": 0.01, f"critic_{last}": 1.0}.get(name, math.sqrt(2))
             w = nn.init.orthogonal_(torch.empty(n_out, n_in), gain, generator=rng)
             parts += [w.flatten(), torch.zeros(n_out)]
         return torch.cat([*parts, torch.zeros(self.sizes[-1])])
@@ -162,13 +160,14 @@ class Agent(nn.Module):
         return mean if noise is None else torch.addcmul(mean, torch.exp(0.5 * self.logvar), noise)
 
     def unpack(self, weights: Tensor) -> Net:
-        """(task, weight) -> the layers of actor and critic."""
+        """(task, weight) -> the layers of actor and critic; the columns are in the order of `shapes`."""
         *parts, logstd = weights.split(
             [n for o, i in self.shapes.values() for n in (o * i, o)] + self.sizes[-1:], 1
         )
         layers = zip(parts[::2], parts[1::2], self.shapes.values(), strict=True)
         layers = [(w.view(-1, *shape), b.unsqueeze(2)) for w, b, shape in layers]
-        return Net(layers[: len(layers) // 2], layers[len(layers) // 2 :], logstd.unsqueeze(1))
+        hidden = len(layers) // 2 - 1
+        return Net([*layers[:hidden], layers[-2]], [*layers[hidden:-2], layers[-1]], logstd.unsqueeze(1))
 
     def action_noise(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Noise of `act`: Gumbel (the argmax then draws from the softmax) or normal, (*shape, action)."""
@@ -210,28 +209,6 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
 
-class SampledWeights(torch.autograd.Function):
-    """W_m = theta + mu_m + sigma_m * noise (task, weight) and KL(q_m || p) (task,), differentiated by hand.
-
-    The same as `agent.weights(noise)` and `gaussian_kl`, in half the passes over memory: 10 % of a run.
-    """
-
-    @staticmethod
-    def forward(ctx, theta: Tensor, mu: Tensor, logvar: Tensor, noise: Tensor, sigma_prior: float):
-        sigma, ctx.sigma_prior = torch.exp(0.5 * logvar), sigma_prior
-        ctx.save_for_backward(mu, sigma, noise)
-        return torch.addcmul(theta + mu, sigma, noise), gaussian_kl(mu, logvar, sigma_prior)
-
-    @staticmethod
-    def backward(ctx, grad_w: Tensor, grad_kl: Tensor):
-        mu, sigma, noise = ctx.saved_tensors
-        grad_kl = grad_kl.unsqueeze(1)
-        grad_mu = torch.addcmul(grad_w, mu, grad_kl / ctx.sigma_prior**2)
-        grad_logvar = torch.addcmul(grad_w * noise, sigma, grad_kl / ctx.sigma_prior**2)  # of sigma, so far
-        grad_logvar = grad_logvar.mul_(0.5 * sigma).sub_(0.5 * grad_kl)
-        return grad_w.sum(0), grad_mu, grad_logvar, None, None
-
-
 def gae(rewards, values, next_values, terminated, done, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016); tensors are (step, ...).
 
@@ -266,10 +243,10 @@ def ppo_loss(agent: Agent, net: Net, b: Batch, args: Args) -> tuple[Tensor, Tens
     return loss, stats.mean((1, 2))
 
 
-def varshare_loss(agent: Agent, noise: Tensor, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
+def objective(agent: Agent, noise: Tensor, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
     """The objective at the top, (), and STATS."""
-    weights, kl = SampledWeights.apply(agent.theta, agent.mu, agent.logvar, noise, args.sigma_prior)
-    loss, stats = ppo_loss(agent, agent.unpack(weights), b, args)
+    loss, stats = ppo_loss(agent, agent.unpack(agent.weights(noise)), b, args)
+    kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
     return (loss + args.beta / (args.num_steps * args.envs_per_task) * kl).sum(), stats
 
 
@@ -309,8 +286,10 @@ def check(args: Args) -> None:
         fail("--envs-per-task times --num-steps must divide into --num-minibatches")
     if args.envs_per_task * args.num_steps < 2:
         fail("--num-steps 1 with --envs-per-task 1 leaves one sample, which cannot be normalised")
-    if args.freeze_theta and (not args.load or args.reptile_alpha):
-        fail("--freeze-theta needs a theta from --load, and goes without --reptile-alpha, which moves it")
+    if args.freeze_theta and not args.load:
+        fail("--freeze-theta needs a theta from --load")
+    if args.freeze_theta and args.reptile_alpha:
+        fail("--freeze-theta goes without --reptile-alpha, which moves theta")
     if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
         fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
     if args.cuda and not torch.cuda.is_available():
@@ -334,9 +313,7 @@ def train(args: Args) -> Path:
 
     # seeded set-up
     torch.set_num_threads(args.num_threads)
-    torch.empty(
-        8_000_000
-    )  # having freed 32 MB, glibc keeps large blocks instead of returning each to the system
+    torch.empty(8_000_000)  # having freed 32 MB, glibc no longer returns every large block to the system
     device = torch.device("cuda" if args.cuda else "cpu")
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
@@ -345,7 +322,7 @@ def train(args: Args) -> Path:
     agent.to(device)
     params = [p for p in agent.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(params, lr=args.learning_rate, eps=1e-5, fused=True)
-    loss_fn = torch.compile(varshare_loss) if args.compile else varshare_loss
+    loss_fn = torch.compile(objective) if args.compile else objective
     next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 0, envs.num_envs))
     discounted = torch.zeros(num_tasks, num_envs, device=device)  # return so far, for --norm-reward
     episodes = np.zeros((3, num_tasks))  # since the last log: sum of returns, sum of lengths, count
@@ -479,7 +456,7 @@ def train(args: Args) -> Path:
             print(f"stopped at step {global_step}: continue with --resume --run-name {run.folder.name}")
             sys.exit(128 + run.stop[0])
 
-    # final evaluation: mean weights, deterministic actions, environments of their own
+    # final evaluation: deterministic actions, environments of their own
     net = agent.unpack(agent.weights())
     seeds = spread_seeds(args.seed, 1, eval_envs.num_envs)
     returns, lengths = evaluate(lambda x: agent.greedy(agent.policy(net, x.to(device))), eval_envs, seeds)

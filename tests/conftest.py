@@ -7,6 +7,11 @@ import probes
 import pytest
 
 
+@pytest.fixture(params=probes.TRUNKS)
+def trunk(request):
+    return probes.load_script(request.param)
+
+
 @pytest.fixture(params=probes.SCRIPTS)
 def script(request):
     return probes.load_script(request.param)

@@ -7,16 +7,24 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
 
 import envs
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("varshare_ppo.py",)  # paths below ROOT: the generic tests run for every one of them
+TRUNKS = ("varshare_ppo.py",)  # paths below ROOT
+SIBLINGS = tuple(
+    f"baselines/{name}_ppo.py"
+    for name in ("independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
+)
+SCRIPTS = TRUNKS + SIBLINGS
 
 # A run of ten iterations on cartpole10 that takes a second
 SMALL = {
@@ -55,6 +63,67 @@ def flags(settings):
         else:
             argv += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return argv
+
+
+TASKS, OBS, HIDDEN = 3, 5, (7, 6)
+DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1.0, 1.0, (2,))
+BOTH = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["Discrete", "Box"])
+
+
+def settings(script, **changes):
+    """Settings of a small agent."""
+    size = {"hidden_sizes": HIDDEN, "num_steps": 9, "envs_per_task": 2, "sigma_prior": 0.3}
+    return script.Args(**{k: v for k, v in size.items() if hasattr(script.Args, k)} | changes)
+
+
+def spaces(space=DISCRETE):
+    """What an agent wants to know of an environment."""
+    observations = gym.spaces.Box(-1.0, 1.0, (OBS,))
+    return SimpleNamespace(num_tasks=TASKS, single_observation_space=observations, single_action_space=space)
+
+
+def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
+    """An agent whose weights are all different from 0 and from each other."""
+    rng = torch.Generator().manual_seed(1)
+    agent = script.Agent(spaces(space), settings(script, **changes), rng).to(dtype)
+    with torch.no_grad():
+        for name, x in agent.named_parameters():
+            x += 0.3 * torch.randn(x.shape, generator=rng)
+            if name == "logvar":
+                x.uniform_(-6, -2, generator=rng)
+    return agent
+
+
+def make_batch(script, agent, samples, seed=0):
+    """Random samples, whose actions were drawn from an older policy."""
+    rng, weights = torch.Generator().manual_seed(seed), agent.weights()
+
+    def randn(*shape):
+        return torch.randn(shape, generator=rng, dtype=weights.dtype)
+
+    with torch.no_grad():
+        obs = randn(TASKS, samples, OBS)
+        old = agent.unpack(weights + 0.3 * randn(*weights.shape))
+        actions = agent.act(old, obs, agent.action_noise((TASKS, samples), rng).to(obs.dtype))
+        logprobs, _ = agent.log_prob_entropy(old, obs, actions)
+        values = agent.value(old, obs)
+        returns = values + randn(TASKS, samples)
+        return script.Batch(obs, actions, logprobs, randn(TASKS, samples), returns, values)
+
+
+def forward_task_by_task(agent, weights, obs):
+    """Actor's outputs (task, sample, out), values (task, sample), logstd (task, action), by a plain loop."""
+    actor, critic, logstd = [], [], []
+    for row, x in zip(weights, obs, strict=True):
+        layers, n_obs = [], x.shape[-1]
+        for n_in, n_out in 2 * [(n_obs, HIDDEN[0]), HIDDEN] + [(HIDDEN[-1], agent.act_dim), (HIDDEN[-1], 1)]:
+            w, b, row = row[: n_out * n_in], row[n_out * n_in :][:n_out], row[n_out * (n_in + 1) :]
+            layers.append((w.view(n_out, n_in), b))
+        for outputs, (first, second, last) in ((actor, (0, 1, 4)), (critic, (2, 3, 5))):
+            hidden = F.linear(F.linear(x, *layers[first]).relu(), *layers[second]).relu()
+            outputs.append(F.linear(hidden, *layers[last]))
+        logstd.append(row)
+    return torch.stack(actor), torch.stack(critic).squeeze(2), torch.stack(logstd)
 
 
 def load(folder, name="model"):
@@ -274,3 +343,34 @@ class TurnsToNaN(Probe):
 
 for _probe in (*Probe.__subclasses__(), Terminated):
     gym.register(_probe.__name__, vector_entry_point=_probe)
+
+
+PROBE = {
+    "beta": 0.001,  # a prior so weak, and a penalty, that what is learned is the environment
+    "l2_coef": 0.005,
+    "num_steps": 16,
+    "envs_per_task": 16,
+    "hidden_sizes": (16,),
+    "learning_rate": 0.01,
+    "eval_episodes": 2,
+    "run_name": "probe",
+}
+
+
+def learn(script, env_id, rollouts=40, **changes):
+    """Train on a probe; returns values and policy at the observations, and the folder."""
+    probe = {name: x for name, x in PROBE.items() if hasattr(script.Args, name)}
+    steps = rollouts * 16 * 16 * gym.spec(env_id).vector_entry_point.num_tasks
+    folder = script.train(script.Args(**probe | {"env_id": env_id, "total_timesteps": steps} | changes))
+    agent, net = load_agent(script, folder)
+
+    def at(*observations):
+        obs = torch.tensor(observations).view(1, -1, 1).expand(len(agent.weights()), -1, 1)
+        return agent.value(net, obs).numpy(), agent.policy(net, obs)[..., -1].numpy()
+
+    return at, folder
+
+
+def run(script, name="run", **changes):
+    """A small run on cartpole10; returns its folder."""
+    return script.train(script.Args(**SMALL | {"run_name": name} | changes))

@@ -65,13 +65,13 @@ def main() -> None:
     if torch.cuda.is_available():
         cases["cartpole10 --cuda"] = {"total_timesteps": 500_000, "cuda": True}
     best = dict.fromkeys(cases, 0.0)
-    plain = script.Agent, script.varshare_loss
+    plain = script.Agent, script.objective
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for repeat in range(repeats):
             for i, (name, settings) in enumerate(cases.items()):
                 bare = "no sampling" in name
-                script.Agent, script.varshare_loss = (NoNoiseAgent, no_noise_loss) if bare else plain
+                script.Agent, script.objective = (NoNoiseAgent, no_noise_loss) if bare else plain
                 sps = steps_per_second(run_name=f"{repeat}-{i}", **settings)
                 best[name] = max(best[name], sps)
                 print(f"{name:>32}  {sps:9,.0f} env steps/s", file=sys.stderr, flush=True)

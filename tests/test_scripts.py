@@ -1,0 +1,369 @@
+"""Of every script: what it learns on probes and CartPoles, seeds, files, loading and failures.
+
+What siblings have literally in common (test_siblings.py) is tested with the trunks only: fixture `trunk`.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import probes
+import pytest
+import torch
+from probes import learn, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import envs
+from envs.evaluation import evaluate, spread_seeds
+from envs.rewards import scale_rewards
+from envs.runs import load_agent
+
+TASKS = 3
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+# Rewards and evaluation
+
+
+def test_rewards_are_scaled_by_the_std_of_their_tasks_discounted_return():
+    rng, gamma, shape = np.random.default_rng(0), 0.9, (16, TASKS, 4)
+    stats, running = torch.zeros(TASKS, 3, dtype=torch.float64), torch.zeros(TASKS, 4)
+    seen, returns = [[] for _ in range(TASKS)], np.zeros(shape[1:])
+    for _ in range(4):  # rollouts, over which an episode can run on
+        rewards = (rng.normal(size=shape) * [[[1.0], [1000.0], [0.01]]] + [[[0.0], [500.0], [1.0]]]).astype(
+            "f4"
+        )
+        done = (rng.random(shape) < 0.1).astype("f4")
+        scaled, running = scale_rewards(
+            stats, torch.from_numpy(rewards), torch.from_numpy(done), running, gamma
+        )
+        for t in range(16):
+            for m, i in np.ndindex(shape[1:]):
+                returns[m, i] = gamma * returns[m, i] + rewards[t, m, i]
+                seen[m].append(returns[m, i])
+                returns[m, i] *= 1 - done[t, m, i]
+        for m in range(TASKS):
+            np.testing.assert_allclose(scaled[:, m], rewards[:, m] / np.std(seen[m]), rtol=1e-4)
+        np.testing.assert_allclose(running, returns, rtol=1e-5)
+
+
+def test_a_tasks_rewards_do_not_touch_another_tasks():
+    rewards, done = torch.randn(8, 2, 3), torch.zeros(8, 2, 3)
+    results = []
+    for factor in (1.0, 100.0):
+        changed, stats = rewards.clone(), torch.zeros(2, 3, dtype=torch.float64)
+        changed[:, 1] *= factor
+        results.append(scale_rewards(stats, changed, done, torch.zeros(2, 3), 0.9))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.movedim(-2, 0)[0], other.movedim(-2, 0)[0])
+    torch.testing.assert_close(results[0][0], results[1][0])  # and the scale of a task's rewards drops out
+
+
+def balance(obs):
+    """A controller of numbers that are the same for one observation and for many."""
+    if obs.shape[-1] == 4:  # a pole
+        return (obs[..., 2] + obs[..., 3] > 0).long()
+    return torch.where(obs[..., 3] < -0.3, 2, torch.where(obs[..., 4] > 0, 3, 1))  # a lander
+
+
+@pytest.mark.parametrize("env_id", ["cartpole10", "lunarlander20"])
+def test_evaluation_plays_one_episode_in_each_environment(env_id):
+    tasks, episodes = [7, 0, 3], 3
+    returns, lengths = evaluate(balance, envs.make(env_id, episodes, tasks), spread_seeds(5, 1, 9))
+    assert returns.shape == lengths.shape == (3, episodes)
+    seeds = iter(spread_seeds(5, 1, 9))
+    for (m, task), i in itertools.product(enumerate(tasks), range(episodes)):
+        env = envs.make_single(env_id, task)
+        obs, _ = env.reset(seed=next(seeds))
+        total, steps, over = 0.0, 0, False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(balance(torch.from_numpy(obs)).item())
+            total, steps, over = total + reward, steps + 1, terminated or truncated
+        assert (returns[m, i], lengths[m, i]) == (pytest.approx(total, rel=1e-12), steps)
+    assert len(np.unique(lengths)) > 4  # short episodes did not wait for long ones by playing on
+
+
+def test_seeds_of_environments_are_all_different():
+    seeds = [
+        s for seed in (*range(20), 10**9) for stream in range(20) for s in spread_seeds(seed, stream, 20)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert spread_seeds(3, 1, 20)[:5] == spread_seeds(3, 1, 5)
+    assert all(type(s) is int for s in seeds)
+
+
+# Probes: what a script must learn in an environment with a known answer
+
+
+def test_probe_value_of_a_constant_reward(trunk):
+    at, folder = learn(trunk, "ConstantReward")
+    np.testing.assert_allclose(at(0.0)[0], [[1], [2], [3]], atol=0.15)
+    rows = [row[2:] for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"]
+    assert rows == [("task0", "1.0"), ("task1", "2.0"), ("task2", "3.0"), ("mean", "2.0")]
+    rows = [row[2:] for row in probes.read_heartbeat(folder) if row[1] == "charts/episodic_return"]
+    assert rows == [("task0", "1.0"), ("task1", "2.0"), ("task2", "3.0"), ("mean", "2.0")] * 40
+
+
+def test_probe_value_depends_on_the_observation(trunk):
+    at, _ = learn(trunk, "RewardOfObservation")
+    np.testing.assert_allclose(at(-1.0, 1.0)[0], [[-1, 1]], atol=0.15)
+
+
+def test_probe_value_is_discounted(trunk):
+    at, _ = learn(trunk, "DelayedReward", gamma=0.7)
+    np.testing.assert_allclose(at(0.0, 1.0)[0], [[0.7, 1]], atol=0.1)
+
+
+def test_probe_policy_finds_the_better_action(trunk):
+    at, _ = learn(trunk, "RewardOfAction")
+    values, policy = at(0.0)
+    assert policy > 0.9 and values == pytest.approx(1, abs=0.3)
+
+
+def test_probe_policy_depends_on_the_observation(script):
+    at, _ = learn(script, "RewardOfBoth")
+    values, policy = at(-1.0, 1.0)
+    assert policy[0, 0] < 0.1 and policy[0, 1] > 0.9
+    np.testing.assert_allclose(values, [[1, 1]], atol=0.3)
+
+
+def test_probe_gaussian_policy_finds_the_best_force(script):
+    at, _ = learn(script, "RewardOfForce")
+    np.testing.assert_allclose(at(-1.0, 1.0)[1], [[-1, 1]], atol=0.25)
+
+
+def test_probe_truncation_is_not_an_end(trunk):
+    at, _ = learn(trunk, "Truncated", gamma=0.8)
+    np.testing.assert_allclose(at(-1.0, 1.0)[0], [[-5, 5]], atol=0.5)  # 1 / (1 - gamma)
+
+
+def test_probe_termination_is_an_end(trunk):
+    at, _ = learn(trunk, "Terminated", gamma=0.8)
+    values = np.cumsum(0.8 ** np.arange(4))[::-1]
+    np.testing.assert_allclose(at(1.0, 2.0, 3.0, 4.0)[0][0], values, atol=0.4)
+    np.testing.assert_allclose(at(-1.0, -2.0, -3.0, -4.0)[0][0], -values, atol=0.4)
+
+
+def test_probe_two_tasks_with_opposite_actions_and_rewards_of_different_scale(script):
+    at, _ = learn(script, "Opposites")
+    _, policy = at(0.0)
+    assert policy[0] < 0.1 and policy[1] > 0.9
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("norm_adv", [True, False])
+def test_advantages_are_normalised_in_every_task(trunk, monkeypatch, norm_adv):
+    batches, ppo_loss = [], trunk.ppo_loss
+
+    def record(agent, net, batch, args):
+        batches.append(batch)
+        return ppo_loss(agent, net, batch, args)
+
+    monkeypatch.setattr(trunk, "ppo_loss", record)
+    learn(trunk, "Opposites", rollouts=1, update_epochs=1, num_minibatches=1, norm_adv=norm_adv)
+    assert [len(x) for x in batches[0]] == [2] * 6
+    mean, std = batches[0].advantages.mean(1), batches[0].advantages.std(1)
+    if norm_adv:
+        torch.testing.assert_close(mean, torch.zeros(2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(std, torch.ones(2), atol=1e-3, rtol=0)
+    else:
+        assert std[0] < 0.1 < std[1]  # as the rewards
+        torch.testing.assert_close(batches[0].advantages + batches[0].values, batches[0].returns)
+
+
+@pytest.mark.parametrize("changes", [{}, {"rollout_weights": "sample"}], ids=["", "sample"])
+def test_same_seed_same_run_and_another_seed_another(script, changes):
+    if not all(hasattr(script.Args, name) for name in changes):
+        pytest.skip("the script has no such setting")
+    one = run(script, "one", **changes)
+    torch.manual_seed(123)  # nothing may depend on the global generators, nor on what ran before
+    np.random.seed(123)  # noqa: NPY002
+    two = run(script, "two", checkpoint_interval=1e9, **changes)
+    probes.assert_same_runs(two, one)
+    other = run(script, "other", seed=2, total_timesteps=2560, **changes)
+    short = run(script, "short", total_timesteps=2560, **changes)
+    for name in ("charts/episodic_return", "losses/value_loss"):
+        rows = [[row for row in probes.read_heartbeat(f) if row[1] == name] for f in (other, short)]
+        assert rows[0] != rows[1]
+
+
+METRICS = {
+    "charts/": {"episodic_return", "episodic_length", "SPS", "wall_time", "learning_rate"},
+    "eval/": {"episodic_return", "episodic_length"},
+    "losses/": {
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "old_approx_kl",
+        "approx_kl",
+        "clipfrac",
+        "clipfrac_first_minibatch",
+        "explained_variance",
+    },
+}
+
+
+def test_files_of_a_run(script):
+    folder = run(script, tasks=(4, 2), total_timesteps=5120)
+    rows = probes.read_heartbeat(folder)
+    names = [envs.cartpole.NAMES[4], envs.cartpole.NAMES[2]]
+    metrics = {row[1] for row in rows}
+    for prefix, expected in METRICS.items():
+        assert {m.removeprefix(prefix) for m in metrics if m.startswith(prefix)} == expected
+    assert {row[2] for row in rows} == {*names, "mean"}
+    batch = 2 * 8 * 32
+    assert sorted({int(row[0]) for row in rows}) == list(range(batch, 5120 + 1, batch))
+    rates = [float(row[3]) for row in rows if row[1] == "charts/learning_rate"]
+    np.testing.assert_allclose(rates, script.Args.learning_rate * (1 - np.arange(10) / 10))
+    for name in (n for n in metrics if n.startswith(("charts/episodic", "eval/"))):
+        of_last = {row[2]: float(row[3]) for row in rows if row[1] == name and row[0] == "5120"}
+        if of_last.keys() == {*names, "mean"}:  # else no episode of a task ended since the log before
+            assert of_last["mean"] == pytest.approx((of_last[names[0]] + of_last[names[1]]) / 2)
+
+    events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
+    per_task = {m for m in metrics if m.startswith(("charts/episodic", "eval/"))}
+    assert set(events.Tags()["scalars"]) == metrics | {f"{m}/{name}" for m in per_task for name in names}
+    for metric in metrics:
+        logged = [(int(row[0]), float(row[3])) for row in rows if row[1] == metric and row[2] == "mean"]
+        scalars = [(e.step, e.value) for e in events.Scalars(metric)]
+        np.testing.assert_allclose(scalars, logged, rtol=1e-6)
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["args"] | {"hidden_sizes": (64, 64)} == vars(
+        script.Args(**probes.SMALL | {"run_name": "run", "tasks": [4, 2], "total_timesteps": 5120})
+    )
+    assert (probes.ROOT / config["script"]).samefile(script.__file__)
+    assert config["task_names"] == names
+    assert config["task_params"] == [envs.cartpole.TASKS[4], envs.cartpole.TASKS[2]]
+    assert torch.__version__.startswith(config["versions"]["torch"].split("+")[0])
+    model = probes.load(folder)
+    assert model["kind"] == "model" and model["task_names"] == names
+    assert sorted(p.name for p in folder.iterdir() if "tfevents" not in p.name) == [
+        "checkpoint.pt",
+        "config.json",
+        "heartbeat.csv",
+        "model.pt",
+    ]
+
+
+def test_final_evaluation_is_of_the_saved_model(script):
+    folder = run(script)
+    agent, net = probes.load_agent(script, folder)
+    returns, _ = evaluate(
+        lambda x: agent.greedy(agent.policy(net, x)), envs.make("cartpole10", 2), spread_seeds(1, 1, 20)
+    )
+    rows = [row[2:] for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"]
+    tasks = zip(envs.cartpole.NAMES, returns.mean(1).tolist(), strict=True)
+    assert rows == [*((name, str(x)) for name, x in tasks), ("mean", str(returns.mean()))]
+
+
+@pytest.mark.parametrize("env_id", ["lunarlander20", "lunarlander20-continuous", "Pendulum-v1"])
+def test_other_environments_run(script, env_id, capsys):
+    tasks = 1 if env_id == "Pendulum-v1" else 20
+    size = {"num_steps": 16, "envs_per_task": 1, "num_minibatches": 2, "total_timesteps": 64 * tasks}
+    folder = run(script, env_id=env_id, **size | {"norm_reward": True, "eval_episodes": 1})
+    assert (folder / "model.pt").exists()
+    assert capsys.readouterr().out.count("  return ") == 4 + tasks + 1
+
+
+# Adaptation
+
+
+def test_training_on_some_tasks_only(script):
+    folder = run(script, tasks=(5, 1), total_timesteps=2560)
+    model = probes.load(folder)
+    assert model["task_names"] == [envs.cartpole.NAMES[5], envs.cartpole.NAMES[1]]
+    assert all(len(model["agent"][name]) == 2 for name in script.Agent.per_task)
+
+
+def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
+    folder = run(script, tasks=(0, 1, 2), norm_reward=True, total_timesteps=5120)
+    saved = probes.load(folder)["agent"]
+    tasks = (2, 5, 0)
+    fresh, agent = (
+        script.Agent(
+            envs.make("cartpole10", 1, tasks), script.Args(tasks=tasks), torch.Generator().manual_seed(7)
+        )
+        for _ in range(2)
+    )
+    load_agent(agent, folder, [envs.cartpole.NAMES[task] for task in tasks])
+    assert set(script.Agent.per_task) <= saved.keys()
+    assert len(script.Agent.per_task) > 1  # the statistics of the returns, and something else
+    for name, x in agent.state_dict().items():
+        if name in script.Agent.per_task:
+            assert torch.equal(x[[0, 2]], saved[name][[2, 0]]) and len(saved[name]) == 3
+            assert torch.equal(x[1], fresh.state_dict()[name][1])
+        else:
+            assert torch.equal(x, saved[name])
+
+    # a run starts there: with steps too small to move, it ends there too
+    for path in (folder, folder / "model.pt"):
+        changes = {"learning_rate": 1e-30, "total_timesteps": 2560}
+        still = run(script, f"still-{path.name}", load=str(path), tasks=tasks, **changes)
+        ended = probes.load(still)["agent"]
+        for name, x in agent.named_parameters():
+            rows = [0, 2] if name in script.Agent.per_task else ...
+            torch.testing.assert_close(ended[name][rows], x.detach()[rows], rtol=0, atol=1e-20)
+
+
+def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(script):
+    if not hasattr(script.Args, "freeze_theta"):
+        pytest.skip("the script has no shared theta")
+    folder = run(script, tasks=(0, 1, 2), total_timesteps=2560)
+    changes = {"freeze_theta": True, "total_timesteps": 2560, "tasks": (3,), "load": str(folder)}
+    still = probes.load(run(script, "still", learning_rate=1e-30, **changes))["agent"]
+    moved = probes.load(run(script, "moved", **changes))["agent"]
+    assert torch.equal(moved["theta"], probes.load(folder)["agent"]["theta"])
+    for name in set(script.Agent.per_task) - {"return_stats"}:
+        assert len(moved[name]) == 1 and not torch.equal(moved[name], still[name])
+
+
+# Failures
+
+
+def test_nan_stops_the_run_and_the_last_checkpoint_stays_good(script, tmp_path):
+    with pytest.raises(SystemExit) as stop:  # 16 steps a rollout: the sixth is the first with a NaN
+        learn(script, "TurnsToNaN", checkpoint_interval=0.0)
+    assert isinstance(stop.value.code, str)  # which Python prints, and exits with code 1
+    assert "NaN" in stop.value.code and f"step {6 * 16 * 16}" in stop.value.code
+    checkpoint = probes.load(tmp_path / "runs/probe", "checkpoint")
+    assert checkpoint["iteration"] == 5
+    assert all(x.isfinite().all() for x in checkpoint["agent"].values())
+    assert not (tmp_path / "runs/probe/model.pt").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_the_same(trunk):
+    at, _ = learn(trunk, "RewardOfBoth", cuda=True)
+    _, policy = at(-1.0, 1.0)
+    assert policy[0, 0] < 0.1 and policy[0, 1] > 0.9
+
+
+# Learning
+
+LEARNED = {  # return on cartpole10 after 409,600 steps that a script must beat; a random policy has 22
+    "varshare_ppo": 380,
+    "l2soft_ppo": 380,
+    "independent_ppo": 300,
+    "hard_sharing_ppo": 300,
+    "pcgrad_ppo": 300,
+    "cagrad_ppo": 300,
+    "contextual_ppo": 200,
+}
+
+
+def final_return(script, **changes):
+    size = {"num_steps": 128, "eval_episodes": 10, "checkpoint_interval": 1e9}
+    rows = probes.read_heartbeat(run(script, **size | changes))
+    return next(float(row[3]) for row in rows if row[1:3] == ("eval/episodic_return", "mean"))
+
+
+def test_learns_cartpole10(script):
+    assert final_return(script, total_timesteps=409_600) > LEARNED[script.Args.exp_name]
+
+
+def test_learns_identical_tasks(trunk):
+    assert final_return(trunk, env_id="cartpole-identical10", total_timesteps=256_000) > 400
