@@ -192,9 +192,12 @@ def plot_norms(run: Run) -> Figure | None:
     titles = {
         "mu_norm": r"$|\mu_m|$, residual means",
         "theta_norm": r"$|\theta|$, shared weights",
+        "head_norm": "norm of a task's head",
+        "embedding_norm": "norm of a task's embedding",
         "sigma": r"median $\sigma_m$",
         "sigma_over_theta": r"median $\sigma_m$ / median $|\theta|$",
         "kl_loss": r"$\beta\,\mathrm{KL}_m / N_m$, in the loss",
+        "l2_loss": r"$\lambda\,|\mu_m|^2$, in the loss",
     }
     logged = {metric.split("/")[-1]: metric for metric in run.metrics()}
     tables = {name: run.values(logged[name]) for name in titles if name in logged}

@@ -1,4 +1,7 @@
-"""Env steps per second of the scripts, end to end without start-up, on one core: bash benchmark.sh speed."""
+"""Env steps per second, end to end without start-up, on one core: bash benchmark.sh speed.
+
+The trunks under several conditions, and every script on cartpole10.
+"""
 
 import argparse
 import contextlib
@@ -13,8 +16,12 @@ import gymnasium as gym
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import varshare_ppo as script
+import probes
+
 from envs.cartpole import CartPole10
+
+varshare = probes.load_script("varshare_ppo.py")
+PLAIN = varshare.Agent, varshare.objective
 
 
 class CartPole100(CartPole10):
@@ -25,7 +32,7 @@ class CartPole100(CartPole10):
     all_names = [f"{copy}-{name}" for copy in range(10) for name in CartPole10.all_names]
 
 
-class NoNoiseAgent(script.Agent):
+class NoNoiseAgent(varshare.Agent):
     """No sampling and no KL: theta + mu_m alone."""
 
     def __init__(self, *args):
@@ -36,12 +43,12 @@ class NoNoiseAgent(script.Agent):
         return None
 
 
-def no_noise_loss(agent, noise, batch, args):
-    loss, stats = script.ppo_loss(agent, agent.unpack(agent.weights()), batch, args)
+def no_noise_objective(agent, noise, batch, args):
+    loss, stats = varshare.ppo_loss(agent, agent.unpack(agent.weights()), batch, args)
     return loss.sum(), stats
 
 
-def steps_per_second(**settings) -> float:
+def steps_per_second(script, **settings) -> float:
     """charts/SPS of a run."""
     with contextlib.redirect_stdout(io.StringIO()):
         folder = script.train(script.Args(eval_episodes=1, checkpoint_interval=1e9, **settings))
@@ -54,30 +61,31 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case, in turn; the best counts")
     repeats = parser.parse_args().repeats
     gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500)
-    lunar = script.LUNARLANDER | {"env_id": "lunarlander20", "total_timesteps": 400_000}
+    cartpole = {"total_timesteps": 500_000}
+    lunar = varshare.LUNARLANDER | {"env_id": "lunarlander20", "total_timesteps": 400_000}
     cases = {
-        "cartpole10": {"total_timesteps": 500_000},
-        "cartpole10, no sampling, no KL": {"total_timesteps": 500_000},
-        "cartpole10 --compile": {"total_timesteps": 500_000, "compile": True},
-        "100 tasks": {"env_id": "cartpole100", "total_timesteps": 2_000_000},
-        "lunarlander20": lunar,
+        "varshare_ppo.py, no sampling, no KL": (varshare, cartpole),
+        "varshare_ppo.py --compile": (varshare, cartpole | {"compile": True}),
+        "varshare_ppo.py, 100 tasks": (varshare, {"env_id": "cartpole100", "total_timesteps": 2_000_000}),
+        "varshare_ppo.py --env-id lunarlander20": (varshare, lunar),
     }
+    cases = {name: (probes.load_script(name), cartpole) for name in probes.SCRIPTS} | cases
     if torch.cuda.is_available():
-        cases["cartpole10 --cuda"] = {"total_timesteps": 500_000, "cuda": True}
+        cases["varshare_ppo.py --cuda"] = (varshare, cartpole | {"cuda": True})
     best = dict.fromkeys(cases, 0.0)
-    plain = script.Agent, script.objective
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for repeat in range(repeats):
-            for i, (name, settings) in enumerate(cases.items()):
+            for i, (name, (script, settings)) in enumerate(cases.items()):
                 bare = "no sampling" in name
-                script.Agent, script.objective = (NoNoiseAgent, no_noise_loss) if bare else plain
-                sps = steps_per_second(run_name=f"{repeat}-{i}", **settings)
+                varshare.Agent, varshare.objective = (NoNoiseAgent, no_noise_objective) if bare else PLAIN
+                sps = steps_per_second(script, run_name=f"{repeat}-{i}", **settings)
                 best[name] = max(best[name], sps)
-                print(f"{name:>32}  {sps:9,.0f} env steps/s", file=sys.stderr, flush=True)
-    print("| case | env steps/s |\n|---|---|")
+                print(f"{name:>40}  {sps:9,.0f} env steps/s", file=sys.stderr, flush=True)
+    reference = best["baselines/hard_sharing_ppo.py"]
+    print("| case | env steps/s | Hard sharing is faster by |\n|---|---|---|")
     for name, sps in best.items():
-        print(f"| {name} | {sps:,.0f} |")
+        print(f"| `{name}` | {sps:,.0f} | {reference / sps:.2f} |")
 
 
 if __name__ == "__main__":

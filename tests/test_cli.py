@@ -155,29 +155,37 @@ BAD = [
     (["--run-name", "."], "--run-name"),
     (["--run-name", "/"], "--run-name"),
 ]
-BAD_OF_VARSHARE = [
-    (["--beta", "-1"], "--beta must be positive or 0"),
-    (["--beta", "nan"], "--beta must be positive or 0"),
-    (["--sigma-init", "0"], "--sigma-init must be positive"),
-    (["--sigma-prior", "-0.1"], "--sigma-prior must be positive"),
-    (["--sigma-prior", "inf"], "--sigma-prior must be positive"),
-    (["--reptile-alpha", "1.1"], "--reptile-alpha must be at most 1"),
-    (["--reptile-alpha", "-0.1"], "--reptile-alpha must be positive or 0"),
-    (["--freeze-theta"], "--freeze-theta needs a theta from --load"),
-    (["--freeze-theta", "--load", "x", "--reptile-alpha", "0.1"], "--reptile-alpha"),
-]
+BAD_OF_METHODS = {
+    "beta": [(["--beta", "-1"], "--beta must be positive or 0"), (["--beta", "nan"], "positive or 0")],
+    "sigma_init": [(["--sigma-init", "0"], "--sigma-init must be positive")],
+    "sigma_prior": [
+        (["--sigma-prior", "-0.1"], "--sigma-prior must be positive"),
+        (["--sigma-prior", "inf"], "--sigma-prior must be positive"),
+    ],
+    "reptile_alpha": [
+        (["--reptile-alpha", "1.1"], "--reptile-alpha must be at most 1"),
+        (["--reptile-alpha", "-0.1"], "--reptile-alpha must be positive or 0"),
+        (["--freeze-theta", "--load", "x", "--reptile-alpha", "0.1"], "goes without --reptile-alpha"),
+    ],
+    "freeze_theta": [(["--freeze-theta"], "--freeze-theta needs a theta from --load")],
+    "l2_coef": [(["--l2-coef", "-1"], "--l2-coef must be positive or 0")],
+    "embedding_size": [(["--embedding-size", "0"], "--embedding-size must be positive")],
+    "cagrad_c": [
+        (["--cagrad-c", "-0.1"], "--cagrad-c must be positive or 0"),
+        (["--cagrad-c", "1.1"], "--cagrad-c must be at most 1"),
+    ],
+}
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_bad_input_is_one_line_and_nothing_is_written(script, capsys, argv, message):
-    assert_refused(script, capsys, argv, message)
+def test_bad_input_is_one_line_and_nothing_is_written(trunk, capsys, argv, message):
+    assert_refused(trunk, capsys, argv, message)
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"), BAD_OF_VARSHARE, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
-)
-def test_bad_input_of_varshare(capsys, argv, message):
-    assert_refused(probes.load_script("varshare_ppo.py"), capsys, argv, message)
+def test_bad_input_of_the_method(script, capsys):
+    for setting, cases in BAD_OF_METHODS.items():
+        for argv, message in cases if hasattr(script.Args, setting) else ():
+            assert_refused(script, capsys, argv, message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -188,8 +196,8 @@ def test_cuda_without_a_device(script, capsys):
 @pytest.mark.parametrize(
     "name", ["missing", "text", "bytes", "nothing", "folder", "pickle", "code", "tensor", "other"]
 )
-def test_a_file_that_is_no_model(script, capsys, saved, name):
-    assert_refused(script, capsys, ["--load", str(saved / name)], str(saved / name))
+def test_a_file_that_is_no_model(trunk, capsys, saved, name):
+    assert_refused(trunk, capsys, ["--load", str(saved / name)], str(saved / name))
     assert not (saved / "executed").exists()
 
 
@@ -217,9 +225,9 @@ def test_a_model_that_does_not_fit(script, capsys, saved):
     ],
     ids=" ".join,
 )
-def test_flags_that_cannot_be_read(script, capsys, argv):
+def test_flags_that_cannot_be_read(trunk, capsys, argv):
     with pytest.raises(SystemExit) as stop:
-        probes.main(script, *argv)
+        probes.main(trunk, *argv)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and err and "Traceback" not in out + err
     assert not Path("runs").exists()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import probes
 import pytest
 import torch
 from PIL import Image
@@ -62,18 +63,22 @@ def write_model(run, folder, **changes):
 
 def play_by_hand(model, task, seed, weights):
     """Return of one episode with the average policy of these weights, (draw, weight), in plain NumPy."""
-    widths = [4, *model["args"]["hidden_sizes"], 2]
+    hidden = list(itertools.pairwise([4, *model["args"]["hidden_sizes"]]))
+    shapes = [*hidden, *hidden, (hidden[-1][1], 2)]  # of the actor, of the critic, the actor's last layer
     env = make_single("cartpole10", task)
     obs, _ = env.reset(seed=seed)
     total, over = 0.0, False
     while not over:
         policies = []
         for flat in weights.numpy():
-            x = obs
-            for layer, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+            layers = []
+            for n_in, n_out in shapes:
                 w, b, flat = np.split(flat, [n_in * n_out, n_in * n_out + n_out])
-                x = w.reshape(n_out, n_in) @ x + b
-                x = np.maximum(x, 0) if layer < len(widths) - 2 else x
+                layers.append((w.reshape(n_out, n_in), b))
+            x = obs
+            for w, b in layers[: len(hidden)]:
+                x = np.maximum(w @ x + b, 0)
+            x = layers[-1][0] @ x + layers[-1][1]
             policies.append(np.exp(x - x.max()) / np.exp(x - x.max()).sum())
         obs, reward, terminated, truncated, _ = env.step(int(np.mean(policies, axis=0).argmax()))
         total, over = total + reward, terminated or truncated
@@ -274,25 +279,23 @@ def test_refuses_numbers_and_tasks(run, part, capsys):
     assert "--seed must be at least 0" in refused(capsys, Args(run, seed=-1))
 
 
-def test_a_script_without_a_distribution_of_the_weights(run, tmp_path, monkeypatch, capsys):
-    """And one in a subfolder of a project, found from the root."""
-    (tmp_path / "baselines").mkdir()
-    (tmp_path / "baselines/plain.py").write_text(
-        "import varshare_ppo\n"
-        "from varshare_ppo import Args\n\n\n"
-        "class Agent(varshare_ppo.Agent):\n"
-        "    def __init__(self, *args):\n"
-        "        super().__init__(*args)\n"
-        "        del self.logvar\n"
-    )
-    monkeypatch.setattr(enjoy, "ROOT", tmp_path)
-    agent = read_model(run)["agent"]
-    del agent["logvar"]
-    folder = write_model(run, tmp_path / "plain", agent=agent, script="baselines/plain.py")
-    assert np.array_equal(play(Args(folder, episodes=2))[1], play_all_by_hand(run, 2, 0))
+@pytest.mark.usefixtures("elsewhere")
+def test_plays_the_model_of_every_script(script, capsys):
+    folder = probes.run(script, total_timesteps=5120)
+    names, returns, _, _ = play(Args(folder, episodes=2))
+    rows = {
+        row[2]: float(row[3]) for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"
+    }
+    assert [rows[name] for name in names] == returns.mean(1).tolist()
+    part = play(Args(folder, episodes=2, tasks=(7, 2)))[1]
+    assert np.array_equal(part, returns[[7, 2]])
     for weights in ("sample", "ensemble"):
-        expected = f"--weights {weights} needs a distribution of the weights"
-        assert expected in refused(capsys, Args(folder, weights))
+        if hasattr(script.Agent, "draw_noise"):
+            assert play(Args(folder, weights, episodes=2))[1].shape == (10, 2)
+        else:
+            capsys.readouterr()
+            expected = f"--weights {weights} needs a distribution of the weights"
+            assert expected in refused(capsys, Args(folder, weights))
 
 
 def test_command_line(tmp_path):

@@ -106,9 +106,11 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
     probes.assert_same_runs(tmp_path / "runs/small", reference)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_how_to_continue_and_ends_the_same(script, tmp_path, uninterrupted, signum):
-    name, folder = os.path.relpath(script.__file__, probes.ROOT), tmp_path / "runs/small"
+@pytest.mark.parametrize(
+    ("name", "signum"), [("varshare_ppo.py", signal.SIGINT), *((s, signal.SIGTERM) for s in probes.SCRIPTS)]
+)
+def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, uninterrupted, signum):
+    folder = tmp_path / "runs/small"
     code, output = run(name, tmp_path, {}, moment="after", save=3, signum=signum)
     assert code == 128 + signum
     assert re.match("stopped.*--resume --run-name small$", output.splitlines()[-1])
@@ -141,8 +143,8 @@ def test_the_second_signal_ends_a_run_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_where_environments_cannot_be_saved_their_episodes_restart(script, tmp_path, signum):
-    name, folder = os.path.relpath(script.__file__, probes.ROOT), tmp_path / "runs/small"
+def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_path, signum):
+    name, folder = os.path.relpath(trunk.__file__, probes.ROOT), tmp_path / "runs/small"
     size = {"envs_per_task": 1, "num_steps": 16, "num_minibatches": 2, "total_timesteps": 3200}
     changes = {"env_id": "lunarlander20", "eval_episodes": 1, "norm_reward": True} | size
     code, output = run(name, tmp_path, changes, moment="after", save=4, signum=signum)
@@ -163,28 +165,28 @@ def small(script, **changes):
     return script.train(script.Args(**probes.SMALL | {"total_timesteps": 2 * BATCH} | changes))
 
 
-def test_restarted_episodes_are_new_ones(script):
+def test_restarted_episodes_are_new_ones(trunk):
     probes.Probe.seeds.clear()
-    folder = small(script, env_id="RewardOfAction")
+    folder = small(trunk, env_id="RewardOfAction")
     (folder / "model.pt").unlink()
-    small(script, env_id="RewardOfAction", resume=True)
+    small(trunk, env_id="RewardOfAction", resume=True)
     start, evaluation, *restart, same_evaluation = map(tuple, probes.Probe.seeds)
     assert restart[:1] == [start]  # the set-up, before the checkpoint is looked at
     seeds = [*start, *evaluation, *restart[1]]
     assert len(restart) == 2 and len(set(seeds)) == len(seeds) and evaluation == same_evaluation
 
 
-def test_a_finished_run_is_left_alone(script, capsys):
-    folder = small(script)
+def test_a_finished_run_is_left_alone(trunk, capsys):
+    folder = small(trunk)
     before = everything_in(folder)
     capsys.readouterr()
-    assert small(script, resume=True) == folder
+    assert small(trunk, resume=True) == folder
     assert capsys.readouterr() == (f"{folder} is finished\n", "")
     assert everything_in(folder) == before
 
 
-def test_settings_cannot_change_on_the_way(script, capsys):
-    folder = small(script)
+def test_settings_cannot_change_on_the_way(trunk, capsys):
+    folder = small(trunk)
     (folder / "model.pt").unlink()
     before = everything_in(folder)
     capsys.readouterr()
@@ -198,45 +200,45 @@ def test_settings_cannot_change_on_the_way(script, capsys):
         "norm_reward": True,
     }.items():
         with pytest.raises(SystemExit) as stop:
-            small(script, resume=True, **{name: value})
+            small(trunk, resume=True, **{name: value})
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "" and err.count("\n") == 1
         assert f"cannot be resumed: its {name} is " in err
     assert everything_in(folder) == before
-    small(script, resume=True, checkpoint_interval=5.0)  # which changes nothing
+    small(trunk, resume=True, checkpoint_interval=5.0)  # which changes nothing
     assert (folder / "model.pt").exists()
 
 
-def test_a_run_is_not_overwritten(script, capsys):
-    folder = small(script)
+def test_a_run_is_not_overwritten(trunk, capsys):
+    folder = small(trunk)
     before = everything_in(folder)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        small(script)
+        small(trunk)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "--resume" in err
     assert everything_in(folder) == before
 
 
-def test_without_a_name_resume_finds_the_newest_run_of_the_seed(script):
+def test_without_a_name_resume_finds_the_newest_run_of_the_seed(trunk):
     names = {"run_name": "", "resume": True}
-    first = small(script, **names)  # nothing to resume: a new one
-    assert first.name.startswith(f"cartpole10__{Path(script.__file__).stem}__1__")
-    other = small(script, **names, seed=11)
+    first = small(trunk, **names)  # nothing to resume: a new one
+    assert first.name.startswith(f"cartpole10__{Path(trunk.__file__).stem}__1__")
+    other = small(trunk, **names, seed=11)
     assert other != first and "__11__" in other.name
     for folder in (first, other):
         (folder / "model.pt").unlink()
-    assert small(script, **names) == first and (first / "model.pt").exists()
-    older = first.rename(first.with_name("cartpole10__" + Path(script.__file__).stem + "__1__5"))
+    assert small(trunk, **names) == first and (first / "model.pt").exists()
+    older = first.rename(first.with_name("cartpole10__" + Path(trunk.__file__).stem + "__1__5"))
     os.utime(older / "config.json", (1, 1))
-    newer = small(script, run_name="")
+    newer = small(trunk, run_name="")
     (newer / "model.pt").unlink()
-    assert small(script, **names) == newer
+    assert small(trunk, **names) == newer
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "model"])
-def test_a_spoilt_checkpoint_is_refused(script, capsys, content):
-    folder = small(script)
+def test_a_spoilt_checkpoint_is_refused(trunk, capsys, content):
+    folder = small(trunk)
     model, checkpoint = (folder / "model.pt").read_bytes(), (folder / "checkpoint.pt").read_bytes()
     (folder / "model.pt").unlink()
     content = {"half": checkpoint[: len(checkpoint) // 2], "model": model}.get(content, content)
@@ -244,7 +246,7 @@ def test_a_spoilt_checkpoint_is_refused(script, capsys, content):
     before = everything_in(folder)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        small(script, resume=True)
+        small(trunk, resume=True)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "checkpoint" in err
     assert everything_in(folder) == before
