@@ -1,53 +1,228 @@
 #!/usr/bin/env bash
-# Seeded grids of runs below runs/. A finished run is skipped, an interrupted one continues from its checkpoint.
+# Seeded grids of runs, then the report. A finished run is skipped, an interrupted one continues from its checkpoint:
+# after any interruption give the same command again.
 #
-#   bash benchmark.sh main     lunarlander20 at 8 M and 2 M steps, 2 seeds; cartpole10 with re-centring, 5 seeds;
-#                              CartPole-v1 with CleanRL's settings, 3 seeds     -> results/main/
-#   bash benchmark.sh noise    rollout weights x sigma_init x sigma_prior x beta on cartpole10, 500 k steps, 5 seeds
-#                                                                            -> results/noise/
-#   bash benchmark.sh speed    env steps per second on one core, nothing else running
+#   bash benchmark.sh cartpole      every method on cartpole10, at a short and at a long budget -> results/cartpole/
+#   bash benchmark.sh identical     the same methods on ten copies of one task                  -> results/identical/
+#   bash benchmark.sh lunarlander   the same methods on lunarlander20, 2 M steps (hours)        -> results/lunarlander/
+#   bash benchmark.sh search        settings of every method on cartpole10, the same budget for each -> results/search/
+#   bash benchmark.sh main          VarShare-PPO's numbers in the README                        -> results/main/
+#   bash benchmark.sh noise         rollout weights, sigma_init, sigma_prior, beta              -> results/noise/
+#   bash benchmark.sh speed         env steps per second on one core, nothing else running
+#   bash benchmark.sh SUITE --dry-run    print the commands only
+#   bash benchmark.sh report SUITE       the report alone, of whatever has finished
 #
-# Environment variables: JOBS, runs at a time, one thread each (default: number of cores).
+# Environment variables:
+#   METHODS   of the first four suites (default: all; see the table below)
+#   ENVS, SEEDS, STEPS   lists that replace those of the first three suites, e.g. SEEDS="1 2 3" STEPS=500000
+#   FLAGS     further flags of every run of these suites, e.g. FLAGS="--cuda"
+#   JOBS      runs at a time, one thread each (default: number of cores; with Slurm: no limit)
+#   OUT       folder of runs/ and results/ (default: the project's)
+#   LAUNCHER  slurm: submit the runs as one array job and the report as a job that follows it
+#   SBATCH    further options for both of them, e.g. SBATCH="--partition=long --time=2:00:00"
 set -euo pipefail
-cd "$(dirname "$0")"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+settings=$root/results/search/settings.csv # the settings that the search chose: env, steps, method, flags
+cd "${OUT:-$root}"
 export OMP_NUM_THREADS=1
-jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+
+# method, script, its flags, and its coefficient with the values that the search tries (of those without one of
+# their own: the largest norm of the gradient)
+methods() {
+    cat <<'END'
+varshare           varshare_ppo.py                  beta            0.01 0.1 1
+varshare-recentred varshare_ppo.py                  reptile-alpha   0.1 0.3 1
+l2soft             baselines/l2soft_ppo.py          l2-coef         0.05 0.5 5
+l2soft-recentred   baselines/l2soft_ppo.py          reptile-alpha   0.1 0.3 1
+independent        baselines/independent_ppo.py     max-grad-norm   0.5 2 10
+hard-sharing       baselines/hard_sharing_ppo.py    max-grad-norm   0.5 2 10
+contextual         baselines/contextual_ppo.py      embedding-size  4 8 16
+pcgrad             baselines/pcgrad_ppo.py          max-grad-norm   0.5 2 10
+cagrad             baselines/cagrad_ppo.py          cagrad-c        0.2 0.5 0.8
+END
+}
+
+chosen_methods() {
+    local method
+    for method in ${METHODS:-$(methods | awk '{ print $1 }')}; do
+        methods | grep "^$method " || { echo "benchmark.sh: unknown method $method" >&2 && exit 2; }
+    done
+}
+
+tuned() { # env, steps, method: the flags that the search chose, at the largest budget it tried up to these steps
+    local env=${1/cartpole-identical10/cartpole10} flags=""
+    [ ! -f "$settings" ] || flags=$(awk -F, -v env="$env" -v steps="$2" -v method="$3" '
+        $1 == env && $3 == method && $2 <= steps && $2 > best { best = $2; flags = $4 } END { print flags }' "$settings")
+    case $3 in *-recentred) echo "${flags:---reptile-alpha 0.1}" ;; *) echo "$flags" ;; esac # else the defaults
+}
+
+# A line per run: its name, a tab, script and flags
+
+grid() { # suite, environments, budgets: every method with its settings
+    local seed steps env method script
+    for steps in ${STEPS:-$3}; do for seed in ${SEEDS:-1 2 3 4 5 6 7 8 9 10}; do for env in ${ENVS:-$2}; do
+        chosen_methods | while read -r method script _; do
+            printf '%s\t%s --exp-name %s --env-id %s --total-timesteps %s --seed %s %s\n' \
+                "$1__${env}__${steps}__${method}__$seed" "$script" "$method" "$env" "$steps" "$seed" \
+                "$(tuned "$env" "$steps" "$method")${FLAGS:+ $FLAGS}"
+        done
+    done; done; done
+}
+
+search_runs() { # 4 learning rates x 3 values of the coefficient x 3 seeds that no result is reported of
+    local steps rates seed rate value method script name values
+    for steps in 102400 500000; do
+        rates="0.003 0.006 0.012 0.024"
+        [ "$steps" = 500000 ] || rates="0.006 0.012 0.024 0.048"
+        for seed in 101 102 103; do for rate in $rates; do
+            chosen_methods | while read -r method script name values; do for value in $values; do
+                printf '%s\t%s --exp-name %s --env-id cartpole10 --total-timesteps %s --seed %s %s\n' \
+                    "search__cartpole10__${steps}__${method}__${rate}__${value}__$seed" "$script" "$method" \
+                    "$steps" "$seed" "--learning-rate $rate --$name $value"
+            done; done
+        done; done
+    done
+}
 
 main_runs() { # the longest first
-    for seed in 1 2; do echo "--env-id lunarlander20 --seed $seed --run-name main__lunarlander20__$seed"; done
+    local seed
+    for seed in 1 2; do printf 'main__lunarlander20__%s\tvarshare_ppo.py --env-id lunarlander20 --seed %s\n' $seed $seed; done
     for seed in 1 2; do
-        echo "--env-id lunarlander20 --total-timesteps 2000000 --seed $seed --run-name main__lunarlander20-2M__$seed"
+        printf 'main__lunarlander20-2M__%s\tvarshare_ppo.py --env-id lunarlander20 --total-timesteps 2000000 --seed %s\n' \
+            $seed $seed
     done
     for seed in 1 2 3 4 5; do
-        echo "--env-id cartpole10 --reptile-alpha 0.1 --seed $seed --run-name main__cartpole10__$seed"
+        printf 'main__cartpole10__%s\tvarshare_ppo.py --env-id cartpole10 --reptile-alpha 0.1 --seed %s\n' $seed $seed
     done
     for seed in 1 2 3; do # CleanRL's settings
-        echo "--env-id CartPole-v1 --envs-per-task 4 --learning-rate 2.5e-4 --ent-coef 0.01 --clip-vloss" \
-            "--total-timesteps 500000 --seed $seed --run-name main__CartPole-v1__$seed"
+        printf 'main__CartPole-v1__%s\tvarshare_ppo.py --env-id CartPole-v1 --envs-per-task 4 %s %s\n' $seed \
+            "--learning-rate 2.5e-4 --ent-coef 0.01 --clip-vloss --total-timesteps 500000" "--seed $seed"
     done
 }
 
 noise_runs() {
+    local seed rollout init prior beta inits
     for seed in 1 2 3 4 5; do
         inits="0.003 0.01"
-        [ "$seed" -le 3 ] && inits="$inits 0.03" # clearly worse
+        [ "$seed" -gt 3 ] || inits="$inits 0.03" # clearly worse
         for rollout in mean sample; do for init in $inits; do for prior in 0.01 0.1; do for beta in 0.001 0.1; do
-            echo "--env-id cartpole10 --total-timesteps 500000 --seed $seed --rollout-weights $rollout" \
-                "--sigma-init $init --sigma-prior $prior --beta $beta" \
-                "--run-name noise__${rollout}__${init}__${prior}__${beta}__$seed"
+            printf '%s\tvarshare_ppo.py --total-timesteps 500000 --seed %s --rollout-weights %s %s\n' \
+                "noise__${rollout}__${init}__${prior}__${beta}__$seed" "$seed" "$rollout" \
+                "--sigma-init $init --sigma-prior $prior --beta $beta"
         done; done; done; done
     done
 }
 
-run_all() { # lines of arguments on stdin
-    mkdir -p runs
-    xargs -P "$jobs" -I{} sh -c \
-        'python varshare_ppo.py {} --resume >>runs/benchmark.log 2>&1 || { echo "failed: {}" >&2; exit 1; }'
+suite_runs() {
+    case $1 in
+        cartpole) grid cartpole cartpole10 "102400 500000" ;;
+        identical) grid identical cartpole-identical10 500000 ;;
+        lunarlander) grid lunarlander lunarlander20 2000000 ;;
+        search | main | noise) "$1_runs" ;;
+        *) echo "benchmark.sh: unknown suite $1: bash benchmark.sh help" >&2 && exit 2 ;;
+    esac
 }
 
-case ${1:-} in
-    main) main_runs | run_all && python results/tables.py main ;;
-    noise) noise_runs | run_all && python results/tables.py noise ;;
-    speed) python tests/speed.py ;;
-    *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" ;;
+report() {
+    case $1 in
+        search | main | noise) python "$root/results/tables.py" "$1" ;;
+        *) python "$root/report.py" runs --suite "$1" --out "results/$1" ;;
+    esac
+}
+
+run_line() { # list, number of a line: that run; what it prints goes to output.txt in its folder
+    local name command code=0
+    IFS=$'\t' read -r name command < <(sed -n "$2p" "$1")
+    [ ! -f "runs/$name/model.pt" ] || return 0
+    mkdir -p "runs/$name"
+    rm -f "runs/$name/failed"
+    # shellcheck disable=SC2086 # the command is a list of words
+    python "$root"/$command --run-name "$name" --resume >>"runs/$name/output.txt" 2>&1 || code=$?
+    if [ $code != 0 ] && [ $code != 130 ] && [ $code != 143 ]; then # these two: it was stopped, and has saved
+        echo $code >"runs/$name/failed"
+        printf '\nfailed: %s (exit code %s); %s/runs/%s/output.txt ends with\n' "$name" $code "$PWD" "$name" >&2
+        tail -n 5 "runs/$name/output.txt" >&2
+        return 1
+    fi
+}
+
+count() { # list, file: how many of its runs have that file
+    cut -f1 "$1" | while read -r name; do [ ! -f "runs/$name/$2" ] || echo; done | wc -l
+}
+
+progress() { # list: finished and failed runs, and the time that the rest will take
+    local finished failed total left=""
+    finished=$(count "$1" model.pt) failed=$(count "$1" failed) total=$(wc -l <"$1")
+    [ "$finished" -le "$before" ] ||
+        left=", $(((SECONDS * (total - finished) / (finished - before) + 59) / 60)) min left"
+    [ -t 1 ] || [ "$finished $failed" != "${shown:-}" ] || return 0 # not on a terminal: a line when it changes
+    shown="$finished $failed"
+    [ ! -t 1 ] || printf '\r'
+    printf '%s' "$finished/$((total)) finished, $failed failed$left   "
+    [ -t 1 ] || echo
+}
+
+stop() { # end the runs, which save first
+    trap '' INT TERM HUP
+    kill -TERM -- "-$pool" 2>/dev/null || true
+    while kill -0 -- "-$pool" 2>/dev/null; do sleep 0.2; done
+    printf '\nstopped; the same command continues\n'
+    exit 130
+}
+
+launch_here() { # list
+    local before pool code=0
+    before=$(count "$1" model.pt)
+    set -m # the runs are a process group
+    xargs -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -I{} bash "$root/benchmark.sh" run "$1" {} < <(seq "$(wc -l <"$1")") &
+    pool=$!
+    set +m
+    trap stop INT TERM HUP
+    while kill -0 "$pool" 2>/dev/null; do
+        progress "$1"
+        sleep 1
+    done
+    wait "$pool" || code=1
+    trap - INT TERM HUP
+    progress "$1"
+    [ ! -t 1 ] || echo
+    return $code
+}
+
+launch_slurm() { # suite, list: one array job, a run each, and the report after it
+    local array common=(--parsable --cpus-per-task=1 --chdir "$PWD" --output "$PWD/runs/slurm-%j.out")
+    # shellcheck disable=SC2206 # a list of words
+    common+=(${SBATCH:-})
+    array=$(sbatch "${common[@]}" --job-name "$1" --array "1-$(($(wc -l <"$2")))${JOBS:+%$JOBS}" \
+        --wrap "OUT='$PWD' bash '$root/benchmark.sh' run '$2' \$SLURM_ARRAY_TASK_ID")
+    sbatch "${common[@]}" --job-name "$1-report" --dependency "afterany:${array%%;*}" \
+        --wrap "OUT='$PWD' bash '$root/benchmark.sh' report $1" >/dev/null
+    echo "array job ${array%%;*}, then the report: squeue; the same command submits what is left"
+}
+
+case ${1:-help} in
+    help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && methods ;;
+    run) run_line "$2" "$3" ;;
+    report) report "$2" ;;
+    speed) python "$root/tests/speed.py" ;;
+    *)
+        lines=$(suite_runs "$1")
+        if [ "${2:-}" = --dry-run ]; then
+            printf '%s\n' "$lines" | while IFS=$'\t' read -r name command; do
+                echo "python $root/$command --run-name $name --resume"
+            done
+            exit
+        fi
+        mkdir -p runs
+        list=$PWD/runs/$1.tsv
+        printf '%s\n' "$lines" >"$list"
+        if [ "${LAUNCHER:-}" = slurm ]; then
+            launch_slurm "$1" "$list"
+        else
+            failed=0
+            launch_here "$list" || failed=1
+            report "$1"
+            exit $failed
+        fi
+        ;;
 esac

@@ -1,18 +1,27 @@
-"""Plots of runs, from their heartbeat.csv: python report.py runs/NAME [runs/NAME2 ...]
+"""Figures and tables from run folders.
 
-Writes into runs/NAME/plots/
-    returns.png         return of every task, and their mean, against environment steps
-    norms.png           |mu|, |theta|, sigma and beta * KL / N
-    sharing_ratio.png   |theta|^2 / (|theta|^2 + |mu|^2) of every layer
-    losses.png          losses/* as CleanRL names them
+    python report.py runs/NAME [runs/NAME2 ...]     plots of single runs -> runs/NAME/plots/
+    python report.py runs --suite cartpole          all runs/cartpole__* -> results/cartpole/
+    python report.py results/cartpole               the same from the committed CSVs alone
 
-What a run has not logged is left out, and a run that is not finished is drawn as far as it went.
+Of a run: returns.png, norms.png, sharing_ratio.png, losses.png; what it has not logged is left out, and a run
+that is not finished is drawn as far as it went. Of a suite, for every environment and budget of steps:
+
+    runs.csv            every number used: env, steps, method, seed, metric, task, step, value (long)
+    configs.csv         script, settings, commit and hardware of every run
+    table.md            final evaluation (IQM and mean over tasks, worst task), area under the curve, steps to
+                        90 % of the best method's IQM, each with a 95 % bootstrap interval over runs; cost
+    curves_*.png, tasks_*.png, improvement_*.png, sharing_*.png
+    claims.md           verdicts on those of the README's claims that the suite can answer
+
+A method is what --exp-name says, by default the script's name.
 """
 
 import io
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -24,6 +33,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from scipy import stats
 
 # Okabe and Ito's palette, told apart with any kind of colour vision
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -302,14 +312,481 @@ def plot_run(run: Run) -> list[Path]:
     return paths
 
 
-def main(folders: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Draw the plots of every run.
+# Suites of runs
+
+EVALUATION, TRAINING = "eval/episodic_return", "charts/episodic_return"
+RUN = ["env", "steps", "method", "seed"]  # what names a run
+CURVES = [TRAINING, "charts/wall_time", "varshare/mu_norm"]  # kept over time, of all tasks together
+LAST = ["charts/SPS", "varshare/mu_norm", "varshare/theta_norm"]  # kept at the end, and for every task
+TITLES = {
+    "varshare": "VarShare",
+    "varshare-recentred": "VarShare, re-centred",
+    "l2soft": "L2Soft",
+    "l2soft-recentred": "L2Soft, re-centred",
+    "independent": "Independent",
+    "hard-sharing": "Hard sharing",
+    "contextual": "Contextual",
+    "pcgrad": "PCGrad",
+    "cagrad": "CAGrad",
+}
+RESIDUAL = ("varshare", "varshare-recentred", "l2soft", "l2soft-recentred")  # methods with a mu_m per task
+RESAMPLES = 2000
+NEVER = 1e18  # steps; finite, so that it can be averaged
+
+
+def collect_run(folder: Path) -> tuple[pd.DataFrame, dict]:
+    """A finished run in the rows of runs.csv, and its row of configs.csv."""
+    import torch  # slow, and not needed for anything else here
+
+    run = read_run(folder)
+    args = run.config["args"]
+    parts = [run.log[run.log.metric.isin(CURVES) & (run.log.task == "mean")]]
+    parts.append(run.log[run.log.metric == EVALUATION])
+    ends = run.log[run.log.metric.isin(LAST) | run.log.metric.str.contains("/sharing_ratio/")]
+    parts.append(ends[ends.global_step == run.log.global_step.max()])
+    rows = pd.concat(parts).drop_duplicates().rename(columns={"global_step": "step"})
+    agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
+    del agent["return_stats"]
+    own = {name: x for name, x in agent.items() if x.ndim == 2}  # (task, weight)
+    extra = [
+        ("parameters/own", "mean", sum(x.shape[1] for x in own.values())),
+        ("parameters/all", "mean", sum(x.numel() for x in agent.values())),
+    ]
+    if "mu" in agent:
+        mu = agent["mu"] / agent["mu"].norm(dim=1, keepdim=True)
+        for (i, j), cosine in np.ndenumerate((mu @ mu.T).numpy()):
+            if i < j:
+                extra.append(("cosine", f"{run.tasks[i]}|{run.tasks[j]}", cosine))
+    last = run.log.global_step.max()
+    extra = [{"metric": m, "task": t, "step": last, "value": float(x)} for m, t, x in extra]
+    rows = pd.concat([rows, pd.DataFrame(extra)], ignore_index=True)
+    key = dict(zip(RUN, (args["env_id"], args["total_timesteps"], args["exp_name"], args["seed"])))
+    config = {"script": run.config["script"], "args": json.dumps(args)}
+    config |= {name: run.config[name] for name in ("git_commit", "hardware")}
+    return rows.assign(**key)[[*RUN, "metric", "task", "step", "value"]], key | config
+
+
+def collect(folder: Path, suite: str, out: Path) -> list[str]:
+    """Finished runs of a suite -> runs.csv and configs.csv; returns the names of those that are missing.
+
+    What should be there is in folder/SUITE.tsv, which benchmark.sh writes.
+    """
+    found = sorted(path.parent for path in folder.glob(f"{suite}__*/model.pt"))
+    if not found:
+        fail(f"{folder} has no finished runs {suite}__*")
+    expected = folder / f"{suite}.tsv"
+    names = [line.split("\t")[0] for line in expected.read_text().splitlines()] if expected.exists() else []
+    found = [path for path in found if not names or path.name in names]
+    rows, configs = zip(*(collect_run(path) for path in found))
+    out.mkdir(parents=True, exist_ok=True)
+    runs = pd.concat(rows, ignore_index=True)
+    runs["value"] = runs["value"].map("{:.6g}".format)
+    runs.to_csv(out / "runs.csv", index=False)
+    pd.DataFrame(configs).to_csv(out / "configs.csv", index=False)
+    return [name for name in names if not (folder / name / "model.pt").exists()]
+
+
+@dataclass
+class Scores:
+    """What a method reached in one environment with one budget; the first axis is the run.
+
+    Attributes:
+        final: (run, task) return of the final evaluation.
+        steps, curve: (step,) and (run, step), mean training return over tasks.
+    """
+
+    final: np.ndarray
+    steps: np.ndarray
+    curve: np.ndarray
+
+
+def scores(group: pd.DataFrame) -> dict[str, Scores]:
+    """method -> Scores, in the order of TITLES and then of the alphabet."""
+    methods = sorted(group.method.unique(), key=lambda m: (list(TITLES).index(m) if m in TITLES else 99, m))
+    result = {}
+    for method in methods:
+        rows = group[group.method == method]
+        final = rows[(rows.metric == EVALUATION) & (rows.task != "mean")]
+        curve = rows[rows.metric == TRAINING].pivot(index="seed", columns="step", values="value")
+        curve = curve.ffill(axis=1).bfill(axis=1)  # before the first episode of a task ended
+        final = final.pivot_table(index="seed", columns="task", values="value", sort=False)
+        result[method] = Scores(final.to_numpy(), curve.columns.to_numpy(), curve.to_numpy())
+    return result
+
+
+def iqm(x: np.ndarray) -> float:
+    """Mean of the middle half of all numbers (Agarwal et al. 2021)."""
+    return float(stats.trim_mean(x, 0.25, axis=None))
+
+
+def steps_to(s: Scores, target: float) -> np.ndarray:
+    """(run,) steps until the training return first reaches the target, NEVER where it does not."""
+    reached = s.curve >= target
+    return np.where(reached.any(1), s.steps[reached.argmax(1)], NEVER)
+
+
+def interval(statistic: Callable[..., float], *samples: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of a statistic of samples whose runs, the first axis, are resampled."""
+    if min(map(len, samples)) < 2 or any(np.isnan(x).any() for x in samples):
+        return math.nan, math.nan
+    found = stats.bootstrap(
+        [np.arange(len(x)) for x in samples],
+        lambda *rows: statistic(*(x[row] for x, row in zip(samples, rows))),
+        vectorized=False,
+        paired=False,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def improvement(x: np.ndarray, y: np.ndarray) -> float:
+    """P(a run of x scores above one of y on a task), ties half, mean over tasks; (run, task) each."""
+    return float(np.mean((x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])))
+
+
+def with_interval(x: float, low: float, high: float, digits: int = 1) -> str:
+    """x [low, high]; of NEVER and NaN a dash."""
+    x, low, high = (f"{v:,.{digits}f}" if abs(v) < NEVER / 4 else "-" for v in (x, low, high))
+    return f"{x} [{low}, {high}]"
+
+
+def make_table(group: pd.DataFrame) -> str:
+    """The table of one environment and budget, best IQM first."""
+    by_method = scores(group)
+    target = 0.9 * max(iqm(s.final) for s in by_method.values())
+    # IQM over runs and tasks; the rest are means over runs
+    measures = {
+        "IQM": (lambda s: s.final, iqm, 1),
+        "mean": (lambda s: s.final, np.mean, 1),
+        "worst task": (lambda s: s.final.min(1), np.mean, 1),
+        "area under the curve": (lambda s: s.curve.mean(1), np.mean, 1),
+        f"steps to {target:.0f} (median)": (lambda s: steps_to(s, target), np.median, 0),
+    }
+    cost = group[group.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
+    cost = cost.groupby("method").median()
+    rows = []
+    for method, s in by_method.items():
+        cells = [TITLES.get(method, method), str(len(s.final))]
+        for select, statistic, digits in measures.values():
+            sample = select(s)
+            cells.append(with_interval(statistic(sample), *interval(statistic, sample), digits))
+        c = cost.loc[method]
+        cells += [f"{c['parameters/own']:,.0f}", f"{c['parameters/all']:,.0f}"]
+        cells += [f"{c['charts/wall_time']:.1f}", f"{c['charts/SPS']:,.0f}"]
+        rows.append((iqm(s.final), cells))
+    columns = [
+        "method",
+        "runs",
+        *measures,
+        "parameters of a task's own",
+        "parameters",
+        "seconds",
+        "env steps/s",
+    ]
+    lines = [columns, ["---"] * len(columns), *(cells for _, cells in sorted(rows, key=lambda r: -r[0]))]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def panels_of(methods: list[str]) -> list[list[str]]:
+    """Methods in panels of at most MAX_CURVES: those with residuals, and the plain one against the others."""
+    residual = [m for m in methods if m in RESIDUAL]
+    others = [m for m in methods if m not in RESIDUAL]
+    if len(methods) < MAX_CURVES:
+        return [methods]
+    return [residual, [*residual[:1], *others][:MAX_CURVES]]
+
+
+def color_of(method: str) -> str:
+    """One colour per method in every figure; those with residuals have one also."""
+    order = ["varshare", "independent", "hard-sharing", "contextual", "pcgrad", "cagrad"]
+    order += ["l2soft", "varshare-recentred"]
+    colors = dict(zip(order, (BLUE, BLACK, ORANGE, PURPLE, GREEN, RED, SKY, YELLOW)))
+    return colors.get(method, "0.5")
+
+
+def plot_curves(group: pd.DataFrame, title: str) -> Figure:
+    """Training return of every method: IQM over runs of the mean over tasks, 95 % intervals."""
+    by_method = scores(group)
+    panels = panels_of(list(by_method))
+    figure = Figure(figsize=(5.6 * len(panels), 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, methods in zip(axes, panels):
+        for method in methods:
+            s, color = by_method[method], color_of(method)
+            ax.plot(
+                s.steps, [iqm(x) for x in s.curve.T], color=color, lw=1.8, label=TITLES.get(method, method)
+            )
+            if len(s.curve) > 1:
+                bounds = [interval(iqm, x) for x in s.curve.T]
+                ax.fill_between(s.steps, *zip(*bounds), color=color, alpha=0.15, lw=0)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.set_xlabel("environment steps, all tasks together")
+        ax.legend(fontsize=8, loc="lower right")
+    axes[0].set_ylabel("training return, mean over tasks")
+    return figure
+
+
+def plot_tasks(group: pd.DataFrame, title: str) -> Figure:
+    """Final evaluation of every task: bars of the methods, 95 % intervals of the mean over runs."""
+    by_method = scores(group)
+    tasks = group[(group.metric == EVALUATION) & (group.task != "mean")].task.unique()
+    columns = min(5, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    figure = Figure(
+        figsize=(2.6 * columns + 1.4, 0.9 + (0.5 + 0.2 * len(by_method)) * rows), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    names = [TITLES.get(method, method) for method in by_method]
+    for i, (ax, task) in enumerate(zip(axes, tasks)):
+        for name, (method, s) in zip(names, by_method.items()):
+            values = s.final[:, i]
+            low, high = interval(np.mean, values)
+            mean = values.mean()
+            error = None if math.isnan(low) else [[max(0, mean - low)], [max(0, high - mean)]]
+            ax.barh(name, mean, color=color_of(method), xerr=error, error_kw={"lw": 1, "ecolor": "0.35"})
+        ax.set_title(task, fontsize=8)
+        ax.grid(visible=False, axis="y")
+    axes[0].invert_yaxis()
+    for ax in list(axes)[len(tasks) :]:
+        ax.set_visible(False)
+    figure.supxlabel("return of the final evaluation", fontsize=9)
+    return figure
+
+
+def heat(ax: Axes, values: np.ndarray, rows: list[str], columns: list[str], low: float, high: float) -> None:
+    """A heat map with its numbers written in."""
+    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    size = 8 if max(values.shape) < 12 else 6
+    for (row, column), value in np.ndenumerate(values):
+        if not math.isnan(value):
+            color = "white" if value < (low + high) / 2 else "black"
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=color)
+    ax.set_xticks(
+        range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor", fontsize=size
+    )
+    ax.set_yticks(range(len(rows)), rows, fontsize=size)
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, pad=0.01)
+
+
+def plot_improvement(group: pd.DataFrame, title: str) -> Figure:
+    """Probability that a run of the row's method beats one of the column's on a task."""
+    by_method = scores(group)
+    names = [TITLES.get(method, method) for method in by_method]
+    values = np.array(
+        [[improvement(x.final, y.final) for y in by_method.values()] for x in by_method.values()]
+    )
+    np.fill_diagonal(values, np.nan)
+    figure = Figure(figsize=(3.0 + 0.7 * len(names), 1.6 + 0.5 * len(names)), layout="constrained")
+    ax = figure.subplots()
+    heat(ax, values, names, names, 0, 1)
+    ax.set_title(f"{title}\nprobability that the row beats the column", fontsize=10)
+    return figure
+
+
+def plot_sharing_map(group: pd.DataFrame, title: str) -> Figure | None:
+    """Of every method with residuals: cosines of the tasks' mu, and the sharing ratio of the layers."""
+    methods = [m for m in scores(group) if m in RESIDUAL]
+    if not methods:
+        return None
+    figure = Figure(figsize=(15, 0.5 + 4.6 * len(methods)), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(len(methods), 2, squeeze=False)
+    for (left, right), method in zip(axes, methods):
+        rows = group[group.method == method]
+        tasks = list(rows[(rows.metric == EVALUATION) & (rows.task != "mean")].task.unique())
+        pairs = rows[rows.metric == "cosine"].groupby("task").value.mean()
+        cosines = np.full((len(tasks), len(tasks)), np.nan)
+        for pair, value in pairs.items():
+            i, j = (tasks.index(task) for task in pair.split("|"))
+            cosines[i, j] = cosines[j, i] = value
+        heat(left, cosines, tasks, tasks, -1, 1)
+        left.set_title(f"{TITLES[method]}: cosine of the tasks' $\\mu_m$", fontsize=10)
+        ratios = rows[rows.metric.str.contains("/sharing_ratio/") & (rows.task != "mean")]
+        ratios = ratios.pivot_table(index="metric", columns="task", values="value")[tasks]
+        layers = [name.rpartition("/")[2] for name in ratios.index]
+        heat(right, ratios.to_numpy(), layers, tasks, min(0.9, ratios.min().min()), 1)
+        right.set_title(f"{TITLES[method]}: sharing ratio (1: fully shared)", fontsize=10)
+    return figure
+
+
+def plot_residuals(groups: dict[str, pd.DataFrame]) -> Figure | None:
+    """|mu_m| over time on identical and on different tasks."""
+    names = {name: rows[rows.metric == "varshare/mu_norm"] for name, rows in groups.items()}
+    methods = [m for m in RESIDUAL if all((rows.method == m).any() for rows in names.values())]
+    if len(groups) < 2 or not methods:
+        return None
+    figure = Figure(figsize=(3.4 * len(methods), 3.4), layout="constrained")
+    figure.suptitle("norm of the residuals, mean over tasks, IQM over runs", fontsize=11)
+    for ax, method in zip(figure.subplots(1, len(methods), squeeze=False, sharey=True)[0], methods):
+        for color, (name, rows) in zip(CYCLE, names.items()):
+            rows = rows[(rows.method == method) & (rows.task == "mean")]
+            curve = rows.pivot_table(index="seed", columns="step", values="value")
+            ax.plot(curve.columns, [iqm(x) for x in curve.to_numpy().T], color=color, label=name)
+        ax.set_title(TITLES[method])
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.set_xlabel("environment steps")
+    figure.axes[0].set_ylabel(r"mean $|\mu_m|$")
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+# Claims: each gives a verdict and the numbers behind it
+
+BASELINES = ("independent", "hard-sharing", "contextual", "pcgrad", "cagrad")
+MARGIN = 0.05  # two methods are the same if their means differ by less than this share of the better one
+SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
+
+
+def difference(x: Scores, y: Scores) -> tuple[float, float, float]:
+    """Mean final evaluation of x minus that of y, and its 95 % interval."""
+    return x.final.mean() - y.final.mean(), *interval(lambda a, b: a.mean() - b.mean(), x.final, y.final)
+
+
+def claim_1(by_method: dict[str, Scores]) -> str | None:
+    """VarShare and L2Soft beat the other baselines."""
+    pairs = [(m, b) for m in ("varshare", "l2soft") for b in BASELINES if m in by_method and b in by_method]
+    if not pairs:
+        return None
+    lines, won = [], []
+    for method, baseline in pairs:
+        x, y = by_method[method], by_method[baseline]
+        better = with_interval(*difference(x, y))
+        chance = improvement(x.final, y.final), *interval(improvement, x.final, y.final)
+        won.append(difference(x, y)[1] > 0)
+        lines.append(
+            f"| {TITLES[method]} | {TITLES[baseline]} | {better} | {with_interval(*chance, 2)} | "
+            f"{'yes' if won[-1] else 'no'} |"
+        )
+    verdict = "supported" if all(won) else f"supported against {sum(won)} of {len(won)}"
+    columns = "| method | baseline | difference of means | probability of improvement | above 0 |"
+    head = f"{columns}\n|---|---|---|---|---|"
+    test = "test: the 95 % interval of the difference lies above 0"
+    return "\n".join([f"**{verdict if any(won) else 'not supported'}** ({test})\n", head, *lines])
+
+
+def claim_2(by_method: dict[str, Scores]) -> str | None:
+    """VarShare and L2Soft are the same."""
+    pairs = [("varshare", "l2soft"), ("varshare-recentred", "l2soft-recentred")]
+    pairs = [(x, y) for x, y in pairs if x in by_method and y in by_method]
+    lines, same, apart = [], [], []
+    for x, y in pairs:
+        center, low, high = difference(by_method[x], by_method[y])
+        margin = MARGIN * max(by_method[x].final.mean(), by_method[y].final.mean())
+        same.append(max(abs(low), abs(high)) < margin)
+        apart.append(low > 0 or high < 0)
+        lines.append(
+            f"- {TITLES[x]} minus {TITLES[y]}: {with_interval(center, low, high)}, margin {margin:.1f}; "
+            f"{'within it' if same[-1] else 'not within it'}{', and not 0' if apart[-1] else ''}"
+        )
+    if not lines:
+        return None
+    verdict = "supported" if all(same) else "not decided" if not any(apart) else "not supported"
+    test = f"the 95 % interval of the difference lies within {MARGIN:.0%} of the better mean"
+    return f"**{verdict}** (test: {test})\n\n" + "\n".join(lines)
+
+
+def claim_8(different: pd.DataFrame, identical: pd.DataFrame) -> str | None:
+    """On identical tasks mu shrinks to 0, on different tasks it does not."""
+    lines, small, compared = [], [], []
+    for method in RESIDUAL:
+        ratios = []
+        for rows in (identical, different):
+            rows = rows[(rows.method == method) & (rows.task == "mean")]
+            last = rows.groupby(["seed", "metric"]).value.last().unstack()
+            if not len(last):
+                break
+            ratios.append((last["varshare/mu_norm"] / last["varshare/theta_norm"]).to_numpy())
+        if len(ratios) < 2:
+            continue
+        share = ratios[0].mean() / ratios[1].mean()
+        low, high = interval(lambda a, b: a.mean() / b.mean(), *ratios)
+        small.append(high < SMALL)
+        compared.append(high < 1)
+        lines.append(
+            f"- {TITLES[method]}: mean |mu_m| / |theta| {ratios[0].mean():.4f} on identical and "
+            f"{ratios[1].mean():.4f} on different tasks, quotient {with_interval(share, low, high, 2)}"
+        )
+    if not lines:
+        return None
+    verdict = "supported" if all(small) else "not supported"
+    if not all(small) and all(compared):
+        verdict += ": smaller on identical tasks, but not small"
+    return f"**{verdict}** (test: the quotient's 95 % interval lies below {SMALL})\n\n" + "\n".join(lines)
+
+
+def write_suite(out: Path, missing: list[str]) -> None:
+    """table.md, figures and claims.md from runs.csv."""
+    for name in ("runs.csv", "configs.csv"):
+        if not (out / name).is_file():
+            fail(f"{out} has no {name}")
+    runs, configs = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "configs.csv")
+    notes = [f"Missing: {len(missing)} runs, as {', '.join(missing[:5])}.\n"] if missing else []
+    tables, claims = [], []
+    with rc_context(STYLE):
+        for (env, steps), group in runs.groupby(["env", "steps"]):
+            title = f"{env}, {steps:,} steps"
+            tables.append(f"## {title}\n\n{make_table(group)}")
+            for name, plot in SUITE_PLOTS.items():
+                if figure := plot(group, title):
+                    figure.savefig(out / f"{name}_{env}_{steps}.png")
+            if "identical" in env:
+                other = out.parent / "cartpole/runs.csv"
+                different = pd.read_csv(other) if other.is_file() else runs[:0]
+                different = different[(different.env == "cartpole10") & (different.steps == steps)]
+                if text := claim_8(different, group):
+                    claims.append(f"## C8 ({title}): {claim_8.__doc__}\n\n{text}\n")
+                if figure := plot_residuals({"identical tasks": group, "different tasks": different}):
+                    figure.savefig(out / f"residuals_{env}_{steps}.png")
+                continue
+            for number, claim in ((1, claim_1), (2, claim_2)):
+                if text := claim(scores(group)):
+                    claims.append(f"## C{number} ({title}): {claim.__doc__}\n\n{text}\n")
+    where = (
+        ", ".join(configs.hardware.unique()),
+        ", ".join(f"`{c}`" for c in configs.git_commit.astype(str).unique()),
+    )
+    seconds = runs[(runs.metric == "charts/wall_time")].groupby(RUN).value.last().sum()
+    notes.append(f"{len(configs)} runs, {seconds / 60:.0f} minutes of training on one core each ({where[0]};")
+    notes.append(f"commit {where[1]}).")
+    notes.append("In brackets 95 % bootstrap intervals over runs.\n")
+    (out / "table.md").write_text("\n".join([*notes, *tables]))
+    (out / "claims.md").write_text(
+        "\n".join([*notes, *claims]) if claims else "No claim can be answered by this suite.\n"
+    )
+    print((out / "table.md").read_text() + "\n" + (out / "claims.md").read_text())
+
+
+SUITE_PLOTS = {
+    "curves": plot_curves,
+    "tasks": plot_tasks,
+    "improvement": plot_improvement,
+    "sharing": plot_sharing_map,
+}
+
+
+def main(folders: tyro.conf.Positional[tuple[Path, ...]], suite: str = "", out: Path | None = None) -> None:
+    """Draw the plots of runs, or make the report of a suite.
 
     Args:
-        folders: folders of runs, runs/NAME
+        folders: folders of runs, runs/NAME; or with --suite the folder that holds them; or results/SUITE
+        suite: the runs whose names begin with this and two underscores
+        out: where the report of a suite goes, by default results/SUITE
     """
     if not folders:
         fail("name one or more folders of runs: python report.py runs/NAME")
+    if suite:
+        out = out or Path("results", suite)
+        write_suite(out, collect(folders[0], suite, out))
+        return
+    if len(folders) == 1 and (folders[0] / "runs.csv").exists():
+        write_suite(folders[0], [])
+        return
     for run in [read_run(folder) for folder in folders]:
         for path in plot_run(run):
             print(path)

@@ -1,6 +1,8 @@
-"""Runs of a suite -> results/SUITE/runs.csv (long) and table.md: `python results/tables.py main|noise`.
+"""Runs of a suite -> results/SUITE/runs.csv and table.md: `python results/tables.py main|noise|search`.
 
-The table is made from runs.csv alone, which is made anew where runs/SUITE__* exist.
+The table is made from runs.csv alone, which is made anew where runs/SUITE__* exist. Of a search there is also
+settings.csv, every method's best flags, from which benchmark.sh takes them. The tables of cartpole, identical and
+lunarlander are report.py's.
 """
 
 import json
@@ -13,6 +15,9 @@ KEPT = ["eval/episodic_return", "charts/SPS", "charts/wall_time", "varshare/sigm
 AVERAGED = "losses/clipfrac_first_minibatch"  # over the run; of the others the last value is kept
 SETTINGS = ["env_id", "total_timesteps", "seed", "reptile_alpha", "rollout_weights", "sigma_init"]
 SETTINGS += ["sigma_prior", "beta"]
+SEARCHED = ["env_id", "total_timesteps", "method", "flags"]
+COEFFICIENTS = {"varshare": "beta", "l2soft": "l2-coef", "contextual": "embedding-size", "cagrad": "cagrad-c"}
+COEFFICIENTS |= {"varshare-recentred": "reptile-alpha", "l2soft-recentred": "reptile-alpha"}
 
 
 def collect(suite: str) -> pd.DataFrame:
@@ -49,14 +54,55 @@ def table(runs: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
+def collect_search() -> pd.DataFrame:
+    """One row per finished run."""
+    rows = []
+    for model in sorted(Path("runs").glob("search__*/model.pt")):
+        config = json.loads((model.parent / "config.json").read_text())
+        heartbeat, args = pd.read_csv(model.parent / "heartbeat.csv"), config["args"]
+        final = heartbeat[heartbeat.metric == "eval/episodic_return"].set_index("task").value
+        *_, rate, value, seed = model.parent.name.split("__")
+        coefficient = COEFFICIENTS.get(args["exp_name"], "max-grad-norm")
+        flags = f"--learning-rate {rate} --{coefficient} {value}"
+        setting = args["env_id"], args["total_timesteps"], args["exp_name"], flags
+        scores = final["mean"], final.drop("mean").min()
+        rows.append((*setting, seed, *scores, config["git_commit"], config["hardware"]))
+    return pd.DataFrame(rows, columns=[*SEARCHED, "seed", "return", "worst_task", "commit", "hardware"])
+
+
+def search_table(runs: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """All settings, the best of every method first; and these best ones with the budget of their search."""
+    settings = runs.groupby(SEARCHED)[["return", "worst_task"]].mean().round(1)
+    settings["std"] = runs.groupby(SEARCHED)["return"].std().round(1)
+    settings = settings.sort_values(
+        ["total_timesteps", "return", "worst_task"], ascending=[True, False, False]
+    )
+    settings = settings.reset_index()
+    by_method = settings.groupby(SEARCHED[:3], sort=False)
+    best = by_method.first()
+    best["settings_tried"] = by_method.size()
+    best["seeds"] = runs.groupby(SEARCHED[:3]).seed.nunique()
+    best["runs"] = runs.groupby(SEARCHED[:3]).size()
+    lines = [list(settings.columns), ["---"] * len(settings.columns), *settings.to_numpy().tolist()]
+    text = "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+    return text, best.drop(columns=["worst_task", "std"]).reset_index()
+
+
 def main(suite: str) -> None:
     folder = Path("results", suite)
     folder.mkdir(parents=True, exist_ok=True)
     if list(Path("runs").glob(f"{suite}__*/config.json")):
-        collect(suite).to_csv(folder / "runs.csv", index=False)
-    text = table(pd.read_csv(folder / "runs.csv"))
+        runs = collect_search() if suite == "search" else collect(suite)
+        runs.to_csv(folder / "runs.csv", index=False)
+    runs = pd.read_csv(folder / "runs.csv")
+    if suite == "search":
+        text, best = search_table(runs)
+        best.to_csv(folder / "settings.csv", index=False)
+        print(best.to_string(index=False))
+    else:
+        text = table(runs)
+        print(text)
     (folder / "table.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

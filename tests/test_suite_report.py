@@ -1,0 +1,208 @@
+"""Tests of what report.py makes of many runs: tables, figures and verdicts, on made-up numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import report
+from report import Scores
+
+METHODS = list(report.TITLES)
+TASKS = ["a", "b", "c"]
+LAYERS = ["actor_0", "critic_0"]
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(report, "RESAMPLES", 200)
+
+
+def write_run(folder, env, method, seed, final, mu_norm=1.0, steps=1000):
+    """A finished run whose training return rises linearly to the final one; final is (task,)."""
+    name = f"suite__{env}__{steps}__{method}__{seed}"
+    folder = folder / name
+    folder.mkdir(parents=True)
+    args = {"env_id": env, "total_timesteps": steps, "exp_name": method, "seed": seed}
+    config = {"script": "a.py", "args": args, "task_names": TASKS, "git_commit": "abc", "hardware": "abacus"}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = ["global_step,metric,task,value"]
+
+    def log(step, metric, values):
+        lines.extend(f"{step},{metric},{task},{x}" for task, x in zip(TASKS, values))
+        lines.append(f"{step},{metric},mean,{np.mean(values)}")
+
+    for step in range(100, steps + 1, 100):
+        log(step, "charts/episodic_return", final * step / steps)
+        log(step, "charts/wall_time", np.full(3, step / 10))
+        log(step, "charts/SPS", np.full(3, 10.0))
+        log(step, "varshare/theta_norm", np.full(3, 2.0))
+        if method in report.RESIDUAL:
+            log(step, "varshare/mu_norm", np.full(3, mu_norm))
+            for layer in LAYERS:
+                log(step, f"varshare/sharing_ratio/{layer}", np.full(3, 0.9))
+    log(steps, "eval/episodic_return", final)
+    (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
+    agent = {"theta": torch.ones(5), "return_stats": torch.zeros(3, 3)}
+    if method in report.RESIDUAL:
+        agent["mu"] = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
+    torch.save({"kind": "model", "agent": agent}, folder / "model.pt")
+    return name
+
+
+def write_suite(folder, means, env="cartpole10", runs=6, spread=5.0, **options):
+    """Runs of methods with these mean returns; tasks differ by 0, 10 and 20. Returns the runs' names."""
+    rng = np.random.default_rng(0)
+    names = []
+    for method, mean in means.items():
+        for seed in range(runs):
+            final = mean + spread * rng.normal() + np.array([-10.0, 0.0, 10.0])
+            names.append(write_run(folder, env, method, seed, final, **options))
+    (folder / "suite.tsv").write_text("".join(f"{name}\tscript.py --flags\n" for name in names))
+    return names
+
+
+def scores(final, curve=None, steps=(100, 200)):
+    final = np.asarray(final, float)
+    return Scores(
+        final, np.array(steps), np.asarray(curve if curve is not None else np.zeros((len(final), 2)))
+    )
+
+
+def test_iqm_is_the_mean_of_the_middle_half():
+    assert report.iqm(np.array([[0, 1, 2, 3], [4, 5, 6, 1000]])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+
+
+def test_a_run_is_what_is_resampled():
+    """Tasks of a run that all are the same say no more than one task does."""
+    runs = np.random.default_rng(0).normal(size=(10, 1))
+    one, many = (report.interval(np.mean, np.repeat(runs, n, axis=1)) for n in (1, 50))
+    assert one == pytest.approx(many) and one[0] < runs.mean() < one[1]
+    width = 2 * 1.96 * runs.std() / np.sqrt(10)
+    assert one[1] - one[0] == pytest.approx(width, rel=0.25)
+    assert all(np.isnan(report.interval(np.mean, np.ones((1, 3)))))
+
+
+def test_interval_of_a_difference_resamples_both():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(5, 1, (10, 2)), rng.normal(0, 1, (10, 2))
+    center, low, high = report.difference(scores(x), scores(y))
+    assert center == pytest.approx(x.mean() - y.mean()) and low < center < high
+    width = 2 * 1.96 * np.sqrt(x.mean(1).var() / 10 + y.mean(1).var() / 10)
+    assert high - low == pytest.approx(width, rel=0.25)
+
+
+def test_improvement_counts_pairs_of_runs_within_tasks():
+    x, y = np.array([[3.0, 1.0], [5.0, 1.0]]), np.array([[4.0, 1.0], [2.0, 1.0]])
+    assert report.improvement(x, y) == ((1 + 2) / 4 + 0.5) / 2  # first task: 3 of 4 pairs; second: ties
+    assert report.improvement(y, x) == 1 - report.improvement(x, y)
+
+
+def test_steps_to_a_target():
+    s = scores(np.zeros((2, 1)), [[10, 50, 90], [10, 20, 30]], (100, 200, 300))
+    assert report.steps_to(s, 50).tolist() == [200, report.NEVER]
+    assert report.with_interval(report.NEVER, 200, report.NEVER, 0) == "- [200, -]"
+
+
+def test_a_suite_and_the_same_again_from_its_csv(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    means = {method: 100.0 + 20 * i for i, method in enumerate(METHODS)}
+    write_suite(tmp_path / "runs", means)
+    report.main((tmp_path / "runs",), suite="suite")
+    out = tmp_path / "results/suite"
+    table = (out / "table.md").read_text()
+    order = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][2:]
+    assert order == [report.TITLES[method] for method in reversed(METHODS)]  # best first
+    runs = pd.read_csv(out / "runs.csv")
+    cagrad = runs[(runs.method == "cagrad") & (runs.metric == "eval/episodic_return") & (runs.task != "mean")]
+    row = next(line for line in table.splitlines() if line.startswith("| CAGrad"))
+    cells = [cell.strip().split(" ")[0] for cell in row.split("|")[2:-1]]
+    assert cells[0] == "6" and cells[2] == f"{cagrad.value.mean():.1f}"
+    assert cells[3] == f"{cagrad.groupby('seed').value.min().mean():.1f}"
+    assert cells[4] == f"{cagrad.value.mean() * 0.55:.1f}"  # mean of 0.1, 0.2, ... 1
+    assert cells[6:] == ["0", "5", "100.0", "10"]
+    varshare = next(line for line in table.splitlines() if line.startswith("| VarShare |"))
+    assert [cell.strip() for cell in varshare.split("|")[8:10]] == ["5", "20"]
+    pictures = sorted(out.glob("*.png"))
+    assert [p.name.split("_")[0] for p in pictures] == ["curves", "improvement", "sharing", "tasks"]
+    for path in pictures:
+        with Image.open(path) as image:
+            image.load()
+    claims = (out / "claims.md").read_text()
+    assert "## C1" in claims and "**not supported**" in claims
+
+    contents = {path.name: path.read_bytes() for path in out.iterdir()}
+    for path in out.iterdir():
+        if path.suffix != ".csv":
+            path.unlink()
+    report.main((out,))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == contents
+
+
+def test_partial_results_are_reported_with_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = write_suite(tmp_path / "runs", {"varshare": 100, "pcgrad": 90}, runs=2)
+    (tmp_path / "runs" / names[0] / "model.pt").unlink()
+    for name in names[2:]:  # a whole method
+        (tmp_path / "runs" / name / "model.pt").unlink()
+    report.main((tmp_path / "runs",), suite="suite")
+    table = (tmp_path / "results/suite/table.md").read_text()
+    assert (
+        f"Missing: 3 runs, as {names[0]}" in table and "| VarShare | 1 |" in table and "PCGrad" not in table
+    )
+    with pytest.raises(SystemExit) as stop:
+        report.main((tmp_path / "runs",), suite="other")
+    assert stop.value.code == 2
+
+
+def test_no_axes_have_more_than_eight_curves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_suite(tmp_path / "runs", dict.fromkeys(METHODS, 100.0), runs=2)
+    report.collect(tmp_path / "runs", "suite", tmp_path / "out")
+    figure = report.plot_curves(pd.read_csv(tmp_path / "out/runs.csv"), "title")
+    drawn = [[line.get_label() for line in ax.get_lines()] for ax in figure.axes]
+    assert max(map(len, drawn)) <= report.MAX_CURVES
+    assert {name for names in drawn for name in names} == set(report.TITLES.values())
+    colors = [report.color_of(method) for method in METHODS]
+    for names in drawn:
+        assert len({colors[list(report.TITLES.values()).index(name)] for name in names}) == len(names)
+
+
+def make_scores(**means):
+    rng = np.random.default_rng(0)
+    names = {name.replace("_", "-"): mean for name, mean in means.items()}
+    return {name: scores(mean + rng.normal(size=(10, 1)) + np.zeros((1, 3))) for name, mean in names.items()}
+
+
+def test_verdicts_on_claim_1():
+    best = make_scores(varshare=100, l2soft=100, pcgrad=90, hard_sharing=80)
+    assert report.claim_1(best).startswith("**supported**")
+    assert report.claim_1(best | make_scores(contextual=110)).startswith("**supported against 4 of 6**")
+    assert report.claim_1(make_scores(varshare=50, pcgrad=90)).startswith("**not supported**")
+    assert report.claim_1(make_scores(varshare=100)) is None
+
+
+def test_verdicts_on_claim_2():
+    assert report.claim_2(make_scores(varshare=100, l2soft=101)).startswith("**supported**")
+    assert report.claim_2(make_scores(varshare=100, l2soft=50)).startswith("**not supported**")
+    unclear = {"varshare": scores([[0.0], [200.0]]), "l2soft": scores([[10.0], [195.0]])}
+    assert report.claim_2(unclear).startswith("**not decided**")
+    assert report.claim_2(make_scores(varshare=100)) is None
+
+
+@pytest.mark.parametrize(
+    ("identical", "verdict"),
+    [(0.01, "**supported**"), (0.5, "**not supported: smaller"), (1.5, "**not supported**")],
+)
+def test_verdicts_on_claim_8(tmp_path, monkeypatch, identical, verdict):
+    monkeypatch.chdir(tmp_path)
+    for name, env, norm in (("cartpole", "cartpole10", 1.0), ("suite", "cartpole-identical10", identical)):
+        write_suite(tmp_path / name, {"varshare": 100}, env=env, runs=3, mu_norm=norm)
+        report.main((tmp_path / name,), suite="suite", out=Path("results", name))
+    claims = Path("results/suite/claims.md").read_text()
+    assert "## C8" in claims and verdict in claims and "## C1" not in claims
+    assert list(Path("results/suite").glob("residuals_*.png"))
