@@ -1,8 +1,8 @@
 """Runs of a suite -> results/SUITE/runs.csv and table.md: `python results/tables.py main|noise|search`.
 
 The table is made from runs.csv alone, which is made anew where runs/SUITE__* exist. Of a search there is also
-settings.csv, every method's best flags, from which benchmark.sh takes them. The tables of cartpole, identical and
-lunarlander are report.py's.
+settings.csv, every method's best flags, from which benchmark.sh takes them. For the suites of all methods see
+report.py.
 """
 
 import json
