@@ -69,11 +69,11 @@ grid() { # suite, environments, budgets: every method with its settings
     done; done; done
 }
 
-search_runs() { # 4 learning rates x 3 values of the coefficient x 3 seeds that no result is reported of
+search_runs() { # 4 or 5 learning rates x 3 values of the coefficient x 3 seeds that no result is reported of
     local steps rates seed rate value method script name values
     for steps in 102400 500000; do
         rates="0.003 0.006 0.012 0.024"
-        [ "$steps" = 500000 ] || rates="0.006 0.012 0.024 0.048"
+        [ "$steps" = 500000 ] || rates="0.006 0.012 0.024 0.048 0.096"
         for seed in 101 102 103; do for rate in $rates; do
             chosen_methods | while read -r method script name values; do for value in $values; do
                 printf '%s\t%s --exp-name %s --env-id cartpole10 --total-timesteps %s --seed %s %s\n' \
