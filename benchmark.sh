@@ -36,7 +36,7 @@ l2soft             baselines/l2soft_ppo.py          l2-coef         0.05 0.5 5
 l2soft-recentred   baselines/l2soft_ppo.py          reptile-alpha   0.1 0.3 1
 independent        baselines/independent_ppo.py     max-grad-norm   0.5 2 10
 hard-sharing       baselines/hard_sharing_ppo.py    max-grad-norm   0.5 2 10
-contextual         baselines/contextual_ppo.py      embedding-size  4 8 16
+contextual         baselines/contextual_ppo.py      embedding-size  2 4 8 16
 pcgrad             baselines/pcgrad_ppo.py          max-grad-norm   0.5 2 10
 cagrad             baselines/cagrad_ppo.py          cagrad-c        0.2 0.5 0.8
 END
@@ -69,11 +69,11 @@ grid() { # suite, environments, budgets: every method with its settings
     done; done; done
 }
 
-search_runs() { # 4 or 5 learning rates x 3 values of the coefficient x 3 seeds that no result is reported of
+search_runs() { # 5 or 6 learning rates x 3 or 4 values of the coefficient x 3 seeds that no result is reported of
     local steps rates seed rate value method script name values
     for steps in 102400 500000; do
-        rates="0.003 0.006 0.012 0.024"
-        [ "$steps" = 500000 ] || rates="0.006 0.012 0.024 0.048 0.096"
+        rates="0.003 0.006 0.012 0.024 0.048"
+        [ "$steps" = 500000 ] || rates="0.006 0.012 0.024 0.048 0.096 0.192"
         for seed in 101 102 103; do for rate in $rates; do
             chosen_methods | while read -r method script name values; do for value in $values; do
                 printf '%s\t%s --exp-name %s --env-id cartpole10 --total-timesteps %s --seed %s %s\n' \
@@ -133,9 +133,17 @@ report() {
 run_line() { # list, number of a line: that run; what it prints goes to output.txt in its folder
     local name command code=0
     IFS=$'\t' read -r name command < <(sed -n "$2p" "$1")
-    [ ! -f "runs/$name/model.pt" ] || return 0
     mkdir -p "runs/$name"
+    exec 9>"runs/$name/lock" # of another grid that has this run too
+    ! command -v flock >/dev/null || flock -n 9 || { echo "$name is running already" && return 0; }
     rm -f "runs/$name/failed"
+    [ -f "runs/$name/command" ] || echo "$command" >"runs/$name/command"
+    if [ "$(cat "runs/$name/command")" != "$command" ]; then
+        echo 2 >"runs/$name/failed"
+        printf '\nfailed: %s/runs/%s has other settings than today; move it away\n' "$PWD" "$name" >&2
+        return 1
+    fi
+    [ ! -f "runs/$name/model.pt" ] || return 0
     # shellcheck disable=SC2086 # the command is a list of words
     python "$root"/$command --run-name "$name" --resume >>"runs/$name/output.txt" 2>&1 || code=$?
     if [ $code != 0 ] && [ $code != 130 ] && [ $code != 143 ]; then # these two: it was stopped, and has saved
@@ -185,16 +193,19 @@ launch_here() { # list
     wait "$pool" || code=1
     trap - INT TERM HUP
     progress "$1"
+    [ "$(count "$1" model.pt)" = $(($(wc -l <"$1"))) ] || code=1
     [ ! -t 1 ] || echo
     return $code
 }
 
-launch_slurm() { # suite, list: one array job, a run each, and the report after it
-    local array common=(--parsable --cpus-per-task=1 --chdir "$PWD" --output "$PWD/runs/slurm-%j.out")
+launch_slurm() { # suite, list: one array job, a run each of those not finished, and the report after it
+    local array list common=(--parsable --cpus-per-task=1 --chdir "$PWD" --output "$PWD/runs/slurm-%j.out")
     # shellcheck disable=SC2206 # a list of words
     common+=(${SBATCH:-})
-    array=$(sbatch "${common[@]}" --job-name "$1" --array "1-$(($(wc -l <"$2")))${JOBS:+%$JOBS}" \
-        --wrap "OUT='$PWD' bash '$root/benchmark.sh' run '$2' \$SLURM_ARRAY_TASK_ID")
+    list=$(mktemp "$PWD/runs/$1-XXXXXX.tsv") # its own, as jobs read it later
+    while read -r line; do [ -f "runs/${line%%$'\t'*}/model.pt" ] || echo "$line"; done <"$2" >"$list"
+    array=$(sbatch "${common[@]}" --job-name "$1" --array "1-$(($(wc -l <"$list")))${JOBS:+%$JOBS}" \
+        --wrap "OUT='$PWD' bash '$root/benchmark.sh' run '$list' \$SLURM_ARRAY_TASK_ID")
     sbatch "${common[@]}" --job-name "$1-report" --dependency "afterany:${array%%;*}" \
         --wrap "OUT='$PWD' bash '$root/benchmark.sh' report $1" >/dev/null
     echo "array job ${array%%;*}, then the report: squeue; the same command submits what is left"

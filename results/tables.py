@@ -78,6 +78,8 @@ def search_table(runs: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
     The best has the highest final evaluation; of equal ones the largest area under the training curve.
     """
+    complete = runs.groupby(SEARCHED).seed.transform("nunique") == runs.seed.nunique()
+    runs = runs[complete]  # a setting of which a run has failed is no candidate
     settings = runs.groupby(SEARCHED)[["return", "worst_task", "area"]].mean().round(1)
     settings["std"] = runs.groupby(SEARCHED)["return"].std().round(1)
     settings = settings.sort_values(["total_timesteps", "return", "area"], ascending=[True, False, False])

@@ -137,7 +137,7 @@ def test_a_suite_and_the_same_again_from_its_csv(tmp_path, capsys, monkeypatch):
 
     contents = {path.name: path.read_bytes() for path in out.iterdir()}
     for path in out.iterdir():
-        if path.suffix != ".csv":
+        if path.suffix not in (".csv", ".txt"):
             path.unlink()
     report.main((out,))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == contents
@@ -151,12 +151,21 @@ def test_partial_results_are_reported_with_what_is_missing(tmp_path, monkeypatch
         (tmp_path / "runs" / name / "model.pt").unlink()
     report.main((tmp_path / "runs",), suite="suite")
     table = (tmp_path / "results/suite/table.md").read_text()
+    assert (tmp_path / "results/suite/missing.txt").read_text().split()[0] == names[0]
     assert (
         f"Missing: 3 runs, as {names[0]}" in table and "| VarShare | 1 |" in table and "PCGrad" not in table
     )
     with pytest.raises(SystemExit) as stop:
         report.main((tmp_path / "runs",), suite="other")
     assert stop.value.code == 2
+
+
+def test_no_verdict_where_settings_were_not_searched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_suite(tmp_path / "runs", {"varshare": 100, "pcgrad": 90}, env="lunarlander20", runs=2)
+    report.main((tmp_path / "runs",), suite="suite")
+    claims = (tmp_path / "results/suite/claims.md").read_text()
+    assert "no verdict" in claims and "supported" not in claims
 
 
 def test_no_axes_have_more_than_eight_curves(tmp_path, monkeypatch):
@@ -181,14 +190,21 @@ def make_scores(**means):
 def test_verdicts_on_claim_1():
     best = make_scores(varshare=100, l2soft=100, pcgrad=90, hard_sharing=80)
     assert report.claim_1(best).startswith("**supported**")
-    assert report.claim_1(best | make_scores(contextual=110)).startswith("**supported against 4 of 6**")
+    assert report.claim_1(best | make_scores(contextual=110)).startswith(
+        "**supported in 4 of 6 comparisons**"
+    )
     assert report.claim_1(make_scores(varshare=50, pcgrad=90)).startswith("**not supported**")
     assert report.claim_1(make_scores(varshare=100)) is None
+    single = {name: scores(s.final[:1]) for name, s in best.items()}
+    assert report.claim_1(single).startswith("**not decided**")
 
 
 def test_verdicts_on_claim_2():
     assert report.claim_2(make_scores(varshare=100, l2soft=101)).startswith("**supported**")
     assert report.claim_2(make_scores(varshare=100, l2soft=50)).startswith("**not supported**")
+    both = {"varshare_recentred": 100, "l2soft_recentred": 99}
+    assert report.claim_2(make_scores(varshare=103, l2soft=100, **both)).startswith("**supported**")
+    assert report.claim_2(make_scores(varshare=50, l2soft=100, **both)).startswith("**not supported**")
     unclear = {"varshare": scores([[0.0], [200.0]]), "l2soft": scores([[10.0], [195.0]])}
     assert report.claim_2(unclear).startswith("**not decided**")
     assert report.claim_2(make_scores(varshare=100)) is None
