@@ -639,7 +639,7 @@ def plot_residuals(groups: dict[str, pd.DataFrame]) -> Figure | None:
         return None
     figure = Figure(figsize=(3.4 * len(methods), 3.4), layout="constrained")
     figure.suptitle("norm of the residuals, mean over tasks, IQM over runs", fontsize=11)
-    for ax, method in zip(figure.subplots(1, len(methods), squeeze=False, sharey=True)[0], methods):
+    for ax, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods):
         for color, (name, rows) in zip(CYCLE, names.items()):
             rows = rows[(rows.method == method) & (rows.task == "mean")]
             curve = rows.pivot_table(index="seed", columns="step", values="value")
