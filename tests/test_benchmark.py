@@ -64,7 +64,7 @@ def parse(command):
 
 def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
     runs = commands("cartpole")
-    parsed = [parse(command) for command in runs[::7]]
+    parsed = [parse(command) for command in runs[::20]]
     for script, args in parsed:
         script.check(args)
         assert args.resume and args.run_name.startswith(f"cartpole__cartpole10__{args.total_timesteps}__")
@@ -111,7 +111,7 @@ def test_knobs():
     assert "METHODS" in finish(benchmark("help"))[1]
 
 
-TINY = {"STEPS": "2560", "SEEDS": "1 2", "METHODS": "varshare hard-sharing", "FLAGS": SMALL, "JOBS": "2"}
+TINY = {"STEPS": "2560", "SEEDS": "1 2", "METHODS": "varshare", "FLAGS": SMALL, "JOBS": "2"}
 
 
 def test_a_crashed_run_is_reported_and_the_others_go_on():
@@ -122,17 +122,17 @@ def test_a_crashed_run_is_reported_and_the_others_go_on():
     assert code == 1
     assert f"failed: {spoilt.name} (exit code 2)" in output
     assert "checkpoint.pt is not a checkpoint" in output  # the last line of its log
-    assert "3/4 finished, 1 failed" in output
+    assert "1/2 finished, 1 failed" in output
     assert f"Missing: 1 runs, as {spoilt.name}" in Path("results/cartpole/table.md").read_text()
     finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/model.pt")}
-    assert len(finished) == 3
+    assert len(finished) == 1
 
     (spoilt / "checkpoint.pt").unlink()  # mended: only this one is run again
     code, output = finish(benchmark("cartpole", **TINY))
-    assert code == 0 and "4/4 finished, 0 failed" in output
+    assert code == 0 and "2/2 finished, 0 failed" in output
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     code, output = finish(benchmark("cartpole", **TINY | {"FLAGS": f"{SMALL} --gamma 0.9"}))
-    assert code == 1 and output.count("has other settings than today") == 4
+    assert code == 1 and output.count("has other settings than today") == 2
     assert "Missing" not in Path("results/cartpole/table.md").read_text()
     for name in ("runs.csv", "configs.csv", "claims.md"):
         assert (Path("results/cartpole") / name).exists()
@@ -152,9 +152,9 @@ def alive(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here):
-    changes = {"STEPS": "128000", "SEEDS": "1", "METHODS": "hard-sharing"}
-    changes["FLAGS"] = f"{SMALL} --checkpoint-interval 0"
-    folder = here / "runs/cartpole__cartpole10__128000__hard-sharing__1"
+    changes = {"STEPS": "256000", "SEEDS": "1", "METHODS": "hard-sharing"}
+    changes["FLAGS"] = f"{SMALL} --checkpoint-interval 0.1"
+    folder = here / "runs/cartpole__cartpole10__256000__hard-sharing__1"
     for signum, to_all in ((signal.SIGINT, False), (signal.SIGKILL, True)):
         process, before = benchmark("cartpole", **TINY | changes), time.time()
         while not (folder / "checkpoint.pt").exists() or (folder / "checkpoint.pt").stat().st_mtime < before:
@@ -194,24 +194,24 @@ def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     code, output = finish(benchmark("cartpole", **variables))
     assert code == 0 and "77" in output
     array, report, _ = [call.split("\n") for call in Path("calls").read_text().split("---\n")]
-    assert array[array.index("--array") + 1] == "1-4%2"
+    assert array[array.index("--array") + 1] == "1-2%2"
     assert report[report.index("--dependency") + 1] == "afterany:77"
     assert not any("partition" in word for word in array + report)
     wrapped = array[array.index("--wrap") + 1]
-    task = {"SLURM_ARRAY_TASK_ID": "3", "PATH": path}
+    task = {"SLURM_ARRAY_TASK_ID": "2", "PATH": path}
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | task)
-    line = Path("runs/cartpole.tsv").read_text().splitlines()[2]
+    line = Path("runs/cartpole.tsv").read_text().splitlines()[1]
     assert [folder.name for folder in Path("runs").iterdir() if folder.is_dir()] == [line.split("\t")[0]]
     assert (Path("runs") / line.split("\t")[0] / "model.pt").exists()
     subprocess.run(["bash", "-c", report[report.index("--wrap") + 1]], check=True, env=os.environ | task)
-    assert "Missing: 3 runs" in Path("results/cartpole/table.md").read_text()
+    assert "Missing: 1 runs" in Path("results/cartpole/table.md").read_text()
 
     Path("calls").unlink()
     finish(benchmark("cartpole", **variables))
-    assert "1-3%2" in Path("calls").read_text()  # what is left
+    assert "1-1%2" in Path("calls").read_text()  # what is left
     Path("calls").unlink()
     finish(benchmark("cartpole", **variables | {"SBATCH": "--partition=long --time=2:00:00", "JOBS": ""}))
     array, report, _ = [call.split("\n") for call in Path("calls").read_text().split("---\n")]
-    assert array[array.index("--array") + 1] == "1-3"
+    assert array[array.index("--array") + 1] == "1-1"
     for call in (array, report):
         assert "--partition=long" in call and "--time=2:00:00" in call
