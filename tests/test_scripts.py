@@ -121,8 +121,8 @@ def test_probe_policy_finds_the_better_action(trunk):
     assert policy > 0.9 and values == pytest.approx(1, abs=0.3)
 
 
-def test_probe_policy_depends_on_the_observation(script):
-    at, _ = learn(script, "RewardOfBoth")
+def test_probe_policy_depends_on_the_observation(trunk):
+    at, _ = learn(trunk, "RewardOfBoth")
     values, policy = at(-1.0, 1.0)
     assert policy[0, 0] < 0.1 and policy[0, 1] > 0.9
     np.testing.assert_allclose(values, [[1, 1]], atol=0.3)
@@ -260,8 +260,15 @@ def test_final_evaluation_is_of_the_saved_model(script):
     assert rows == [*((name, str(x)) for name, x in tasks), ("mean", str(returns.mean()))]
 
 
-@pytest.mark.parametrize("env_id", ["lunarlander20", "lunarlander20-continuous", "Pendulum-v1"])
-def test_other_environments_run(script, env_id, capsys):
+OTHERS = [(name, "Pendulum-v1") for name in probes.SCRIPTS]
+OTHERS += [
+    (name, env_id) for name in probes.TRUNKS for env_id in ("lunarlander20", "lunarlander20-continuous")
+]
+
+
+@pytest.mark.parametrize(("name", "env_id"), OTHERS)
+def test_other_environments_run(name, env_id, capsys):
+    script = probes.load_script(name)
     tasks = 1 if env_id == "Pendulum-v1" else 20
     size = {"num_steps": 16, "envs_per_task": 1, "num_minibatches": 2, "total_timesteps": 64 * tasks}
     folder = run(script, env_id=env_id, **size | {"norm_reward": True, "eval_episodes": 1})
@@ -344,15 +351,9 @@ def test_a_gpu_learns_the_same(trunk):
 
 # Learning
 
-LEARNED = {  # return on cartpole10 after 409,600 steps that a script must beat; a random policy has 22
-    "varshare_ppo": 380,
-    "l2soft_ppo": 380,
-    "independent_ppo": 250,
-    "hard_sharing_ppo": 300,
-    "pcgrad_ppo": 300,
-    "cagrad_ppo": 300,
-    "contextual_ppo": 200,
-}
+# return on cartpole10 after 204,800 steps that a script must beat; a random policy has 22
+LEARNED = {"varshare_ppo": 300, "l2soft_ppo": 300}
+LEARNED |= {f"{name}_ppo": 200 for name in ("independent", "hard_sharing", "pcgrad", "cagrad", "contextual")}
 
 
 def final_return(script, **changes):
@@ -362,7 +363,7 @@ def final_return(script, **changes):
 
 
 def test_learns_cartpole10(script):
-    assert final_return(script, total_timesteps=409_600) > LEARNED[script.Args.exp_name]
+    assert final_return(script, total_timesteps=204_800) > LEARNED[script.Args.exp_name]
 
 
 def test_learns_identical_tasks(trunk):
