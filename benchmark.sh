@@ -204,7 +204,11 @@ launch_slurm() { # suite, list: one array job, a run each of those not finished,
     common+=(${SBATCH:-})
     list=$(mktemp "$PWD/runs/$1-XXXXXX.tsv") # its own, as jobs read it later
     while read -r line; do [ -f "runs/${line%%$'\t'*}/model.pt" ] || echo "$line"; done <"$2" >"$list"
-    [ -s "$list" ] || { rm "$list" && report "$1" && return; } # nothing is left: sbatch refuses an empty array
+    if [ ! -s "$list" ]; then # nothing is left, and sbatch refuses an empty array
+        rm "$list"
+        report "$1"
+        return
+    fi
     array=$(sbatch "${common[@]}" --job-name "$1" --array "1-$(($(wc -l <"$list")))${JOBS:+%$JOBS}" \
         --wrap "OUT='$PWD' bash '$root/benchmark.sh' run '$list' \$SLURM_ARRAY_TASK_ID")
     sbatch "${common[@]}" --job-name "$1-report" --dependency "afterany:${array%%;*}" \
