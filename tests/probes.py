@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -25,6 +26,11 @@ SIBLINGS = tuple(
     for name in ("independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
 )
 SCRIPTS = TRUNKS + SIBLINGS
+SAC_SCRIPTS = ("varshare_sac.py",)
+
+# Processes of their own fork from one that has the slow imports behind it
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["gymnasium", "torch._dynamo", "torch.utils.tensorboard", "tyro"])
 
 # A run of ten iterations on cartpole10 that takes a second
 SMALL = {

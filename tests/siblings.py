@@ -29,7 +29,8 @@ METHOD = {
             "agent.weights(noise)",
             "loss, minibatch_stats = ",
         ],
-    )
+    ),
+    "varshare_sac.py": ([], []),
 }
 
 # sibling -> its trunk, what it is, and further lines of the trunk that it changes, or adds something below

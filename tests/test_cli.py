@@ -15,10 +15,16 @@ import probes
 import pytest
 import torch
 
-TINY = ["--total-timesteps", "640", "--num-steps", "8", "--hidden-sizes", "8", "--eval-episodes", "1"]
+TINY = ["--total-timesteps", "640", "--hidden-sizes", "8", "--eval-episodes", "1"]
+TINY_PPO = [*TINY, "--num-steps", "8"]
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+@pytest.fixture(params=probes.SCRIPTS + probes.SAC_SCRIPTS)
+def script(request):
+    return probes.load_script(request.param)
 
 
 def parse(script, *argv):
@@ -41,7 +47,7 @@ def test_every_environment_has_its_defaults_and_flags_win(script):
         assert expected != script.Args(env_id=env_id)
         assert parse(script, "--env-id", env_id) == parse(script, f"--env-id={env_id}") == expected
         assert parse(script, "--seed", "3", "--env_id", env_id) == script.Args(**vars(expected) | {"seed": 3})
-        changed = {"total_timesteps": 123, "gamma": 0.5, "norm_reward": False}
+        changed = {"total_timesteps": 123, "gamma": 0.5, "compile": True}
         argv = [*probes.flags(changed), "--env-id", env_id]
         assert parse(script, *argv) == script.Args(**vars(expected) | changed)
 
@@ -51,7 +57,7 @@ def test_every_setting_can_be_given_and_has_a_help_text(script, capsys):
         "tasks": (3, 1),
         "seed": 5,
         "load": "x",
-        "anneal_lr": False,
+        "cuda": True,
         "hidden_sizes": (5, 6, 7),
         "track": True,
     }
@@ -89,8 +95,9 @@ def saved(tmp_path_factory):
     torch.save({"weights": torch.zeros(3)}, folder / "other")
     back, argv = Path.cwd(), sys.argv
     os.chdir(folder)
-    for name in probes.SCRIPTS:
-        probes.main(probes.load_script(name), *TINY, "--run-name", Path(name).stem)
+    for name in probes.SCRIPTS + probes.SAC_SCRIPTS:
+        tiny = TINY if name in probes.SAC_SCRIPTS else TINY_PPO
+        probes.main(probes.load_script(name), *tiny, "--run-name", Path(name).stem)
     os.chdir(back)
     sys.argv = argv
     return folder
@@ -244,7 +251,7 @@ def test_bad_input_on_a_real_command_line():
 
 
 def test_a_run_prints_plain_lines_into_a_pipe():
-    done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--num-steps", "128", "--total-timesteps", "10240")
+    done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--total-timesteps", "10240")
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = Path("runs").iterdir()
     assert re.fullmatch(r"cartpole10__varshare_ppo__1__\d+", folder.name)
@@ -276,7 +283,7 @@ import signal, sys, threading, warnings
 from importlib import util
 before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 sys.argv = ["x", "--nonsense"]
-for i, path in enumerate({[str(probes.ROOT / name) for name in probes.SCRIPTS]}):
+for i, path in enumerate({[str(probes.ROOT / name) for name in probes.SCRIPTS + probes.SAC_SCRIPTS]}):
     spec = util.spec_from_file_location(f"script{{i}}", path)
     spec.loader.exec_module(util.module_from_spec(spec))
 assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -293,7 +300,7 @@ def test_a_copy_in_another_folder_of_the_project_runs(tmp_path):
     (project / "forks/mine").mkdir(parents=True)
     fork = shutil.copy(probes.ROOT / "varshare_ppo.py", project / "forks/mine/my_idea.py")
     for folder, path in ((project / "forks", "mine/my_idea.py"), (tmp_path, fork)):
-        done = python(path, *TINY, cwd=folder)
+        done = python(path, *TINY_PPO, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
         (run,) = (folder / "runs").iterdir()
         assert run.name.startswith("cartpole10__my_idea__1__")

@@ -1,6 +1,5 @@
 """Runs that are killed or stopped and continued with --resume equal uninterrupted ones, bit for bit."""
 
-import multiprocessing
 import os
 import random
 import re
@@ -14,17 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
 EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1}
 
-# Every process forks from one that has the slow imports behind it
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["gymnasium", "torch._dynamo", "torch.utils.tensorboard", "tyro"])
-
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def start(name, folder, changes, **kill):
     settings = probes.SMALL | changes
-    process = processes.Process(target=probes.run_and_kill, args=(name, settings, folder), kwargs=kill)
+    process = probes.processes.Process(target=probes.run_and_kill, args=(name, settings, folder), kwargs=kill)
     process.start()
     return process
 

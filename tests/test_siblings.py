@@ -13,13 +13,13 @@ def test_a_sibling_differs_in_its_method_only(name):
 
 
 def test_every_script_is_known():
-    assert set(siblings.METHOD) | set(siblings.SIBLINGS) == set(probes.SCRIPTS)
+    assert set(siblings.METHOD) | set(siblings.SIBLINGS) == set(probes.SCRIPTS + probes.SAC_SCRIPTS)
     found = {
         *probes.ROOT.glob("*_ppo.py"),
         *probes.ROOT.glob("*_sac.py"),
         *probes.ROOT.glob("baselines/*.py"),
     }
-    assert found == {probes.ROOT / name for name in probes.SCRIPTS}
+    assert found == {probes.ROOT / name for name in probes.SCRIPTS + probes.SAC_SCRIPTS}
 
 
 def test_scripts_with_heads_have_the_same_agent():
