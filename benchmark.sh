@@ -5,6 +5,7 @@
 #   bash benchmark.sh cartpole      every method on cartpole10, at a short and at a long budget -> results/cartpole/
 #   bash benchmark.sh identical     the same methods on ten copies of one task                  -> results/identical/
 #   bash benchmark.sh lunarlander   the same methods on lunarlander20, 2 M steps (hours)        -> results/lunarlander/
+#   bash benchmark.sh sac           VarShare-SAC against VarShare-PPO on cartpole10             -> results/sac/
 #   bash benchmark.sh search        settings of every method on cartpole10, the same budget for each -> results/search/
 #   bash benchmark.sh main          VarShare-PPO's numbers in the README                        -> results/main/
 #   bash benchmark.sh noise         rollout weights, sigma_init, sigma_prior, beta              -> results/noise/
@@ -13,8 +14,8 @@
 #   bash benchmark.sh report SUITE       the report alone, of whatever has finished
 #
 # Environment variables:
-#   METHODS   of the first four suites (default: all; see the table below)
-#   ENVS, SEEDS, STEPS   lists that replace those of the first three suites, e.g. SEEDS="1 2 3" STEPS=500000
+#   METHODS   of the first five suites (default: all that the suite compares; see the table below)
+#   ENVS, SEEDS, STEPS   lists that replace those of the first four suites, e.g. SEEDS="1 2 3" STEPS=500000
 #   FLAGS     further flags of every run of these suites, e.g. FLAGS="--cuda"
 #   JOBS      runs at a time, one thread each (default: number of cores; with Slurm: no limit)
 #   OUT       folder of runs/ and results/ (default: the project's)
@@ -39,19 +40,26 @@ hard-sharing       baselines/hard_sharing_ppo.py    max-grad-norm   0.5 2 10
 contextual         baselines/contextual_ppo.py      embedding-size  2 4 8 16
 pcgrad             baselines/pcgrad_ppo.py          max-grad-norm   0.5 2 10
 cagrad             baselines/cagrad_ppo.py          cagrad-c        0.2 0.5 0.8
+varshare-ppo       varshare_ppo.py                  beta            0.01 0.1 1
+varshare-sac       varshare_sac.py                  beta            0.01 0.1 1
 END
 }
 
-chosen_methods() {
-    local method
-    for method in ${METHODS:-$(methods | awk '{ print $1 }')}; do
+chosen_methods() { # suite
+    local method default
+    case $1 in
+        sac) default="varshare-ppo varshare-sac" ;;
+        search) default=$(methods | awk '$1 != "varshare-ppo" { print $1 }') ;; # it is varshare, named beside SAC
+        *) default=$(methods | awk '$1 !~ /-(ppo|sac)$/ { print $1 }') ;;
+    esac
+    for method in ${METHODS:-$default}; do
         methods | grep "^$method " || { echo "benchmark.sh: unknown method $method" >&2 && exit 2; }
     done
 }
 
 tuned() { # env, steps, method: the flags that the search chose, at the largest budget it tried up to these steps
     local env=${1/cartpole-identical10/cartpole10} flags=""
-    [ ! -f "$settings" ] || flags=$(awk -F, -v env="$env" -v steps="$2" -v method="$3" '
+    [ ! -f "$settings" ] || flags=$(awk -F, -v env="$env" -v steps="$2" -v method="${3%-ppo}" '
         $1 == env && $3 == method && $2 <= steps && $2 > best { best = $2; flags = $4 } END { print flags }' "$settings")
     case $3 in *-recentred) echo "${flags:---reptile-alpha 0.1}" ;; *) echo "$flags" ;; esac # else the defaults
 }
@@ -61,7 +69,7 @@ tuned() { # env, steps, method: the flags that the search chose, at the largest 
 grid() { # suite, environments, budgets: every method with its settings
     local seed steps env method script
     for steps in ${STEPS:-$3}; do for seed in ${SEEDS:-1 2 3 4 5 6 7 8 9 10}; do for env in ${ENVS:-$2}; do
-        chosen_methods | while read -r method script _; do
+        chosen_methods "$1" | while read -r method script _; do
             printf '%s\t%s --exp-name %s --env-id %s --total-timesteps %s --seed %s %s\n' \
                 "$1__${env}__${steps}__${method}__$seed" "$script" "$method" "$env" "$steps" "$seed" \
                 "$(tuned "$env" "$steps" "$method")${FLAGS:+ $FLAGS}"
@@ -69,13 +77,20 @@ grid() { # suite, environments, budgets: every method with its settings
     done; done; done
 }
 
+learning_rates() { # method, steps
+    case $1/$2 in
+        *-sac/102400) echo 0.0005 0.001 0.002 0.004 0.008 0.016 ;;
+        *-sac/*) ;; # hours
+        */102400) echo 0.006 0.012 0.024 0.048 0.096 0.192 ;;
+        *) echo 0.003 0.006 0.012 0.024 0.048 ;;
+    esac
+}
+
 search_runs() { # 5 or 6 learning rates x 3 or 4 values of the coefficient x 3 seeds that no result is reported of
-    local steps rates seed rate value method script name values
+    local steps seed rate value method script name values
     for steps in 102400 500000; do
-        rates="0.003 0.006 0.012 0.024 0.048"
-        [ "$steps" = 500000 ] || rates="0.006 0.012 0.024 0.048 0.096 0.192"
-        for seed in 101 102 103; do for rate in $rates; do
-            chosen_methods | while read -r method script name values; do for value in $values; do
+        for seed in 101 102 103; do chosen_methods search | while read -r method script name values; do
+            for rate in $(learning_rates "$method" "$steps"); do for value in $values; do
                 printf '%s\t%s --exp-name %s --env-id cartpole10 --total-timesteps %s --seed %s %s\n' \
                     "search__cartpole10__${steps}__${method}__${rate}__${value}__$seed" "$script" "$method" \
                     "$steps" "$seed" "--learning-rate $rate --$name $value"
@@ -117,6 +132,7 @@ suite_runs() {
     case $1 in
         cartpole) grid cartpole cartpole10 "102400 500000" ;;
         identical) grid identical cartpole-identical10 500000 ;;
+        sac) grid sac cartpole10 102400 ;;
         lunarlander) grid lunarlander lunarlander20 2000000 ;;
         search | main | noise) "$1_runs" ;;
         *) echo "benchmark.sh: unknown suite $1: bash benchmark.sh help" >&2 && exit 2 ;;

@@ -12,7 +12,7 @@ that is not finished is drawn as far as it went. Of a suite, for every environme
     table.md            final evaluation (IQM and mean over tasks, worst task); of the training return the
                         area under the curve and the steps to 90 % of what the best method ends with; each
                         with a 95 % bootstrap interval over runs; cost
-    curves_*.png, tasks_*.png, improvement_*.png, sharing_*.png
+    curves_*.png, tasks_*.png, improvement_*.png, sharing_*.png, cost_*.png
     claims.md           verdicts on those of the README's claims that the suite can answer
 
 A method is what --exp-name says, by default the script's name.
@@ -329,8 +329,12 @@ TITLES = {
     "contextual": "Contextual",
     "pcgrad": "PCGrad",
     "cagrad": "CAGrad",
+    "varshare-ppo": "VarShare-PPO",
+    "varshare-sac": "VarShare-SAC",
 }
 RESIDUAL = ("varshare", "varshare-recentred", "l2soft", "l2soft-recentred")  # methods with a mu_m per task
+RESIDUAL += ("varshare-ppo", "varshare-sac")
+NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias")
 RESAMPLES = 2000
 NEVER = 1e18  # steps; finite, so that it can be averaged
 
@@ -347,7 +351,7 @@ def collect_run(folder: Path) -> tuple[pd.DataFrame, dict]:
     parts.append(ends[ends.global_step == run.log.global_step.max()])
     rows = pd.concat(parts).drop_duplicates().rename(columns={"global_step": "step"})
     agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
-    del agent["return_stats"]
+    agent = {name: x for name, x in agent.items() if name not in NOT_TRAINED}
     own = {name: x for name, x in agent.items() if x.ndim == 2}  # (task, weight)
     extra = [
         ("parameters/own", "mean", sum(x.shape[1] for x in own.values())),
@@ -521,6 +525,7 @@ def color_of(method: str) -> str:
     order = ["varshare", "independent", "hard-sharing", "contextual", "pcgrad", "cagrad"]
     order += ["l2soft", "varshare-recentred"]
     colors = dict(zip(order, (BLUE, BLACK, ORANGE, PURPLE, GREEN, RED, SKY, YELLOW)))
+    colors |= {"varshare-ppo": BLUE, "varshare-sac": ORANGE}  # which are in no figure with the others
     return colors.get(method, "0.5")
 
 
@@ -543,6 +548,31 @@ def plot_curves(group: pd.DataFrame, title: str) -> Figure:
         ax.set_xlabel("environment steps, all tasks together")
         ax.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("training return, mean over tasks")
+    return figure
+
+
+def plot_cost(group: pd.DataFrame, title: str) -> Figure | None:
+    """Where SAC and PPO are compared: training return against environment steps and against time."""
+    by_method = scores(group)
+    if not any(method.endswith("-sac") for method in by_method):
+        return None
+    figure = Figure(figsize=(11.2, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, 2, sharey=True)
+    for method, s in by_method.items():
+        rows = group[(group.method == method) & (group.metric == "charts/wall_time")]
+        seconds = rows.groupby("step").value.median()[s.steps]  # of the runs
+        for ax, x in zip(axes, (s.steps, seconds.to_numpy())):
+            color, name = color_of(method), TITLES.get(method, method)
+            ax.plot(x, [iqm(y) for y in s.curve.T], color=color, lw=1.8, label=name)
+            if len(s.curve) > 1:
+                ax.fill_between(x, *curve_interval(s.curve), color=color, alpha=0.15, lw=0)
+    axes[0].set_xlabel("environment steps, all tasks together")
+    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[1].set_xlabel("seconds on one core")
+    axes[1].set_xscale("log")
+    axes[0].set_ylabel("training return, mean over tasks")
+    axes[0].legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -712,6 +742,31 @@ def claim_2(by_method: dict[str, Scores]) -> str | None:
     return f"**{verdict}** (test: {test})\n\n" + "\n".join(lines)
 
 
+def claim_6(by_method: dict[str, Scores]) -> str | None:
+    """SAC needs fewer samples than PPO."""
+    if not {"varshare-sac", "varshare-ppo"} <= by_method.keys():
+        return None
+    sac, ppo = by_method["varshare-sac"], by_method["varshare-ppo"]
+    target = 0.9 * max(s.curve[:, -1].mean() for s in (sac, ppo))
+    needed = steps_to(sac, target), steps_to(ppo, target)
+
+    def quotient(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.median(x) / np.median(y))
+
+    low, high = interval(quotient, *needed)
+    verdict = "supported" if high < 1 else "not supported: PPO needs fewer" if low > 1 else "not decided"
+    lines = [
+        f"- {TITLES[name]}: median {with_interval(np.median(x), *interval(np.median, x), 0)} steps to a "
+        f"training return of {target:.0f}, reached in {(x < NEVER).sum()} of {len(x)} runs"
+        for name, x in zip(("varshare-sac", "varshare-ppo"), needed)
+    ]
+    lines.append(f"- quotient: {with_interval(quotient(*needed), low, high, 2)}")
+    center, *ends = difference(sac, ppo)
+    lines.append(f"- final evaluation, VarShare-SAC minus VarShare-PPO: {with_interval(center, *ends)}")
+    test = "the 95 % interval of the quotient of medians lies below 1; at the step sizes and beta searched"
+    return f"**{verdict}** (test: {test})\n\n" + "\n".join(lines)
+
+
 def claim_8(different: pd.DataFrame, identical: pd.DataFrame) -> str | None:
     """On identical tasks mu shrinks to 0, on different tasks it does not."""
     lines, small, less = [], [], []
@@ -771,7 +826,7 @@ def write_suite(out: Path) -> None:
                     f"## C1, C2 ({title})\n\nno verdict: the methods' settings were not searched here\n"
                 )
                 continue
-            for number, claim in ((1, claim_1), (2, claim_2)):
+            for number, claim in ((1, claim_1), (2, claim_2), (6, claim_6)):
                 if text := claim(scores(group)):
                     claims.append(f"## C{number} ({title}): {claim.__doc__}\n\n{text}\n")
     where = (
@@ -794,6 +849,7 @@ SUITE_PLOTS = {
     "tasks": plot_tasks,
     "improvement": plot_improvement,
     "sharing": plot_sharing_map,
+    "cost": plot_cost,
 }
 
 

@@ -17,7 +17,11 @@ SETTINGS = ["env_id", "total_timesteps", "seed", "reptile_alpha", "rollout_weigh
 SETTINGS += ["sigma_prior", "beta"]
 SEARCHED = ["env_id", "total_timesteps", "method", "flags"]
 COEFFICIENTS = {"varshare": "beta", "l2soft": "l2-coef", "contextual": "embedding-size", "cagrad": "cagrad-c"}
-COEFFICIENTS |= {"varshare-recentred": "reptile-alpha", "l2soft-recentred": "reptile-alpha"}
+COEFFICIENTS |= {
+    "varshare-sac": "beta",
+    "varshare-recentred": "reptile-alpha",
+    "l2soft-recentred": "reptile-alpha",
+}
 
 
 def collect(suite: str) -> pd.DataFrame:
@@ -55,7 +59,7 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def collect_search() -> pd.DataFrame:
-    """One row per finished run."""
+    """One row per finished run, here or in the runs.csv of before."""
     rows = []
     for model in sorted(Path("runs").glob("search__*/model.pt")):
         config = json.loads((model.parent / "config.json").read_text())
@@ -68,9 +72,11 @@ def collect_search() -> pd.DataFrame:
         curve = heartbeat[(heartbeat.metric == "charts/episodic_return") & (heartbeat.task == "mean")].value
         scores = final["mean"], final.drop("mean").min(), curve.mean()
         rows.append((*setting, seed, *scores, config["git_commit"], config["hardware"]))
-    return pd.DataFrame(
-        rows, columns=[*SEARCHED, "seed", "return", "worst_task", "area", "commit", "hardware"]
-    )
+    columns = [*SEARCHED, "seed", "return", "worst_task", "area", "commit", "hardware"]
+    earlier = Path("results/search/runs.csv")
+    parts = [pd.read_csv(earlier, dtype={"seed": str})] if earlier.exists() else []
+    runs = pd.concat([*parts, pd.DataFrame(rows, columns=columns)])
+    return runs.drop_duplicates([*SEARCHED, "seed"], keep="last").sort_values([*SEARCHED, "seed"])
 
 
 def search_table(runs: pd.DataFrame) -> tuple[str, pd.DataFrame]:

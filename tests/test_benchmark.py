@@ -80,20 +80,29 @@ def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
     per_method = {}
     for command in search:
         per_method.setdefault(option(command, "--exp-name"), []).append(option(command, "--seed"))
-    assert len(per_method) == 9
+    assert len(per_method) == 10
+    sac = per_method.pop("varshare-sac")  # at the short budget only: as many runs there as VarShare-PPO
+    short = [c for c in search if option(c, "--total-timesteps") == "102400"]
+    assert len(sac) == sum(option(command, "--exp-name") == "varshare" for command in short) == 54
     more = per_method.pop("contextual")  # of which one more value of the coefficient is tried
     assert len({len(seeds) for seeds in per_method.values()}) == 1 and len(more) > len(per_method["varshare"])
     per_method["contextual"] = more
-    assert {seed for seeds in per_method.values() for seed in seeds} == {"101", "102", "103"}
+    assert {seed for seeds in per_method.values() for seed in seeds} == set(sac) == {"101", "102", "103"}
+    pairs = [(option(c, "--exp-name"), option(c, "--seed")) for c in commands("sac")]
+    assert pairs == [(f"varshare-{x}", str(seed)) for seed in range(1, 11) for x in ("ppo", "sac")]
 
 
 def test_settings_come_from_the_search():
     with open(probes.ROOT / "results/search/settings.csv") as file:
         rows = [line.strip().split(",")[:4] for line in file][1:]
-    runs = [" ".join(command) for command in commands("cartpole", SEEDS="1")]
+    both = commands("cartpole", SEEDS="1"), commands("sac", SEEDS="1")
+    grid, sac = ([" ".join(command) for command in runs] for runs in both)
     for env, steps, method, flags in rows:
-        (run,) = [run for run in runs if f"cartpole__{env}__{steps}__{method}__1 " in f"{run} "]
+        (run,) = [run for run in grid + sac if f"__{env}__{steps}__{method}__1 " in f"{run} "]
         assert flags in run
+    assert (
+        next(flags for _, steps, method, flags in rows if (steps, method) == ("102400", "varshare")) in sac[0]
+    )
     (longer,) = commands("cartpole", SEEDS="1", STEPS="2000000", METHODS="cagrad")
     flags = next(flags for _, steps, method, flags in rows if (steps, method) == ("500000", "cagrad"))
     assert flags in " ".join(longer)

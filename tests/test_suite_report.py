@@ -12,7 +12,8 @@ from PIL import Image
 import report
 from report import Scores
 
-METHODS = list(report.TITLES)
+SAC = ["varshare-ppo", "varshare-sac"]  # a suite of their own
+METHODS = [method for method in report.TITLES if method not in SAC]
 TASKS = ["a", "b", "c"]
 LAYERS = ["actor_0", "critic_0"]
 
@@ -175,7 +176,7 @@ def test_no_axes_have_more_than_eight_curves(tmp_path, monkeypatch):
     figure = report.plot_curves(pd.read_csv(tmp_path / "out/runs.csv"), "title")
     drawn = [[line.get_label() for line in ax.get_lines()] for ax in figure.axes]
     assert max(map(len, drawn)) <= report.MAX_CURVES
-    assert {name for names in drawn for name in names} == set(report.TITLES.values())
+    assert {name for names in drawn for name in names} == {report.TITLES[method] for method in METHODS}
     colors = [report.color_of(method) for method in METHODS]
     for names in drawn:
         assert len({colors[list(report.TITLES.values()).index(name)] for name in names}) == len(names)
@@ -208,6 +209,28 @@ def test_verdicts_on_claim_2():
     unclear = {"varshare": scores([[0.0], [200.0]]), "l2soft": scores([[10.0], [195.0]])}
     assert report.claim_2(unclear).startswith("**not decided**")
     assert report.claim_2(make_scores(varshare=100)) is None
+
+
+def test_verdicts_on_claim_6(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def both(sac, ppo):  # runs that reach 100 after so many of 1000 steps
+        steps, names = np.arange(100, 1001, 100), dict(zip(SAC, (ppo, sac)))
+        curves = {name: [100.0 * (steps >= s) for s in reached] for name, reached in names.items()}
+        return {name: scores(np.full((5, 3), 100.0), np.array(c), steps) for name, c in curves.items()}
+
+    fast, slow = [200, 200, 200, 300, 300], [800, 800, 900, 900, 900]
+    text = report.claim_6(both(fast, slow))
+    assert text.startswith("**supported**") and "quotient: 0.22 [" in text and "median 200 [" in text
+    assert report.claim_6(both(slow, fast)).startswith("**not supported: PPO needs fewer**")
+    assert report.claim_6(both(slow, [200, 900, 900, 900, 9999])).startswith("**not decided**")
+    never = report.claim_6(both([9999] * 5, slow))
+    assert never.startswith("**not supported") and "reached in 0 of 5" in never
+    assert report.claim_6(make_scores(varshare_ppo=1)) is None
+    write_suite(tmp_path / "runs", dict.fromkeys(SAC, 100.0), runs=3)
+    report.main((tmp_path / "runs",), suite="suite")
+    claims = Path("results/suite/claims.md").read_text()
+    assert "## C6" in claims and "## C1" not in claims and list(Path("results/suite").glob("cost_*.png"))
 
 
 @pytest.mark.parametrize(
