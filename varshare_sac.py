@@ -70,7 +70,7 @@ class SAC:
     gamma: float = 0.99  # discount
     tau: float = 0.05  # step of the target critics towards the critics
     reward_scale: float = 0.1  # factor of the rewards
-    target_entropy: float = 0.5  # times log(actions), or for continuous actions times -dimensions
+    target_entropy: float = 0.2  # times log(actions), or for continuous actions times -dimensions
     alpha_init: float = 0.2  # initial temperature
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of actor and critics
 

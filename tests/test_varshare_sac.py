@@ -177,7 +177,7 @@ def test_temperatures_move_towards_their_target_entropy():
     loss, _ = sac.sac_loss(agent, net, target, b, None, settings(target_entropy=0.2))
     grad = torch.autograd.grad(loss.sum(), agent.log_alpha)[0]
     assert grad[0] < 0 and (grad[1:] > 0).all()  # alpha rises, falls
-    assert agent.target_entropy == pytest.approx(0.5 * math.log(4))
+    assert agent.target_entropy == pytest.approx(0.2 * math.log(4))
 
 
 def test_kl_is_weighted_by_beta_over_the_stored_transitions():
