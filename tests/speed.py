@@ -1,6 +1,7 @@
-"""Env steps per second, end to end without start-up, on one core: bash benchmark.sh speed.
+"""Speed end to end without start-up, on one core: bash benchmark.sh speed.
 
-The trunks under several conditions, and every script on cartpole10.
+Env steps per second of the PPO trunk under several conditions and of every PPO script on cartpole10; updates
+per second of the SAC trunk with larger networks.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import gymnasium as gym
 import torch
@@ -20,8 +22,7 @@ import probes
 
 from envs.cartpole import CartPole10
 
-varshare = probes.load_script("varshare_ppo.py")
-PLAIN = varshare.Agent, varshare.objective
+varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
 
 
 class CartPole100(CartPole10):
@@ -32,20 +33,25 @@ class CartPole100(CartPole10):
     all_names = [f"{copy}-{name}" for copy in range(10) for name in CartPole10.all_names]
 
 
-class NoNoiseAgent(varshare.Agent):
-    """No sampling and no KL: theta + mu_m alone."""
+@contextlib.contextmanager
+def no_sampling_and_no_kl():
+    """Train theta + mu_m alone, in both trunks."""
+    with contextlib.ExitStack() as stack:
+        for script in (varshare, sac):
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.logvar.requires_grad_(False)
+            class Agent(script.Agent):
+                def __init__(self, *args):
+                    super().__init__(*args)
+                    self.logvar.requires_grad_(False)
 
-    def draw_noise(self, rng):
-        return None
+                def draw_noise(self, rng):
+                    return None
 
-
-def no_noise_objective(agent, noise, batch, args):
-    loss, stats = varshare.ppo_loss(agent, agent.unpack(agent.weights()), batch, args)
-    return loss.sum(), stats
+            stack.enter_context(mock.patch.object(script, "Agent", Agent))
+            stack.enter_context(
+                mock.patch.object(script, "gaussian_kl", lambda mu, *_: mu.new_zeros(len(mu)))
+            )
+        yield
 
 
 def steps_per_second(script, **settings) -> float:
@@ -56,10 +62,19 @@ def steps_per_second(script, **settings) -> float:
         return [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "charts/SPS"][-1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each case, in turn; the best counts")
-    repeats = parser.parse_args().repeats
+def measure(cases: dict, repeats: int) -> dict[str, float]:
+    """Best SPS of each case, (script, settings), all in turn."""
+    best = dict.fromkeys(cases, 0.0)
+    for repeat in range(repeats):
+        for i, (name, (script, settings)) in enumerate(cases.items()):
+            with no_sampling_and_no_kl() if "no sampling" in name else contextlib.nullcontext():
+                sps = steps_per_second(script, run_name=f"{script.__name__}-{repeat}-{i}", **settings)
+            best[name] = max(best[name], sps)
+            print(f"{name:>40}  {sps:9,.0f} env steps/s", file=sys.stderr, flush=True)
+    return best
+
+
+def ppo(repeats: int) -> None:
     gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500)
     cartpole = {"total_timesteps": 500_000}
     lunar = varshare.LUNARLANDER | {"env_id": "lunarlander20", "total_timesteps": 400_000}
@@ -72,20 +87,45 @@ def main() -> None:
     cases = {name: (probes.load_script(name), cartpole) for name in probes.SCRIPTS} | cases
     if torch.cuda.is_available():
         cases["varshare_ppo.py --cuda"] = (varshare, cartpole | {"cuda": True})
-    best = dict.fromkeys(cases, 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        for repeat in range(repeats):
-            for i, (name, (script, settings)) in enumerate(cases.items()):
-                bare = "no sampling" in name
-                varshare.Agent, varshare.objective = (NoNoiseAgent, no_noise_objective) if bare else PLAIN
-                sps = steps_per_second(script, run_name=f"{repeat}-{i}", **settings)
-                best[name] = max(best[name], sps)
-                print(f"{name:>40}  {sps:9,.0f} env steps/s", file=sys.stderr, flush=True)
+    best = measure(cases, repeats)
     reference = best["baselines/hard_sharing_ppo.py"]
     print("| case | env steps/s | Hard sharing is faster by |\n|---|---|---|")
     for name, sps in best.items():
         print(f"| `{name}` | {sps:,.0f} | {'' if 'lunarlander' in name else f'{reference / sps:.2f}'} |")
+
+
+def soft_actor_critic(repeats: int) -> None:
+    """Batches of 128 per task: of 10 tasks at once, and of one task as often."""
+    cases = {}
+    for width, updates in ((64, 2000), (256, 200)):
+        size = {"hidden_sizes": (width, width), "learning_starts": 128}
+        ten = size | {"total_timesteps": 10 * (128 + updates)}
+        one = size | {"tasks": (0,), "total_timesteps": 128 + 10 * updates}
+        cases |= {
+            f"10 tasks, {width}x{width}": (sac, ten),
+            f"10 tasks, {width}x{width}, no sampling, no KL": (sac, ten),
+            f"10 tasks, {width}x{width} --compile": (sac, ten | {"compile": True}),
+            f"1 task, {width}x{width}": (sac, one),
+            f"1 task, {width}x{width}, no sampling, no KL": (sac, one),
+        }
+    if torch.cuda.is_available():
+        cases["10 tasks, 256x256 --cuda"] = (sac, ten | {"cuda": True})
+    print("| varshare_sac.py | updates/s | updates/s times tasks |\n|---|---|---|")
+    for name, sps in measure(cases, repeats).items():  # one update per step of all environments
+        print(f"| {name} | {sps / int(name.split()[0]):,.1f} | {sps:,.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each case, in turn; the best counts")
+    parser.add_argument("--only", choices=("ppo", "sac"), help="one of the two tables")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        if args.only != "sac":
+            ppo(args.repeats)
+        if args.only != "ppo":
+            soft_actor_critic(args.repeats)
 
 
 if __name__ == "__main__":
