@@ -252,11 +252,11 @@ def test_shared_parts_are_those_of_the_ppo_trunk(hidden):
 
 SMALL = {
     "env_id": "cartpole10",
-    "total_timesteps": 3_000,
+    "total_timesteps": 1_000,
     "learning_starts": 20,
     "hidden_sizes": (16,),
     "batch_size": 16,
-    "buffer_size": 150,
+    "buffer_size": 40,
     "eval_episodes": 2,
     "checkpoint_interval": 0.0,
 }
@@ -278,12 +278,12 @@ def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes)
     process = probes.processes.Process(
         target=probes.run_and_kill,
         args=("varshare_sac.py", settings, tmp_path),
-        kwargs={"moment": "after", "save": 200, "signum": signal.SIGTERM},
+        kwargs={"moment": "after", "save": 60, "signum": signal.SIGTERM},
     )
     process.start()
     process.join()
     assert process.exitcode == 128 + signal.SIGTERM
-    assert probes.load(tmp_path / "runs/stopped", "checkpoint")["step"] == 200
+    assert probes.load(tmp_path / "runs/stopped", "checkpoint")["step"] == 60
     probes.assert_same_runs(tmp_path / run("stopped", **changes | {"resume": True}), reference)
 
 
@@ -405,3 +405,14 @@ def test_probe_the_best_force():
 def final_return(folder):
     rows = probes.read_heartbeat(folder)
     return next(float(row[3]) for row in rows if row[1:3] == ("eval/episodic_return", "mean"))
+
+
+def test_learns_cartpole10():
+    folder = sac.train(sac.Args(total_timesteps=20_000, eval_episodes=5, run_name="cartpole10"))
+    assert final_return(folder) > 200  # a random policy has 22
+
+
+def test_learns_pendulum():
+    settings = {"env_id": "Pendulum-v1", "total_timesteps": 4_000, "target_entropy": 1.0, "batch_size": 64}
+    folder = sac.train(sac.Args(**settings, run_name="pendulum"))
+    assert final_return(folder) > -400  # a random policy has -1200
