@@ -7,7 +7,7 @@
 #   bash benchmark.sh lunarlander   the same methods on lunarlander20, 2 M steps (hours)        -> results/lunarlander/
 #   bash benchmark.sh sac           VarShare-SAC against VarShare-PPO on cartpole10             -> results/sac/
 #   bash benchmark.sh search        settings of every method on cartpole10, the same budget for each -> results/search/
-#   bash benchmark.sh main          VarShare-PPO's numbers in the README                        -> results/main/
+#   bash benchmark.sh main          VarShare-PPO's and VarShare-SAC's numbers in the README                        -> results/main/
 #   bash benchmark.sh noise         rollout weights, sigma_init, sigma_prior, beta              -> results/noise/
 #   bash benchmark.sh speed         env steps per second on one core, nothing else running
 #   bash benchmark.sh SUITE --dry-run    print the commands only
@@ -100,12 +100,16 @@ search_runs() { # 3 to 6 learning rates x 3 or 4 values of the coefficient x 3 s
 }
 
 main_runs() { # the longest first
-    local seed
+    local seed env
     for seed in 1 2; do printf 'main__lunarlander20__%s\tvarshare_ppo.py --env-id lunarlander20 --seed %s\n' $seed $seed; done
     for seed in 1 2; do
         printf 'main__lunarlander20-2M__%s\tvarshare_ppo.py --env-id lunarlander20 --total-timesteps 2000000 --seed %s\n' \
             $seed $seed
     done
+    for env in lunarlander20 lunarlander20-continuous; do for seed in 1 2; do
+        printf 'main__%s-sac__%s\tvarshare_sac.py --env-id %s --seed %s\n' $env $seed $env $seed
+    done; done
+    for seed in 1 2 3; do printf 'main__cartpole10-sac__%s\tvarshare_sac.py --env-id cartpole10 --seed %s\n' $seed $seed; done
     for seed in 1 2 3 4 5; do
         printf 'main__cartpole10__%s\tvarshare_ppo.py --env-id cartpole10 --reptile-alpha 0.1 --seed %s\n' $seed $seed
     done

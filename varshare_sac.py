@@ -92,12 +92,12 @@ class Args(VarShare, SAC, Experiment):
 
 
 # what differs from the defaults above, per environment; flags on the command line win
-LUNARLANDER = dict(total_timesteps=2_000_000, envs_per_task=4, updates_per_step=2.0, batch_size=64)
-LUNARLANDER |= dict(gamma=0.995, tau=0.02)
+LUNARLANDER = dict(total_timesteps=1_500_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
+LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=0.4)
 LUNARLANDER |= dict(beta=0.01, sigma_init=0.01)
 ENV_DEFAULTS = {
-    "lunarlander20": LUNARLANDER | dict(target_entropy=0.03),
-    "lunarlander20-continuous": LUNARLANDER | dict(target_entropy=1.0),
+    "lunarlander20": LUNARLANDER,
+    "lunarlander20-continuous": LUNARLANDER | {"target_entropy": 1.0},
 }
 
 # layers are lists of (W (network, out, in), b (network, out, 1)); critics has both critics of every task

@@ -13,8 +13,8 @@ import pandas as pd
 
 KEPT = ["eval/episodic_return", "charts/SPS", "charts/wall_time", "varshare/sigma"]
 AVERAGED = "losses/clipfrac_first_minibatch"  # over the run; of the others the last value is kept
-SETTINGS = ["env_id", "total_timesteps", "seed", "reptile_alpha", "rollout_weights", "sigma_init"]
-SETTINGS += ["sigma_prior", "beta"]
+SETTINGS = ["exp_name", "env_id", "total_timesteps", "seed", "reptile_alpha", "rollout_weights", "sigma_init"]
+SETTINGS += ["sigma_prior", "beta"]  # those that differ within a suite are its table's columns
 SEARCHED = ["env_id", "total_timesteps", "method", "flags"]
 COEFFICIENTS = {"varshare": "beta", "l2soft": "l2-coef", "contextual": "embedding-size", "cagrad": "cagrad-c"}
 COEFFICIENTS |= {
@@ -42,7 +42,8 @@ def collect(suite: str) -> pd.DataFrame:
 
 def table(runs: pd.DataFrame) -> str:
     """Per setting: mean over tasks of the final evaluation, over seeds; and what else explains it."""
-    groups = [name for name in SETTINGS if name != "seed" and runs[name].nunique() > 1] or ["env_id"]
+    differ = [name for name in SETTINGS if name in runs and runs[name].nunique() > 1]
+    groups = [name for name in differ if name != "seed"] or ["env_id"]
     mean = runs[runs.task == "mean"].pivot_table(index=[*groups, "seed"], columns="metric", values="value")
     tasks = runs[(runs.metric == "eval/episodic_return") & (runs.task != "mean")]
     mean["worst task"] = tasks.groupby([*groups, "seed"]).value.min()
@@ -51,7 +52,8 @@ def table(runs: pd.DataFrame) -> str:
     result = pd.DataFrame({"seeds": evaluation.count(), "return": evaluation.mean().round(1)})
     result["std over seeds"], result["worst seed"] = evaluation.std().round(1), evaluation.min().round(1)
     result["worst task"] = over_seeds["worst task"].mean().round(1)
-    result["clipped at first minibatch"] = (over_seeds[AVERAGED].mean() * 100).map("{:.2f} %".format)
+    clipped = over_seeds[AVERAGED].mean() * 100  # which SAC does not have
+    result["clipped at first minibatch"] = clipped.map("{:.2f} %".format).where(clipped.notna(), "")
     result["sigma at end"] = over_seeds["varshare/sigma"].mean().round(4)
     result = result.sort_values("return", ascending=False).reset_index()
     lines = [list(result.columns), ["---"] * len(result.columns), *result.to_numpy().tolist()]
