@@ -5,14 +5,16 @@ q(phi_m) = N(mu_m, sigma_m^2) and prior p = N(0, sigma_prior^2). The script mini
 
     sum_m [ L_SAC(theta + mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
-where L_SAC, the critics' Bellman errors and the actor's loss, is a mean over samples of task m from its
-replay buffer, and N_m is the number of transitions of task m in that buffer: beta = 1 is the negative ELBO,
-with SAC's losses in place of the log-likelihood. The target critics average the mean weights theta + mu_m.
-After every update --reptile-alpha moves a share of the mean of the mu_m into theta, moving no W_m or target.
+where L_SAC, the critics' Bellman errors and the actor's and the temperature's loss, is a mean over samples of
+task m from its replay buffer, and N_m is the number of transitions of task m in that buffer: beta = 1 is the
+negative ELBO, with SAC's losses in place of the log-likelihood. The target critics average the mean weights
+theta + mu_m. After every update --reptile-alpha moves a share of the mean of the mu_m into theta, which
+changes no W_m and no target.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task, and for discrete actions Christodoulou 2019, with expectations over actions in
-place of samples. All tasks are computed at once: the weights of all tasks are the rows of one matrix.
+place of samples; the README numbers every deviation. All tasks are computed at once: the weights of all tasks
+are the rows of one (task, weight) matrix.
 """
 
 import math
@@ -70,7 +72,7 @@ class SAC:
     gamma: float = 0.99  # discount
     tau: float = 0.05  # step of the target critics towards the critics
     reward_scale: float = 0.1  # factor of the rewards
-    target_entropy: float = 0.2  # times log(actions), or for continuous actions times -dimensions
+    target_entropy: float = 0.2  # times log(actions); continuous: times -dimensions, where 1 is usual
     alpha_init: float = 0.2  # initial temperature
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of actor and critics
 
@@ -102,7 +104,8 @@ ENV_DEFAULTS = {
 
 # layers are lists of (W (network, out, in), b (network, out, 1)); critics has both critics of every task
 Net = namedtuple("Net", "actor critics")
-Batch = namedtuple("Batch", "obs next_obs actions rewards terminated")  # each (task, sample, ...)
+# each (task, sample, ...); noise is of continuous actions at next_obs and obs, (2, task, sample, action)
+Batch = namedtuple("Batch", "obs next_obs actions rewards terminated noise")
 
 
 def mlp(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
@@ -136,8 +139,8 @@ class Agent(nn.Module):
         if self.discrete:  # a logit and a Q of every action
             ends = {net: (n_obs, self.act_dim) for net in ("actor", "critic1", "critic2")}
         else:  # a Gaussian's mean and log standard deviation; Q of an action
-            ends = {"actor": (n_obs, 2 * self.act_dim)}
-            ends |= {net: (n_obs + self.act_dim, 1) for net in ("critic1", "critic2")}
+            critic = n_obs + self.act_dim, 1
+            ends = {"actor": (n_obs, 2 * self.act_dim), "critic1": critic, "critic2": critic}
         self.shapes = {}  # layer -> (out, in), in the order of the columns of `weights()`
         for net, (n_in, _) in ends.items():
             self.shapes |= {f"{net}_{i}": x for i, x in enumerate(zip(hidden, (n_in, *hidden)))}
@@ -147,13 +150,16 @@ class Agent(nn.Module):
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, sum(self.sizes)))  # (task, weight)
         self.logvar = nn.Parameter(torch.full_like(self.mu, 2 * math.log(args.sigma_init)))  # (task, weight)
         self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
-        self.register_buffer("target", self.weights().detach().clone())  # average of the mean weights
+        self.register_buffer(
+            "target", self.weights().detach().clone()
+        )  # averages the mean weights; actor's unused
         if self.discrete:
             self.target_entropy = args.target_entropy * math.log(self.act_dim)
         else:  # actions are bias + scale * tanh(u)
             self.target_entropy = -args.target_entropy * self.act_dim
-            self.register_buffer("action_scale", torch.from_numpy((space.high - space.low) / 2))
-            self.register_buffer("action_bias", torch.from_numpy((space.high + space.low) / 2))
+            low, high = (torch.from_numpy(x).float() for x in (space.low, space.high))
+            self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+            self.register_buffer("action_bias", (high + low) / 2, persistent=False)
 
     def init_weights(self, rng: torch.Generator) -> Tensor:
         """One draw of all weights, (weight,)."""
@@ -211,7 +217,7 @@ class Agent(nn.Module):
         return self.action_bias + self.action_scale * u.tanh(), logp.sum(-1)
 
     def policy(self, net: Net, obs: Tensor) -> Tensor:
-        """What an ensemble averages: action probabilities, or the mode before tanh, (task, env, action)."""
+        """What an ensemble averages: action probabilities or mean before tanh, (task, env, action)."""
         out = mlp(net.actor, obs)
         return out.softmax(-1) if self.discrete else out.chunk(2, -1)[0]
 
@@ -235,51 +241,45 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
 STATS = ("qf1_values", "qf2_values", "qf_loss", "actor_loss", "entropy", "alpha_loss")
 
 
-def sac_loss(
-    agent: Agent, net: Net, target: Net, b: Batch, noise: Tensor, args: Args
-) -> tuple[Tensor, Tensor]:
-    """Bellman errors of both critics, actor's and temperature's loss: of each task (task,), and STATS.
-
-    noise (2, task, sample, action) is of the continuous actions at next_obs and obs.
-    """
+def sac_loss(agent: Agent, net: Net, target: Net, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
+    """Bellman errors of both critics, actor's and temperature's loss: of each task (task,), and STATS."""
     alpha = agent.log_alpha.exp().unsqueeze(1)
-    fixed = alpha.detach()
+    alpha_now = alpha.detach()  # which only the temperature's loss changes
     with torch.no_grad():
         if agent.discrete:
             logp = mlp(net.actor, b.next_obs).log_softmax(-1)
             q = agent.q(target.critics, b.next_obs).amin(1)
-            next_value = (logp.exp() * (q - fixed.unsqueeze(2) * logp)).sum(-1)
+            next_value = (logp.exp() * (q - alpha_now.unsqueeze(2) * logp)).sum(-1)
         else:
-            next_actions, logp = agent.sample(net, b.next_obs, noise[0])
-            next_value = agent.q(target.critics, b.next_obs, next_actions).amin(1).squeeze(-1) - fixed * logp
+            next_actions, logp = agent.sample(net, b.next_obs, b.noise[0])
+            next_value = (
+                agent.q(target.critics, b.next_obs, next_actions).amin(1).squeeze(-1) - alpha_now * logp
+            )
         target_q = args.reward_scale * b.rewards + args.gamma * (1 - b.terminated) * next_value
     if agent.discrete:
         q = agent.q(net.critics, b.obs)
         q_taken = q.gather(3, b.actions.long().unsqueeze(1).expand(-1, 2, -1, -1)).squeeze(3)
         logp = mlp(net.actor, b.obs).log_softmax(-1)
         p = logp.exp()
-        actor_loss = (p * (fixed.unsqueeze(2) * logp - q.detach().amin(1))).sum(-1)
+        actor_loss = (p * (alpha_now.unsqueeze(2) * logp - q.detach().amin(1))).sum(-1)
         entropy = -(p * logp).sum(-1)
     else:
         q_taken = agent.q(net.critics, b.obs, b.actions).squeeze(3)
-        actions, logp = agent.sample(net, b.obs, noise[1])
+        actions, logp = agent.sample(net, b.obs, b.noise[1])
         critics = [(w.detach(), bias.detach()) for w, bias in net.critics]
-        actor_loss = fixed * logp - agent.q(critics, b.obs, actions).amin(1).squeeze(-1)
+        actor_loss = alpha_now * logp - agent.q(critics, b.obs, actions).amin(1).squeeze(-1)
         entropy = -logp
     qf_loss = 0.5 * (q_taken - target_q.unsqueeze(1)).square().sum(1)
     alpha_loss = alpha * (entropy.detach() - agent.target_entropy)
     loss = (qf_loss + actor_loss + alpha_loss).mean(1)
     with torch.no_grad():
-        stats = (q_taken[:, 0], q_taken[:, 1], 0.5 * qf_loss, actor_loss, entropy, alpha_loss)
+        stats = (q_taken[:, 0], q_taken[:, 1], qf_loss, actor_loss, entropy, alpha_loss)
         return loss, torch.stack(stats).mean((1, 2))
 
 
-def objective(
-    agent: Agent, noise: Tensor, b: Batch, action_noise: Tensor, num_stored: Tensor, args: Args
-) -> tuple[Tensor, Tensor]:
+def objective(agent: Agent, noise: Tensor, b: Batch, num_stored: Tensor, args: Args) -> tuple[Tensor, Tensor]:
     """The objective at the top, (), and STATS; num_stored () is N_m, the same in all tasks."""
-    net, target = agent.unpack(agent.weights(noise)), agent.unpack(agent.target)
-    loss, stats = sac_loss(agent, net, target, b, action_noise, args)
+    loss, stats = sac_loss(agent, agent.unpack(agent.weights(noise)), agent.unpack(agent.target), b, args)
     kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
     return (loss + args.beta / num_stored * kl).sum(), stats
 
@@ -337,8 +337,10 @@ def train(args: Args) -> Path:
     eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
     num_tasks, num_envs = envs.num_tasks, args.envs_per_task
     num_steps = args.total_timesteps // envs.num_envs  # of all environments
-    if not num_steps:
-        fail(f"--total-timesteps must be at least {envs.num_envs}, one of each environment")
+    starts = math.ceil(args.learning_starts / num_envs)  # steps of random actions
+    if num_steps < max(starts, 1):
+        least = max(starts, 1) * envs.num_envs
+        fail(f"--total-timesteps must be at least {least}: one step, and --learning-starts, of all tasks")
     capacity = min(math.ceil(args.buffer_size / num_envs), num_steps)  # steps that the buffer holds
     n_obs, action_shape = envs.single_observation_space.shape[0], envs.single_action_space.shape
     widths = [n_obs, n_obs, math.prod(action_shape), 1, 1]  # of a Batch
@@ -362,6 +364,7 @@ def train(args: Args) -> Path:
     optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
     loss_fn = torch.compile(objective) if args.compile else objective
     next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 0, envs.num_envs))
+    # a ring, (task, step % capacity, env, features of a Batch side by side)
     buffer = torch.zeros(num_tasks, capacity, num_envs, sum(widths), device=device)
     task = torch.arange(num_tasks, device=device).unsqueeze(1)
     episodes = np.zeros((3, num_tasks))  # since the last log: sum of returns, sum of lengths, count
@@ -373,7 +376,9 @@ def train(args: Args) -> Path:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
         rng.set_state(saved["rng"])
-        buffer[:, : saved["buffer"].shape[1]] = saved["buffer"].to(device)
+        stored = saved.pop("buffer")  # popped, as the checkpoint stays in memory
+        buffer[:, : stored.shape[1]] = stored.to(device)
+        del stored
         episodes, recent = saved["episodes"].numpy(), saved["recent"].numpy()
         stats, num_updates = saved["stats"].to(device), saved["num_updates"]
         if saved["envs"] is None:  # these cannot be saved: new episodes
@@ -383,10 +388,10 @@ def train(args: Args) -> Path:
             next_obs = saved["next_obs"].numpy()
     print(f"replay buffer: {capacity * num_envs:,} transitions of each task, {memory}")
     run.start(step * envs.num_envs, num_steps * envs.num_envs)
-    starts = math.ceil(args.learning_starts / num_envs)
 
     start_time, last_save = time.perf_counter(), time.perf_counter()
-    clock_step, clock_time = step, start_time
+    clock_step, clock_time = step * envs.num_envs, start_time
+    first_update = max(step, starts) + math.ceil(1 / args.updates_per_step)  # by then there was one
     while step < num_steps:
         # one step of all environments
         with torch.no_grad():
@@ -409,18 +414,17 @@ def train(args: Args) -> Path:
         step += 1
 
         # updates
+        num_stored = min(step, capacity) * num_envs  # of each task
         due += args.updates_per_step if step >= starts else 0
         while due >= 1:
             due -= 1
-            num_stored = min(step, capacity) * num_envs
             inds = torch.randint(num_stored, (num_tasks, args.batch_size), generator=rng, device=device)
-            obs, final_obs, actions, *last = buffer.flatten(1, 2)[task, inds].split(widths, 2)
-            batch = Batch(obs, final_obs, actions, *(x.squeeze(2) for x in last))
-            shape = (2, num_tasks, 0 if agent.discrete else args.batch_size)
-            noise, action_noise = agent.draw_noise(rng), agent.action_noise(shape, rng)
-            loss, update_stats = loss_fn(
-                agent, noise, batch, action_noise, torch.tensor(1.0 * num_stored), args
-            )
+            parts = buffer.flatten(1, 2)[task, inds].split(widths, 2)
+            noise = agent.draw_noise(rng)
+            action_noise = None if agent.discrete else agent.action_noise((2, *inds.shape), rng)
+            batch = Batch(*parts[:3], *(x.squeeze(2) for x in parts[3:]), action_noise)
+            size = torch.tensor(float(num_stored))  # a number would be compiled anew whenever it changes
+            loss, update_stats = loss_fn(agent, noise, batch, size, args)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -432,14 +436,13 @@ def train(args: Args) -> Path:
             num_updates += 1
 
         # log a hundred times, print twenty times, save every checkpoint_interval seconds
-        global_step, last = step * envs.num_envs, step == num_steps
-        if step == starts + 1:  # the clock of SPS starts after the first update, which compiles
-            clock_step, clock_time = global_step, time.perf_counter()
+        now, global_step, last = time.perf_counter(), step * envs.num_envs, step == num_steps
+        if step == first_update:  # the clock of SPS starts after the first update, which compiles
+            clock_step, clock_time = global_step, now
         run.bar.update(envs.num_envs)
-        now = time.perf_counter()
         log = step % max(1, num_steps // 100) == 0 or last
         save = run.stop or last or now - last_save >= args.checkpoint_interval
-        if (log or save) and not all(x.isfinite().all() for x in (stats, *params)):
+        if (log or save) and not all(x.isfinite().all() for x in (stats, buffer, *params)):
             run.close()
             sys.exit(f"{run.folder}: NaN or infinite loss at step {global_step}; earlier checkpoints stay")
         if log:
@@ -456,7 +459,6 @@ def train(args: Args) -> Path:
             alpha = agent.log_alpha.detach().exp()
             run.log(global_step, "losses/alpha", alpha.mean().item(), alpha.tolist())
             stats, num_updates = torch.zeros_like(stats), 0
-            num_stored = min(step, capacity) * num_envs
             for name, (per_task, overall) in method_metrics(agent, num_stored, args).items():
                 run.log(global_step, name, overall.item(), per_task.tolist())
         if step % max(1, num_steps // 20) == 0 or last:
@@ -470,7 +472,8 @@ def train(args: Args) -> Path:
                 agent=agent.state_dict(),
                 optimizer=optimizer.state_dict(),
                 rng=rng.get_state(),
-                buffer=buffer[:, : 0 if last else min(step, capacity)].clone(),  # a finished run needs none
+                # of a view all would be saved; a finished run needs none
+                buffer=buffer[:, : 0 if last else min(step, capacity)].clone(),
                 stats=stats,
                 num_updates=num_updates,
                 envs=envs.get_state(),
@@ -479,7 +482,7 @@ def train(args: Args) -> Path:
                 recent=torch.from_numpy(recent),
             )
             last_save = now
-        if run.stop:
+        if run.stop and save:  # else the signal came after the line above, and the next step saves
             run.close()
             print(f"stopped at step {global_step}: continue with --resume --run-name {run.folder.name}")
             sys.exit(128 + run.stop[0])

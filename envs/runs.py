@@ -78,8 +78,9 @@ def check_numbers(args: Any, may_be_0: Sequence[str], at_most_1: Sequence[str]) 
 def check_memory(size: int, cuda: bool) -> str:
     """Refuse a replay buffer of `size` bytes that the machine, or its GPU, cannot hold; else say its size."""
     total = torch.cuda.mem_get_info()[1] if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > total:
-        fail(f"the replay buffer needs {size / 2**30:,.1f} GiB of {total / 2**30:.1f}: reduce --buffer-size")
+    if 2 * size > total:  # a checkpoint takes a copy
+        needed = f"the replay buffer needs {size / 2**30:,.1f} GiB, and as much while it is saved"
+        fail(f"{needed}; here are {total / 2**30:.1f}: reduce --buffer-size")
     return f"{size / 2**30:.3f} GiB"
 
 

@@ -96,7 +96,7 @@ def saved(tmp_path_factory):
     back, argv = Path.cwd(), sys.argv
     os.chdir(folder)
     for name in probes.SCRIPTS + probes.SAC_SCRIPTS:
-        tiny = TINY if name in probes.SAC_SCRIPTS else TINY_PPO
+        tiny = [*TINY, "--learning-starts", "8"] if name in probes.SAC_SCRIPTS else TINY_PPO
         probes.main(probes.load_script(name), *tiny, "--run-name", Path(name).stem)
     os.chdir(back)
     sys.argv = argv

@@ -1,7 +1,9 @@
 """The mathematics of VarShare-SAC, its replay buffer, and what it learns."""
 
 import inspect
+import itertools
 import math
+import operator
 import signal
 from functools import partial
 
@@ -9,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import probes
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from probes import BOTH, DISCRETE, HIDDEN, OBS, TASKS
@@ -25,6 +28,7 @@ import enjoy
 from envs.runs import load_agent
 
 sac = probes.load_script("varshare_sac.py")
+ASYMMETRIC = gym.spaces.Box(-1.0, 3.0, (2,))  # bias 1, scale 2
 make_agent, settings = partial(probes.make_agent, sac), partial(probes.settings, sac)
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -41,7 +45,7 @@ def make_batch(agent, samples, seed=0):
     rewards = torch.randn(TASKS, samples, generator=rng).double()
     terminated = (torch.arange(samples) >= samples // 2).double().expand(TASKS, -1)
     noise = torch.randn(2, TASKS, samples, agent.act_dim, generator=rng).double()
-    return sac.Batch(obs, next_obs, actions, rewards, terminated), noise
+    return sac.Batch(obs, next_obs, actions, rewards, terminated, noise)
 
 
 def forward(agent, row, net, x):
@@ -63,8 +67,8 @@ def gaussian(agent, row, obs):
     return Independent(TransformedDistribution(base, squash), 1), base
 
 
-def losses_task_by_task(agent, weights, b, noise, args):
-    """Bellman errors, actor's and temperature's loss of each task, from the papers' formulas."""
+def losses_task_by_task(agent, weights, b, args):
+    """Bellman errors, actor's and temperature's loss of each task, (task, 3), from the papers' formulas."""
     results = []
     for m in range(TASKS):
         row, target, alpha = weights[m], agent.target[m], agent.log_alpha[m].exp().item()
@@ -79,14 +83,14 @@ def losses_task_by_task(agent, weights, b, noise, args):
             entropy = pi.entropy()
         else:
             pi_next, base = gaussian(agent, row, b.next_obs[m])
-            action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * noise[0, m]).tanh()
+            action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * b.noise[0, m]).tanh()
             x = torch.cat((b.next_obs[m], action), 1)
             q_next = torch.min(*(forward(agent, target, f"critic{k}", x) for k in (1, 2))).squeeze(1)
             value = q_next - alpha * pi_next.log_prob(action)
             x = torch.cat((b.obs[m], b.actions[m]), 1)
             taken = [forward(agent, row, f"critic{k}", x).squeeze(1) for k in (1, 2)]
             pi, base = gaussian(agent, row, b.obs[m])
-            action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * noise[1, m]).tanh()
+            action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * b.noise[1, m]).tanh()
             x = torch.cat((b.obs[m], action), 1)
             q = torch.min(*(forward(agent, row, f"critic{k}", x) for k in (1, 2))).squeeze(1)
             actor = (alpha * pi.log_prob(action) - q).mean()
@@ -94,20 +98,28 @@ def losses_task_by_task(agent, weights, b, noise, args):
         y = args.reward_scale * b.rewards[m] + args.gamma * (1 - b.terminated[m]) * value
         bellman = sum(0.5 * (x - y).square().mean() for x in taken)
         temperature = alpha * (entropy.mean() - agent.target_entropy)
-        results.append(bellman + actor + temperature)
+        results.append(torch.stack((bellman, actor, torch.as_tensor(temperature))))
     return torch.stack(results)
 
 
-@BOTH
-def test_losses_equal_a_computation_task_by_task(space):
-    agent = make_agent(space).requires_grad_(False)
-    args = settings(reward_scale=0.7, gamma=0.9)
-    with torch.no_grad():
-        agent.target += 0.1 * torch.randn(agent.target.shape)
-    b, noise = make_batch(agent, 40)
-    weights = agent.weights(torch.randn(agent.mu.shape).double())
-    loss, _ = sac.sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, noise, args)
-    torch.testing.assert_close(loss, losses_task_by_task(agent, weights, b, noise, args))
+@pytest.mark.parametrize("space", [DISCRETE, ASYMMETRIC], ids=["Discrete", "Box"])
+def test_losses_and_what_follows_which_equal_a_computation_task_by_task(space):
+    """The critics' weights follow the Bellman errors alone, the actor's the actor's loss alone."""
+    rng = torch.Generator().manual_seed(0)
+    agent, args = make_agent(space).requires_grad_(False), settings(reward_scale=0.7, gamma=0.9)
+    agent.target += 0.1 * torch.randn(agent.target.shape, generator=rng)
+    b = make_batch(agent, 40)
+    weights = agent.weights(torch.randn(agent.mu.shape, generator=rng).double())
+    weights = (
+        0.3 * weights
+    ).requires_grad_()  # atanh, in the log-probability of a saturated action, is rough
+    loss, _ = sac.sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
+    bellman, actor, temperature = losses_task_by_task(agent, weights, b, args).unbind(1)
+    torch.testing.assert_close(loss, bellman + actor + temperature)
+    (grad,) = torch.autograd.grad(loss.sum(), weights)
+    of = [torch.autograd.grad(x.sum(), weights, retain_graph=True)[0] for x in (bellman, actor)]
+    is_actor = [torch.full((n,), x.startswith("actor")) for x, n in zip(agent.shapes, agent.sizes)]
+    torch.testing.assert_close(grad, torch.where(torch.cat(is_actor), of[1], of[0]))
 
 
 def test_discrete_losses_by_hand():
@@ -123,7 +135,7 @@ def test_discrete_losses_by_hand():
     agent.target[:, biases["critic1_2"]] = torch.tensor([4.0, 8.0]).double()
     agent.target[:, biases["critic2_2"]] = torch.tensor([6.0, 4.0]).double()
     agent.log_alpha.fill_(math.log(0.5))
-    b = sac.Batch(*(x[:, :1] for x in make_batch(agent, 2)[0]))
+    b = sac.Batch(*(x[:, :1] for x in make_batch(agent, 2)))
     b = b._replace(actions=torch.zeros(TASKS, 1, 1), rewards=torch.full((TASKS, 1), 1.0).double())
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     y = 1 + 0.9 * (0.75 * 4 + 0.25 * 4 + 0.5 * entropy)
@@ -131,50 +143,58 @@ def test_discrete_losses_by_hand():
     actor = -0.5 * entropy - (0.75 * 1 + 0.25 * 0)
     temperature = 0.5 * (entropy - agent.target_entropy)
     nets = agent.unpack(agent.weights()), agent.unpack(agent.target)
-    loss, stats = sac.sac_loss(agent, *nets, b, None, settings(gamma=0.9, reward_scale=1.0))
+    loss, stats = sac.sac_loss(agent, *nets, b, settings(gamma=0.9, reward_scale=1.0))
     assert loss.tolist() == pytest.approx([bellman + actor + temperature] * TASKS)
-    assert stats.tolist() == pytest.approx([1, 3, bellman / 2, actor, entropy, temperature])
+    assert stats.tolist() == pytest.approx([1, 3, bellman, actor, entropy, temperature])
 
 
 @BOTH
-def test_what_follows_which_gradient(space):
-    """Critics do not follow the actor's loss, nor the actor the Bellman errors, nor a task another's."""
+def test_a_task_does_not_touch_another(space):
     agent = make_agent(space)
-    b, noise = make_batch(agent, 20)
-    args = settings()
-    loss, _ = sac.sac_loss(agent, agent.unpack(agent.weights()), agent.unpack(agent.target), b, noise, args)
-    grads = [torch.autograd.grad(x, agent.parameters(), retain_graph=True, allow_unused=True) for x in loss]
+    nets = agent.unpack(agent.weights()), agent.unpack(agent.target)
+    loss, _ = sac.sac_loss(agent, *nets, make_batch(agent, 20), settings())
     names = [name for name, _ in agent.named_parameters()]
-    for m, of_task in enumerate(grads):
-        grad = dict(zip(names, of_task))
+    for m, x in enumerate(loss):
+        grads = torch.autograd.grad(x, agent.parameters(), retain_graph=True, allow_unused=True)
+        grad = dict(zip(names, grads))
         for j in range(TASKS):
             assert grad["mu"][j].any() == (j == m) == (grad["log_alpha"][j] != 0).item()
         torch.testing.assert_close(grad["theta"], grad["mu"][m])
-    weights = agent.weights().detach().requires_grad_()
-    actor = torch.cat(
-        [torch.full((n,), name.startswith("actor")) for name, n in zip(agent.shapes, agent.sizes)]
-    )
-    moved = b._replace(rewards=b.rewards + 1)
-    results = []
-    for batch in (b, moved):
-        nets = agent.unpack(weights), agent.unpack(agent.target)
-        results.append(
-            torch.autograd.grad(sac.sac_loss(agent, *nets, batch, noise, args)[0].sum(), weights)[0]
-        )
-    changed = (results[0] - results[1]).abs().amax(0) > 1e-12
-    assert changed[~actor].any() and not changed[actor].any()  # rewards matter to the critics alone
+
+
+@BOTH
+def test_actions_are_drawn_from_the_policy_or_at_random(space):
+    agent = make_agent(space if space is DISCRETE else ASYMMETRIC).requires_grad_(False)
+    net, rng, n = agent.unpack(0.3 * agent.weights()), torch.Generator().manual_seed(0), 20_000
+    obs = torch.randn(TASKS, 1, OBS, generator=rng).double().expand(-1, n, -1)
+    noise = agent.action_noise((TASKS, n), rng).double()
+    actions, uniform = agent.act(net, obs, noise), agent.random_actions(noise)
+    for m in range(TASKS):
+        if space is DISCRETE:
+            counts = [np.bincount(x[m], minlength=4) for x in (actions, uniform)]
+            for count, p in zip(counts, (agent.policy(net, obs)[m, 0].numpy(), np.full(4, 0.25))):
+                assert scipy.stats.chisquare(count, p / p.sum() * n).pvalue > 0.001
+        else:
+            mean, logstd = forward(agent, 0.3 * agent.weights()[m], "actor", obs[m, :1]).chunk(2, 1)
+            u = torch.atanh((actions[m] - 1) / 2)
+            z = (u - mean) / (-5 + 3.5 * (logstd.tanh() + 1)).exp()
+            assert all(scipy.stats.kstest(z[:, i], "norm").pvalue > 0.001 for i in range(2))
+            assert all(
+                scipy.stats.kstest(uniform[m, :, i], "uniform", (-1, 4)).pvalue > 0.001 for i in range(2)
+            )
+            torch.testing.assert_close(agent.greedy(agent.policy(net, obs))[m, :1], 1 + 2 * mean.tanh())
 
 
 def test_temperatures_move_towards_their_target_entropy():
     agent = make_agent()
-    b, _ = make_batch(agent, 20)
+    b = make_batch(agent, 20)
     with torch.no_grad():
         agent.mu.zero_()
         ends = np.cumsum(agent.sizes)
         i = list(agent.shapes).index("actor_2")
         agent.mu[0, ends[i] - 4] = 100.0  # the first task always acts the same, the others do not
     net, target = agent.unpack(agent.weights()), agent.unpack(agent.target)
-    loss, _ = sac.sac_loss(agent, net, target, b, None, settings(target_entropy=0.2))
+    loss, _ = sac.sac_loss(agent, net, target, b, settings(target_entropy=0.2))
     grad = torch.autograd.grad(loss.sum(), agent.log_alpha)[0]
     assert grad[0] < 0 and (grad[1:] > 0).all()  # alpha rises, falls
     assert agent.target_entropy == pytest.approx(0.2 * math.log(4))
@@ -182,13 +202,12 @@ def test_temperatures_move_towards_their_target_entropy():
 
 def test_kl_is_weighted_by_beta_over_the_stored_transitions():
     agent = make_agent()
-    b, noise = make_batch(agent, 20)
-    weights = torch.randn(agent.mu.shape).double()
+    b = make_batch(agent, 20)
+    weights = torch.randn(agent.mu.shape, generator=torch.Generator().manual_seed(0)).double()
     kl = sac.gaussian_kl(agent.mu, agent.logvar, 0.3).sum()
     for stored in (100.0, 2000.0):
         losses = [
-            sac.objective(agent, weights, b, noise, torch.tensor(stored), settings(beta=x))[0]
-            for x in (0.0, 0.5)
+            sac.objective(agent, weights, b, torch.tensor(stored), settings(beta=x))[0] for x in (0.0, 0.5)
         ]
         torch.testing.assert_close(losses[1] - losses[0], 0.5 * kl / stored)
 
@@ -206,29 +225,64 @@ def test_recentring_changes_neither_weights_nor_targets():
 
 
 class Counting(probes.Probe):
-    """The reward is the number of the step."""
+    """The reward is the number of the step, and a half more in the second environment."""
 
     steps = 0
 
     def reward(self, actions):
         self.steps += 1
-        return np.full(self.num_envs, float(self.steps))
+        return self.steps + 0.5 * np.arange(self.num_envs)
 
 
 gym.register("Counting", vector_entry_point=Counting)
 
 
-def test_the_buffer_keeps_the_newest_transitions(monkeypatch):
+@pytest.fixture
+def saves(monkeypatch):
+    """Replaces Run.save: what runs would have saved, as it was then; the last is the model."""
     saved = []
-    monkeypatch.setattr(sac.Run, "save", lambda self, kind, **content: saved.append(content.get("buffer")))
+
+    def save(run, kind, agent, optimizer=None, buffer=None, **content):
+        steps = [int(x["step"]) for x in optimizer["state"].values()] if optimizer else []
+        agent = {name: x.clone() for name, x in agent.items()}
+        saved.append({"agent": agent, "buffer": buffer, "updates": max(steps, default=0)})
+
+    monkeypatch.setattr(sac.Run, "save", save)
+    return saved
+
+
+def test_the_buffer_keeps_the_newest_transitions_and_updates_draw_from_all_of_them(saves, monkeypatch):
+    sampled, objective = [], sac.objective
+
+    def record(agent, noise, b, num_stored, args):
+        sampled.append((b.rewards.unique().tolist(), num_stored.item()))
+        return objective(agent, noise, b, num_stored, args)
+
+    monkeypatch.setattr(sac, "objective", record)
     size = {"env_id": "Counting", "total_timesteps": 50, "envs_per_task": 2, "buffer_size": 14}
-    run(**size, batch_size=4, learning_starts=4)
-    for step, buffer in enumerate(saved[:24], 1):
+    run(**size, batch_size=14, learning_starts=4, updates_per_step=10.0)
+    for step, save in enumerate(saves[:24], 1):
+        buffer, newest = save["buffer"], range(max(1, step - 6), step + 1)
         assert buffer.shape == (1, min(step, 7), 2, 1 + 1 + 1 + 1 + 1)
-        expected = [max(t for t in range(1, step + 1) if (t - 1) % 7 == i) for i in range(len(buffer[0]))]
-        assert buffer[0, :, :, 3].tolist() == [[t, t] for t in expected]
+        expected = [next(t for t in newest if (t - 1) % 7 == i) for i in range(len(buffer[0]))]
+        assert buffer[0, :, :, 3].tolist() == [[t, t + 0.5] for t in expected]
         assert buffer[..., 4].all()  # every step was the last of its episode
-    assert saved[24].shape[1] == 0 and len(saved) == 26  # a finished run has no use for it
+        if step > 1:
+            rewards, stored = zip(*sampled[10 * (step - 2) : 10 * (step - 1)])
+            assert {x for seen in rewards for x in seen} == {t + half for t in newest for half in (0, 0.5)}
+            assert set(stored) == {2 * len(newest)}
+    assert saves[24]["buffer"].shape[1] == 0 and len(saves) == 26  # a finished run has no use for it
+
+
+def test_targets_follow_the_mean_weights_once_in_every_update(saves):
+    run(updates_per_step=0.5, tau=0.3, total_timesteps=400)  # 40 steps, the first 20 at random
+    for step, (old, new) in enumerate(itertools.pairwise(saves[:-1]), 2):
+        assert new["updates"] == max(0, step - 19) // 2
+        old, new = old["agent"], new["agent"]
+        if step > 19 and (step - 19) % 2 == 0:
+            torch.testing.assert_close(new["target"], old["target"].lerp(new["theta"] + new["mu"], 0.3))
+        else:
+            assert torch.equal(new["target"], old["target"])
 
 
 def test_a_buffer_that_cannot_fit_is_refused(capsys):
@@ -240,8 +294,9 @@ def test_a_buffer_that_cannot_fit_is_refused(capsys):
 @pytest.mark.parametrize("hidden", [HIDDEN, (6,)])
 def test_shared_parts_are_those_of_the_ppo_trunk(hidden):
     ppo = probes.load_script("varshare_ppo.py")
-    for name in ("gaussian_kl", "recentre"):
-        assert inspect.getsource(getattr(sac, name)) == inspect.getsource(getattr(ppo, name))
+    for name in ("gaussian_kl", "recentre", "Agent.draw_noise", "Agent.weights"):
+        sources = [inspect.getsource(operator.attrgetter(name)(script)) for script in (sac, ppo)]
+        assert sources[0] == sources[1]
     agent = sac.Agent(
         probes.spaces(DISCRETE), sac.Args(hidden_sizes=hidden), torch.Generator().manual_seed(0)
     )
@@ -252,7 +307,7 @@ def test_shared_parts_are_those_of_the_ppo_trunk(hidden):
 
 SMALL = {
     "env_id": "cartpole10",
-    "total_timesteps": 1_000,
+    "total_timesteps": 2_000,
     "learning_starts": 20,
     "hidden_sizes": (16,),
     "batch_size": 16,
@@ -267,10 +322,12 @@ def run(name="run", **changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"rollout_weights": "sample", "reptile_alpha": 0.1}], ids=["", "everything"]
+    "changes",
+    [{}, {"rollout_weights": "sample", "reptile_alpha": 0.1, "updates_per_step": 0.7}],
+    ids=["", "everything"],
 )
 def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes):
-    """The buffer is full, and came round, before the run is stopped."""
+    """The buffer is full, and came round, before the run is stopped between two logs."""
     reference = tmp_path / run("reference", **changes)
     torch.manual_seed(123)  # nothing may depend on the global generator
     probes.assert_same_runs(tmp_path / run("again", **changes | {"checkpoint_interval": 1e9}), reference)
@@ -278,12 +335,12 @@ def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes)
     process = probes.processes.Process(
         target=probes.run_and_kill,
         args=("varshare_sac.py", settings, tmp_path),
-        kwargs={"moment": "after", "save": 60, "signum": signal.SIGTERM},
+        kwargs={"moment": "after", "save": 61, "signum": signal.SIGTERM},
     )
     process.start()
     process.join()
     assert process.exitcode == 128 + signal.SIGTERM
-    assert probes.load(tmp_path / "runs/stopped", "checkpoint")["step"] == 60
+    assert probes.load(tmp_path / "runs/stopped", "checkpoint")["step"] == 61
     probes.assert_same_runs(tmp_path / run("stopped", **changes | {"resume": True}), reference)
 
 
@@ -324,7 +381,8 @@ def test_loading_and_a_frozen_theta():
         ({"tau": 0.0}, "--tau must be positive"),
         ({"updates_per_step": 0.0}, "--updates-per-step must be positive"),
         ({"target_entropy": -1.0}, "--target-entropy must be positive or 0"),
-        ({"total_timesteps": 9}, "must be at least 10, one of each environment"),
+        ({"total_timesteps": 199}, "--total-timesteps must be at least 200:"),
+        ({"total_timesteps": 9, "learning_starts": 0}, "--total-timesteps must be at least 10:"),
         ({"env_id": "nonsense"}, "unknown environment"),
         ({"freeze_theta": True}, "needs a theta"),
     ],
@@ -337,11 +395,20 @@ def test_bad_input(capsys, tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_nan_stops_the_run(tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        run(env_id="TurnsToNaN", total_timesteps=500, learning_starts=20)
-    assert "NaN" in stop.value.code and not (tmp_path / "runs/run/model.pt").exists()
-    assert probes.load(tmp_path / "runs/run", "checkpoint")["agent"]["theta"].isfinite().all()
+def test_nan_stops_the_run_and_is_not_in_the_checkpoint(tmp_path):
+    for seed in range(4):
+        with pytest.raises(SystemExit) as stop:
+            run(str(seed), env_id="TurnsToNaN", total_timesteps=500, learning_starts=20, seed=seed)
+        folder = tmp_path / f"runs/{seed}"
+        assert "NaN" in stop.value.code and not (folder / "model.pt").exists()
+        checkpoint = probes.load(folder, "checkpoint")
+        assert all(x.isfinite().all() for x in (checkpoint["buffer"], *checkpoint["agent"].values()))
+
+
+def test_sampled_weights_act_differently():
+    folders = [run(x, rollout_weights=x, sigma_init=0.5, total_timesteps=600) for x in ("mean", "sample")]
+    rows = [[r for r in probes.read_heartbeat(f) if r[1] == "charts/episodic_length"] for f in folders]
+    assert rows[0] != rows[1]
 
 
 # Probes: what it must learn where the answer is known
