@@ -94,7 +94,7 @@ class Args(VarShare, SAC, Experiment):
 
 
 # what differs from the defaults above, per environment; flags on the command line win
-LUNARLANDER = dict(total_timesteps=1_500_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
+LUNARLANDER = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
 LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=0.4)
 LUNARLANDER |= dict(beta=0.01, sigma_init=0.01)
 ENV_DEFAULTS = {
@@ -454,8 +454,9 @@ def train(args: Args) -> Path:
             run.log(global_step, "charts/SPS", (global_step - clock_step) / max(now - clock_time, 1e-9))
             run.log(global_step, "charts/wall_time", seconds + now - start_time)
             run.log(global_step, "charts/learning_rate", args.learning_rate)
-            for name, x in zip(STATS, (stats / max(num_updates, 1)).tolist(), strict=True):
-                run.log(global_step, f"losses/{name}", x)
+            if num_updates:
+                for name, x in zip(STATS, (stats / num_updates).tolist(), strict=True):
+                    run.log(global_step, f"losses/{name}", x)
             alpha = agent.log_alpha.detach().exp()
             run.log(global_step, "losses/alpha", alpha.mean().item(), alpha.tolist())
             stats, num_updates = torch.zeros_like(stats), 0
