@@ -74,6 +74,7 @@ class SAC:
     reward_scale: float = 0.1  # factor of the rewards
     target_entropy: float = 0.2  # times log(actions); continuous: times -dimensions, where 1 is usual
     alpha_init: float = 0.2  # initial temperature
+    critics: Literal["min", "mean"] = "min"  # of both critics' values, what targets and actor take
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of actor and critics
 
 
@@ -95,12 +96,10 @@ class Args(VarShare, SAC, Experiment):
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
-LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=0.4)
+LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0)
 LUNARLANDER |= dict(beta=0.01, sigma_init=0.01)
-ENV_DEFAULTS = {
-    "lunarlander20": LUNARLANDER,
-    "lunarlander20-continuous": LUNARLANDER | {"target_entropy": 1.0},
-}
+DISCRETE = dict(total_timesteps=1_200_000, gamma=0.99, target_entropy=0.08, critics="mean")
+ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
 
 # layers are lists of (W (network, out, in), b (network, out, 1)); critics has both critics of every task
 Net = namedtuple("Net", "actor critics")
@@ -245,29 +244,29 @@ def sac_loss(agent: Agent, net: Net, target: Net, b: Batch, args: Args) -> tuple
     """Bellman errors of both critics, actor's and temperature's loss: of each task (task,), and STATS."""
     alpha = agent.log_alpha.exp().unsqueeze(1)
     alpha_now = alpha.detach()  # which only the temperature's loss changes
+    of_both = torch.amin if args.critics == "min" else torch.mean
     with torch.no_grad():
         if agent.discrete:
             logp = mlp(net.actor, b.next_obs).log_softmax(-1)
-            q = agent.q(target.critics, b.next_obs).amin(1)
+            q = of_both(agent.q(target.critics, b.next_obs), 1)
             next_value = (logp.exp() * (q - alpha_now.unsqueeze(2) * logp)).sum(-1)
         else:
             next_actions, logp = agent.sample(net, b.next_obs, b.noise[0])
-            next_value = (
-                agent.q(target.critics, b.next_obs, next_actions).amin(1).squeeze(-1) - alpha_now * logp
-            )
+            q = of_both(agent.q(target.critics, b.next_obs, next_actions), 1)
+            next_value = q.squeeze(-1) - alpha_now * logp
         target_q = args.reward_scale * b.rewards + args.gamma * (1 - b.terminated) * next_value
     if agent.discrete:
         q = agent.q(net.critics, b.obs)
         q_taken = q.gather(3, b.actions.long().unsqueeze(1).expand(-1, 2, -1, -1)).squeeze(3)
         logp = mlp(net.actor, b.obs).log_softmax(-1)
         p = logp.exp()
-        actor_loss = (p * (alpha_now.unsqueeze(2) * logp - q.detach().amin(1))).sum(-1)
+        actor_loss = (p * (alpha_now.unsqueeze(2) * logp - of_both(q.detach(), 1))).sum(-1)
         entropy = -(p * logp).sum(-1)
     else:
         q_taken = agent.q(net.critics, b.obs, b.actions).squeeze(3)
         actions, logp = agent.sample(net, b.obs, b.noise[1])
         critics = [(w.detach(), bias.detach()) for w, bias in net.critics]
-        actor_loss = alpha_now * logp - agent.q(critics, b.obs, actions).amin(1).squeeze(-1)
+        actor_loss = alpha_now * logp - of_both(agent.q(critics, b.obs, actions), 1).squeeze(-1)
         entropy = -logp
     qf_loss = 0.5 * (q_taken - target_q.unsqueeze(1)).square().sum(1)
     alpha_loss = alpha * (entropy.detach() - agent.target_entropy)

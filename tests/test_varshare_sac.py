@@ -70,29 +70,30 @@ def gaussian(agent, row, obs):
 def losses_task_by_task(agent, weights, b, args):
     """Bellman errors, actor's and temperature's loss of each task, (task, 3), from the papers' formulas."""
     results = []
+    of_both = torch.min if args.critics == "min" else lambda x, y: (x + y) / 2
     for m in range(TASKS):
         row, target, alpha = weights[m], agent.target[m], agent.log_alpha[m].exp().item()
         if agent.discrete:
             pi_next = Categorical(logits=forward(agent, row, "actor", b.next_obs[m]))
             pi = Categorical(logits=forward(agent, row, "actor", b.obs[m]))
-            q_next = torch.min(*(forward(agent, target, f"critic{k}", b.next_obs[m]) for k in (1, 2)))
+            q_next = of_both(*(forward(agent, target, f"critic{k}", b.next_obs[m]) for k in (1, 2)))
             value = (pi_next.probs * (q_next - alpha * pi_next.logits)).sum(1)
             q = [forward(agent, row, f"critic{k}", b.obs[m]) for k in (1, 2)]
             taken = [x[torch.arange(len(x)), b.actions[m, :, 0].long()] for x in q]
-            actor = (pi.probs * (alpha * pi.logits - torch.min(*q))).sum(1).mean()
+            actor = (pi.probs * (alpha * pi.logits - of_both(*q))).sum(1).mean()
             entropy = pi.entropy()
         else:
             pi_next, base = gaussian(agent, row, b.next_obs[m])
             action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * b.noise[0, m]).tanh()
             x = torch.cat((b.next_obs[m], action), 1)
-            q_next = torch.min(*(forward(agent, target, f"critic{k}", x) for k in (1, 2))).squeeze(1)
+            q_next = of_both(*(forward(agent, target, f"critic{k}", x) for k in (1, 2))).squeeze(1)
             value = q_next - alpha * pi_next.log_prob(action)
             x = torch.cat((b.obs[m], b.actions[m]), 1)
             taken = [forward(agent, row, f"critic{k}", x).squeeze(1) for k in (1, 2)]
             pi, base = gaussian(agent, row, b.obs[m])
             action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * b.noise[1, m]).tanh()
             x = torch.cat((b.obs[m], action), 1)
-            q = torch.min(*(forward(agent, row, f"critic{k}", x) for k in (1, 2))).squeeze(1)
+            q = of_both(*(forward(agent, row, f"critic{k}", x) for k in (1, 2))).squeeze(1)
             actor = (alpha * pi.log_prob(action) - q).mean()
             entropy = -pi.log_prob(action)
         y = args.reward_scale * b.rewards[m] + args.gamma * (1 - b.terminated[m]) * value
@@ -103,10 +104,14 @@ def losses_task_by_task(agent, weights, b, args):
 
 
 @pytest.mark.parametrize("space", [DISCRETE, ASYMMETRIC], ids=["Discrete", "Box"])
-def test_losses_and_what_follows_which_equal_a_computation_task_by_task(space):
+@pytest.mark.parametrize("critics", ["min", "mean"])
+def test_losses_and_what_follows_which_equal_a_computation_task_by_task(space, critics):
     """The critics' weights follow the Bellman errors alone, the actor's the actor's loss alone."""
     rng = torch.Generator().manual_seed(0)
-    agent, args = make_agent(space).requires_grad_(False), settings(reward_scale=0.7, gamma=0.9)
+    agent, args = (
+        make_agent(space).requires_grad_(False),
+        settings(reward_scale=0.7, gamma=0.9, critics=critics),
+    )
     agent.target += 0.1 * torch.randn(agent.target.shape, generator=rng)
     b = make_batch(agent, 40)
     weights = agent.weights(torch.randn(agent.mu.shape, generator=rng).double())
