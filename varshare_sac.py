@@ -63,7 +63,7 @@ class Experiment:
 class SAC:
     """Soft actor-critic."""
 
-    learning_rate: float = 2e-3  # step size of Adam, of actor, critics and temperatures
+    learning_rate: float = 1e-3  # step size of Adam, of actor, critics and temperatures
     envs_per_task: int = 1  # parallel environments of each task
     buffer_size: int = 50_000  # transitions of each task that are kept
     learning_starts: int = 200  # transitions of each task, by random actions, before the first update
@@ -96,7 +96,7 @@ class Args(VarShare, SAC, Experiment):
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
-LUNARLANDER |= dict(gamma=0.995, target_entropy=1.0)
+LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0)
 LUNARLANDER |= dict(beta=0.01, sigma_init=0.01)
 DISCRETE = dict(gamma=0.99, target_entropy=0.08, critics="mean")
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
