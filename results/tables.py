@@ -76,8 +76,9 @@ def collect_search() -> pd.DataFrame:
         rows.append((*setting, seed, *scores, config["git_commit"], config["hardware"]))
     columns = [*SEARCHED, "seed", "return", "worst_task", "area", "commit", "hardware"]
     earlier = Path("results/search/runs.csv")
-    parts = [pd.read_csv(earlier, dtype={"seed": str}, float_precision="round_trip")] if earlier.exists() else []
-    runs = pd.concat([*parts, pd.DataFrame(rows, columns=columns)])
+    runs = pd.DataFrame(rows, columns=columns)
+    if earlier.exists():
+        runs = pd.concat([pd.read_csv(earlier, dtype={"seed": str}, float_precision="round_trip"), runs])
     return runs.drop_duplicates([*SEARCHED, "seed"], keep="last")
 
 
