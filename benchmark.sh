@@ -7,9 +7,9 @@
 #   bash benchmark.sh lunarlander   the same methods on lunarlander20, 2 M steps (hours)        -> results/lunarlander/
 #   bash benchmark.sh sac           VarShare-SAC against VarShare-PPO on cartpole10             -> results/sac/
 #   bash benchmark.sh search        settings of every method on cartpole10, the same budget for each -> results/search/
-#   bash benchmark.sh main          VarShare-PPO's and VarShare-SAC's numbers in the README                        -> results/main/
+#   bash benchmark.sh main          VarShare-PPO's and VarShare-SAC's numbers in the README     -> results/main/
 #   bash benchmark.sh noise         rollout weights, sigma_init, sigma_prior, beta              -> results/noise/
-#   bash benchmark.sh speed         env steps per second on one core, nothing else running
+#   bash benchmark.sh speed         steps and updates per second on one core, nothing else running
 #   bash benchmark.sh SUITE --dry-run    print the commands only
 #   bash benchmark.sh report SUITE       the report alone, of whatever has finished
 #
