@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from envs import make, make_single
-from envs.evaluation import evaluate, spread_seeds
+from envs.evaluation import evaluate, greedy, spread_seeds
 from envs.runs import build, fail, read
 
 ROOT = Path(__file__).resolve().parent
@@ -83,10 +83,8 @@ def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.Vecto
     return agent.requires_grad_(False)
 
 
-def player(
-    agent: nn.Module, space: gym.Space, rows: list[int], noise: Tensor | None
-) -> Callable[[Tensor], Tensor]:
-    """The policy for `evaluate`: observations (task, env, obs) -> deterministic actions (task, env, ...).
+def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The policy for `evaluate`: observations (task, env, obs) -> probabilities or actions (task, env, action).
 
     The tasks are these rows of the agent's. With noise (draw, env, task, weight), for all the agent's tasks,
     every environment acts with the average policy of its own draws of the weights, without with the mean.
@@ -96,14 +94,12 @@ def player(
     else:  # every environment is a task of its own: weights (task * env, weight)
         nets = [agent.unpack(agent.weights(draw)[:, rows].transpose(0, 1).flatten(0, 1)) for draw in noise]
 
-    def act(obs: Tensor) -> Tensor:
+    def policy(obs: Tensor) -> Tensor:
         x = obs if noise is None else obs.flatten(0, 1).unsqueeze(1)
-        actions = agent.greedy(torch.stack([agent.policy(net, x) for net in nets]).mean(0))
-        if isinstance(space, gym.spaces.Box):
-            actions = actions.clamp(torch.from_numpy(space.low), torch.from_numpy(space.high))
-        return actions.flatten(0, 1).unflatten(0, obs.shape[:2])
+        mean = torch.stack([agent.policy(W, x) for W in nets]).mean(0)
+        return mean.flatten(0, 1).unflatten(0, obs.shape[:2])
 
-    return act
+    return policy
 
 
 def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
@@ -128,7 +124,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
     agent = load_agent(model, script, make_envs(1, trained))
     if args.weights != "mean" and not hasattr(agent, "logvar"):
         fail(f"--weights {args.weights} needs a distribution of the weights, which {model['script']} has not")
-    names, space = (env := make_envs(1, tasks)).task_names, env.single_action_space
+    names = make_envs(1, tasks).task_names
     os.environ |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}  # films need no screen, no sound
     stages = [build(make_single, env_id, task, "rgb_array") for task in tasks if args.capture_video]
     if any("rgb_array" not in stage.metadata["render_modes"] for stage in stages):
@@ -150,12 +146,12 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
             noise = [torch.stack([agent.draw_noise(rng) for _ in range(draws)]) for _ in part[0]]
             noise = torch.stack(noise, 1)
         if stages and start == 0:
-            act = player(agent, space, rows, noise if noise is None else noise[:, :1])
-            reels, duration, _ = record(act, stages, names, seeds[:, 0].tolist())
+            policy = player(agent, rows, noise if noise is None else noise[:, :1])
+            reels, duration, _ = record(policy, stages, names, seeds[:, 0].tolist())
             folder = (args.run if args.run.is_dir() else args.run.parent) / "videos"
             films = save_films(args.video_dir or folder, names, reels, duration)
         env = make_envs(part.shape[1], tasks)
-        results.append(evaluate(player(agent, space, rows, noise), env, part.flatten().tolist()))
+        results.append(evaluate(player(agent, rows, noise), env, part.flatten().tolist()))
         env.close()
     return names, *np.concatenate(results, axis=2), films
 
@@ -177,7 +173,7 @@ def caption(tile: Image.Image, name: str, total: float, over: bool) -> Image.Ima
 
 @torch.no_grad()
 def record(
-    act: Callable[[Tensor], Tensor], stages: list[gym.Env], names: list[str], seeds: list[int]
+    policy: Callable[[Tensor], Tensor], stages: list[gym.Env], names: list[str], seeds: list[int]
 ) -> tuple[list[list[Image.Image]], float, np.ndarray]:
     """Play one episode of every task, all at once: tiles [task][frame], ms per frame, and returns (task,)."""
     obs = np.stack([stage.reset(seed=seed)[0] for stage, seed in zip(stages, seeds)]).astype(np.float32)
@@ -197,7 +193,8 @@ def record(
             closed = over.copy()
             if len(reels[0]) > MAX_FRAMES:
                 reels, skip = [reel[::2] for reel in reels], skip * 2
-        actions = act(torch.from_numpy(obs).unsqueeze(1)).squeeze(1).numpy()
+        policies = policy(torch.from_numpy(obs).unsqueeze(1)).squeeze(1)
+        actions = greedy(policies, stages[0].action_space).numpy()
         for i in np.flatnonzero(~over):
             obs[i], reward, terminated, truncated, _ = stages[i].step(actions[i])
             totals[i] += reward

@@ -13,14 +13,15 @@ changes no W_m and no target.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task, and for discrete actions Christodoulou 2019, with expectations over actions in
-place of samples; the README numbers every deviation. All tasks are computed at once: the weights of all tasks
-are the rows of one (task, weight) matrix.
+place of samples; the README numbers every deviation. All tasks are computed at once: the weights of task m
+are row m of one (task, weight) matrix, and an update starts from the gradient of every task's loss by its
+row; `parameter_gradients` says what follows for theta, mu and sigma.
 """
 
 import math
 import sys
-import time
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,63 +36,55 @@ from torch import Tensor, nn
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
 from envs import make
 from envs.evaluation import evaluate, spread_seeds
-from envs.runs import Run, build, check_memory, check_numbers, fail, load_agent, parse_args
+from envs.replay import ReplayBuffer
+from envs.runs import Episodes, Means, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
+from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
 @dataclass
-class Experiment:
-    """What to run, and where: runs/{run_name}."""
-
+class Args:
+    # the run
     env_id: str = "cartpole10"  # a suite (cartpole10, lunarlander20, ...) or any Gymnasium id
     tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
-    seed: int = 1  # seed of every random draw
-    total_timesteps: int = 300_000  # environment steps of the run, all tasks together
-    eval_episodes: int = 20  # episodes per task of the final evaluation
+    seed: NonNegativeInt = 1  # seed of every random draw
+    total_timesteps: PositiveInt = 300_000  # environment steps of the run, all tasks together
+    eval_episodes: PositiveInt = 20  # episodes per task of the final evaluation
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
     run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
     resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
-    checkpoint_interval: float = 30.0  # seconds between checkpoints
-    num_threads: int = 1  # CPU threads
+    checkpoint_interval: NonNegativeFloat = 30.0  # seconds between checkpoints
+    num_threads: PositiveInt = 1  # CPU threads
     cuda: bool = False  # train on the GPU; meant for networks much larger than the default
-    compile: bool = False  # torch.compile the loss: needs a C++ compiler, starts some 20 s later
+    compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too
 
-
-@dataclass
-class SAC:
-    """Soft actor-critic."""
-
-    learning_rate: float = 1e-3  # step size of Adam, of actor, critics and temperatures
-    envs_per_task: int = 1  # parallel environments of each task
-    buffer_size: int = 50_000  # transitions of each task that are kept
-    learning_starts: int = 200  # transitions of each task, by random actions, before the first update
-    batch_size: int = 128  # samples of each task in an update
-    updates_per_step: float = 1.0  # updates per step of all environments
-    gamma: float = 0.99  # discount
-    tau: float = 0.05  # step of the target critics towards the critics
-    reward_scale: float = 0.1  # factor of the rewards
-    target_entropy: float = 0.2  # times log(actions); continuous: times -dimensions, where 1 is usual
-    alpha_init: float = 0.2  # initial temperature
+    # SAC
+    learning_rate: PositiveFloat = 1e-3  # step size of Adam, of actor, critics and temperatures
+    envs_per_task: PositiveInt = 1  # parallel environments of each task
+    buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
+    learning_starts: NonNegativeInt = (
+        200  # transitions of each task, by random actions, before the first update
+    )
+    batch_size: PositiveInt = 128  # samples of each task in an update
+    updates_per_step: PositiveFloat = 1.0  # updates per step of all environments
+    gamma: UnitFloat = 0.99  # discount
+    tau: UnitFloat = 0.05  # step of the target critics towards the critics
+    reward_scale: PositiveFloat = 0.1  # factor of the rewards
+    target_entropy: NonNegativeFloat = (
+        0.2  # times log(actions); continuous: times -dimensions, where 1 is usual
+    )
+    alpha_init: PositiveFloat = 0.2  # initial temperature
     critics: Literal["min", "mean"] = "min"  # of both critics' values, what targets and actor take
-    hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of actor and critics
+    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critics
 
-
-@dataclass
-class VarShare:
-    """The variational residuals."""
-
-    beta: float = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
-    sigma_prior: float = 0.01  # standard deviation of the prior
-    sigma_init: float = 0.003  # initial standard deviation of the residuals
-    reptile_alpha: float = 0.0  # share of mean_m(mu_m) that moves into theta after each update
+    # VarShare
+    beta: NonNegativeFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
+    sigma_prior: PositiveFloat = 0.01  # standard deviation of the prior
+    sigma_init: PositiveFloat = 0.003  # initial standard deviation of the residuals
+    reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per step
-
-
-@dataclass
-class Args(VarShare, SAC, Experiment):
-    """All settings in one flat namespace; its groups are those of --help."""
 
 
 # what differs from the defaults above, per environment; flags on the command line win
@@ -101,23 +94,21 @@ LUNARLANDER |= dict(beta=0.01, sigma_init=0.01)
 DISCRETE = dict(gamma=0.99, target_entropy=0.08, critics="mean")
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
 
-# layers are lists of (W (network, out, in), b (network, out, 1)); critics has both critics of every task
-Net = namedtuple("Net", "actor critics")
-# each (task, sample, ...); noise is of continuous actions at next_obs and obs, (2, task, sample, action)
-Batch = namedtuple("Batch", "obs next_obs actions rewards terminated noise")
+# each (task, sample, ...); the noises are of continuous actions at next_obs and obs
+Batch = namedtuple("Batch", "obs next_obs actions rewards terminated next_noise noise")
 
 
-def mlp(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """Forward pass of all networks at once: x (network, sample, in) -> (network, sample, out)."""
-    *hidden, (w_out, b_out) = layers
-    if x.shape[1] < 32:  # a rollout step: few samples make the CPU's matmul twice as fast this way round
-        for w, b in hidden:
-            x = torch.baddbmm(b.mT, x, w.mT).relu_()
-        return torch.baddbmm(b_out.mT, x, w_out.mT)
-    x = x.mT.contiguous()  # with many samples narrow layers are up to six times as fast that way round
-    for w, b in hidden:
-        x = torch.baddbmm(b, w, x).relu_()
-    return torch.baddbmm(b_out, w_out, x).mT
+def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
+    """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
+    return torch.baddbmm(W[f"{name}.bias"].unsqueeze(1), x, W[f"{name}.weight"].mT)
+
+
+def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
+    """A network of every task, e.g. "actor": x (task, sample, in) -> (task, sample, out)."""
+    *hidden, last = [name.removesuffix(".bias") for name in W if name.startswith(net) and "bias" in name]
+    for name in hidden:
+        x = linear(x, W, name).relu_()
+    return linear(x, W, last)
 
 
 class Agent(nn.Module):
@@ -134,24 +125,14 @@ class Agent(nn.Module):
         space = envs.single_action_space
         self.discrete = isinstance(space, gym.spaces.Discrete)
         self.act_dim = int(space.n) if self.discrete else space.shape[0]
-        n_obs, hidden = envs.single_observation_space.shape[0], args.hidden_sizes
-        if self.discrete:  # a logit and a Q of every action
-            ends = {net: (n_obs, self.act_dim) for net in ("actor", "critic1", "critic2")}
-        else:  # a Gaussian's mean and log standard deviation; Q of an action
-            critic = n_obs + self.act_dim, 1
-            ends = {"actor": (n_obs, 2 * self.act_dim), "critic1": critic, "critic2": critic}
-        self.shapes = {}  # layer -> (out, in), in the order of the columns of `weights()`
-        for net, (n_in, _) in ends.items():
-            self.shapes |= {f"{net}_{i}": x for i, x in enumerate(zip(hidden, (n_in, *hidden)))}
-        self.shapes |= {f"{net}_{len(hidden)}": (n_out, hidden[-1]) for net, (_, n_out) in ends.items()}
-        self.sizes = [n_out * (n_in + 1) for n_out, n_in in self.shapes.values()]
-        self.theta = nn.Parameter(self.init_weights(rng), requires_grad=not args.freeze_theta)  # (weight,)
-        self.mu = nn.Parameter(torch.zeros(envs.num_tasks, sum(self.sizes)))  # (task, weight)
+        init = self.init_weights(envs.single_observation_space.shape[0], args.hidden_sizes, rng)
+        self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
+        self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
+        self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
         self.logvar = nn.Parameter(torch.full_like(self.mu, 2 * math.log(args.sigma_init)))  # (task, weight)
         self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
-        self.register_buffer(
-            "target", self.weights().detach().clone()
-        )  # averages the mean weights; actor's unused
+        # averages the mean weights, of which the actor's are not used
+        self.register_buffer("target", self.weights().detach().clone())
         if self.discrete:
             self.target_entropy = args.target_entropy * math.log(self.act_dim)
         else:  # actions are bias + scale * tanh(u)
@@ -160,15 +141,22 @@ class Agent(nn.Module):
             self.register_buffer("action_scale", (high - low) / 2, persistent=False)
             self.register_buffer("action_bias", (high + low) / 2, persistent=False)
 
-    def init_weights(self, rng: torch.Generator) -> Tensor:
-        """One draw of all weights, (weight,)."""
-        last, parts = len(self.shapes) // 3 - 1, []
-        for name, (n_out, n_in) in self.shapes.items():
-            output_gain = 0.01 if name.startswith("actor") else 1.0
-            gain = output_gain if name.endswith(f"_{last}") else math.sqrt(2)
-            w = nn.init.orthogonal_(torch.empty(n_out, n_in), gain, generator=rng)
-            parts += [w.flatten(), torch.zeros(n_out)]
-        return torch.cat(parts)
+    def init_weights(self, obs_dim: int, hidden: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor]:
+        """One draw of all weights of a task, by name."""
+        if self.discrete:  # a logit and a Q of every action
+            nets = {net: (obs_dim, self.act_dim) for net in ("actor", "critic1", "critic2")}
+        else:  # a Gaussian's mean and log standard deviation; Q of an action
+            nets = {net: (obs_dim + self.act_dim, 1) for net in ("critic1", "critic2")}
+            nets = {"actor": (obs_dim, 2 * self.act_dim), **nets}
+        weights = {}
+        for net, (in_dim, out_dim) in nets.items():
+            gains = [math.sqrt(2)] * len(hidden) + [0.01 if net == "actor" else 1.0]
+            for i, shape in enumerate(zip((*hidden, out_dim), (in_dim, *hidden))):
+                weights[f"{net}.{i}.weight"] = nn.init.orthogonal_(
+                    torch.empty(shape), gains[i], generator=rng
+                )
+                weights[f"{net}.{i}.bias"] = torch.zeros(shape[0])
+        return weights
 
     def draw_noise(self, rng: torch.Generator) -> Tensor:
         """Fresh noise for `weights`, (task, weight)."""
@@ -179,26 +167,20 @@ class Agent(nn.Module):
         mean = self.theta + self.mu
         return mean if noise is None else torch.addcmul(mean, torch.exp(0.5 * self.logvar), noise)
 
-    def unpack(self, weights: Tensor) -> Net:
-        """(task, weight) -> the layers; the columns are in the order of `shapes`."""
-        nets = {"actor": [], "critic1": [], "critic2": []}
-        for (name, (n_out, n_in)), x in zip(self.shapes.items(), weights.split(self.sizes, 1), strict=True):
-            layer = x[:, : n_out * n_in].view(-1, n_out, n_in), x[:, n_out * n_in :].unsqueeze(2)
-            nets[name.rpartition("_")[0]].append(layer)
-        critics = [  # as if every critic were a task: one batched product for all
-            tuple(torch.stack(pair, 1).flatten(0, 1) for pair in zip(*layers))
-            for layers in zip(nets["critic1"], nets["critic2"])
-        ]
-        return Net(nets["actor"], critics)
+    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
+        """Named views of a (task, weight) matrix, e.g. W["actor.0.weight"] (task, out, in)."""
+        columns = weights.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
+        return {name: x.unflatten(1, shape) for (name, shape), x in zip(self.shapes.items(), columns)}
 
     def action_noise(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """Noise of `act` and `sample`: Gumbel (the argmax then draws from the softmax) or normal."""
+        """Noise of `act`, `random_actions` and `squash`: Gumbel or normal, (*shape, action)."""
         noise = torch.empty(*shape, self.act_dim, device=rng.device)
         return -noise.exponential_(generator=rng).log() if self.discrete else noise.normal_(generator=rng)
 
-    def act(self, net: Net, obs: Tensor, noise: Tensor) -> Tensor:
+    def act(self, W: dict[str, Tensor], obs: Tensor, noise: Tensor) -> Tensor:
         """Draw actions (task, env) or (task, env, action) at obs (task, env, obs)."""
-        return (mlp(net.actor, obs) + noise).argmax(-1) if self.discrete else self.sample(net, obs, noise)[0]
+        out = mlp(obs, W, "actor")
+        return (out + noise).argmax(-1) if self.discrete else self.squash(out, noise)[0]
 
     def random_actions(self, noise: Tensor) -> Tensor:
         """Uniform actions made of `action_noise`, shaped as those of `act`."""
@@ -206,29 +188,21 @@ class Agent(nn.Module):
             return noise.argmax(-1)
         return self.action_bias + self.action_scale * torch.special.erf(noise / math.sqrt(2))
 
-    def sample(self, net: Net, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Squashed Gaussian: actions (task, sample, action) and their log-probabilities (task, sample)."""
-        mean, logstd = mlp(net.actor, obs).chunk(2, -1)
+    def squash(self, out: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Squashed Gaussian of the actor's output: actions (task, sample, action), log-probabilities."""
+        mean, logstd = out.chunk(2, -1)
         logstd = -5 + 3.5 * (logstd.tanh() + 1)  # from -5 to 2, as CleanRL's
         u = mean + logstd.exp() * noise
-        squash = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2)
-        logp = -0.5 * noise.square() - logstd - 0.5 * math.log(2 * math.pi) - squash - self.action_scale.log()
+        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.action_scale.log()  # of scale * tanh(u)
+        logp = -0.5 * noise.square() - logstd - 0.5 * math.log(2 * math.pi) - log_slope
         return self.action_bias + self.action_scale * u.tanh(), logp.sum(-1)
 
-    def policy(self, net: Net, obs: Tensor) -> Tensor:
-        """What an ensemble averages: action probabilities or mean before tanh, (task, env, action)."""
-        out = mlp(net.actor, obs)
-        return out.softmax(-1) if self.discrete else out.chunk(2, -1)[0]
-
-    def greedy(self, policy: Tensor) -> Tensor:
-        """The deterministic action of a `policy`."""
-        return policy.argmax(-1) if self.discrete else self.action_bias + self.action_scale * policy.tanh()
-
-    def q(self, critics: list[tuple[Tensor, Tensor]], obs: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Q of both critics at obs (task, sample, obs), (task, critic, sample, action); 1 for Box actions."""
-        x = obs if self.discrete else torch.cat((obs, actions), -1)
-        x = x.unsqueeze(1).expand(-1, 2, -1, -1).flatten(0, 1)
-        return mlp(critics, x).unflatten(0, (-1, 2))
+    def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
+        """Action probabilities, or the mean's action, (task, sample, action), for the evaluation."""
+        out = mlp(obs, W, "actor")
+        if self.discrete:
+            return out.softmax(-1)
+        return self.action_bias + self.action_scale * out.chunk(2, -1)[0].tanh()
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
@@ -237,50 +211,82 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
 
-STATS = ("qf1_values", "qf2_values", "qf_loss", "actor_loss", "entropy", "alpha_loss")
+def q_values(W: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+    """Q of both critics, (critic, task, sample, action): of obs for every action, or of obs and an action."""
+    x = torch.cat(inputs, -1)
+    return torch.stack([mlp(x, W, net) for net in ("critic1", "critic2")])
 
 
-def sac_loss(agent: Agent, net: Net, target: Net, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
-    """Bellman errors of both critics, actor's and temperature's loss: of each task (task,), and STATS."""
-    alpha = agent.log_alpha.exp().unsqueeze(1)
-    alpha_now = alpha.detach()  # which only the temperature's loss changes
-    of_both = torch.amin if args.critics == "min" else torch.mean
+def of_both(q: Tensor, args: Args) -> Tensor:
+    """What targets and actor take of two critics, (critic, ...) -> (...)."""
+    return q.amin(0) if args.critics == "min" else q.mean(0)
+
+
+def discrete_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, ...]:
+    """Q of the actions taken (critic, task, sample); V of next_obs, actor's loss, entropy (task, sample)."""
+    alpha = agent.log_alpha.exp().view(-1, 1, 1)
+    q = q_values(W, b.obs)
+    q_taken = q.gather(3, b.actions.view(1, *b.actions.shape, 1).expand(2, -1, -1, -1)).squeeze(3)
     with torch.no_grad():
-        if agent.discrete:
-            logp = mlp(net.actor, b.next_obs).log_softmax(-1)
-            q = of_both(agent.q(target.critics, b.next_obs), 1)
-            next_value = (logp.exp() * (q - alpha_now.unsqueeze(2) * logp)).sum(-1)
-        else:
-            next_actions, logp = agent.sample(net, b.next_obs, b.noise[0])
-            q = of_both(agent.q(target.critics, b.next_obs, next_actions), 1)
-            next_value = q.squeeze(-1) - alpha_now * logp
-        target_q = args.reward_scale * b.rewards + args.gamma * (1 - b.terminated) * next_value
-    if agent.discrete:
-        q = agent.q(net.critics, b.obs)
-        q_taken = q.gather(3, b.actions.long().unsqueeze(1).expand(-1, 2, -1, -1)).squeeze(3)
-        logp = mlp(net.actor, b.obs).log_softmax(-1)
-        p = logp.exp()
-        actor_loss = (p * (alpha_now.unsqueeze(2) * logp - of_both(q.detach(), 1))).sum(-1)
-        entropy = -(p * logp).sum(-1)
-    else:
-        q_taken = agent.q(net.critics, b.obs, b.actions).squeeze(3)
-        actions, logp = agent.sample(net, b.obs, b.noise[1])
-        critics = [(w.detach(), bias.detach()) for w, bias in net.critics]
-        actor_loss = alpha_now * logp - of_both(agent.q(critics, b.obs, actions), 1).squeeze(-1)
-        entropy = -logp
-    qf_loss = 0.5 * (q_taken - target_q.unsqueeze(1)).square().sum(1)
-    alpha_loss = alpha * (entropy.detach() - agent.target_entropy)
-    loss = (qf_loss + actor_loss + alpha_loss).mean(1)
+        logp = mlp(b.next_obs, W, "actor").log_softmax(-1)
+        next_q = of_both(q_values(target, b.next_obs), args)
+        next_value = (logp.exp() * (next_q - alpha * logp)).sum(-1)
+    logp = mlp(b.obs, W, "actor").log_softmax(-1)
+    actor_loss = (logp.exp() * (alpha * logp - of_both(q.detach(), args))).sum(-1)
+    return q_taken, next_value, actor_loss, -(logp.exp() * logp).sum(-1)
+
+
+def continuous_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, ...]:
+    """The same, from one action drawn at next_obs and one at obs."""
+    alpha = agent.log_alpha.exp().view(-1, 1)
+    q_taken = q_values(W, b.obs, b.actions).squeeze(3)
     with torch.no_grad():
-        stats = (q_taken[:, 0], q_taken[:, 1], qf_loss, actor_loss, entropy, alpha_loss)
-        return loss, torch.stack(stats).mean((1, 2))
+        next_actions, logp = agent.squash(mlp(b.next_obs, W, "actor"), b.next_noise)
+        next_value = of_both(q_values(target, b.next_obs, next_actions), args).squeeze(2) - alpha * logp
+    actions, logp = agent.squash(mlp(b.obs, W, "actor"), b.noise)
+    fixed = {name: x.detach() for name, x in W.items()}  # the critics do not follow the actor's loss
+    actor_loss = alpha * logp - of_both(q_values(fixed, b.obs, actions), args).squeeze(2)
+    return q_taken, next_value, actor_loss, -logp
 
 
-def objective(agent: Agent, noise: Tensor, b: Batch, num_stored: Tensor, args: Args) -> tuple[Tensor, Tensor]:
-    """The objective at the top, (), and STATS; num_stored () is N_m, the same in all tasks."""
-    loss, stats = sac_loss(agent, agent.unpack(agent.weights(noise)), agent.unpack(agent.target), b, args)
-    kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
-    return (loss + args.beta / num_stored * kl).sum(), stats
+def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Bellman errors of both critics and actor's loss: each task's loss, and what to log, (task,) each."""
+    losses = discrete_losses if agent.discrete else continuous_losses
+    q_taken, next_value, actor_loss, entropy = losses(agent, W, target, b, args)
+    target_q = args.reward_scale * b.rewards + args.gamma * (1 - b.terminated) * next_value
+    qf_loss = 0.5 * (q_taken - target_q).square().sum(0).mean(1)
+    actor_loss = actor_loss.mean(1)
+    stats = {
+        "losses/qf1_values": q_taken[0].detach().mean(1),
+        "losses/qf2_values": q_taken[1].detach().mean(1),
+        "losses/qf_loss": qf_loss.detach(),
+        "losses/actor_loss": actor_loss.detach(),
+        "losses/entropy": entropy.detach().mean(1),
+    }
+    return qf_loss + actor_loss, stats
+
+
+def parameter_gradients(agent: Agent, G: Tensor, noise: Tensor, num_stored: Tensor, args: Args) -> dict:
+    """Gradients of the objective at the top by theta, mu and logvar, from G = dL_m / dW_m (task, weight)."""
+    sigma = torch.exp(0.5 * agent.logvar)
+    kl_weight = args.beta / num_stored
+    kl_by_mu = agent.mu / args.sigma_prior**2
+    kl_by_logvar = 0.5 * (sigma.square() / args.sigma_prior**2 - 1)
+    grads = {"mu": G + kl_weight * kl_by_mu, "logvar": 0.5 * sigma * noise * G + kl_weight * kl_by_logvar}
+    return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
+
+
+@torch.no_grad()
+def minibatch_gradients(agent: Agent, b: Batch, noise: Tensor, num_stored: Tensor, args: Args) -> tuple:
+    """Gradients of the objective by the parameters, from one minibatch, and what to log."""
+    weights = agent.weights(noise).detach().requires_grad_()
+    with torch.enable_grad():
+        losses, stats = sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
+        (G,) = torch.autograd.grad(losses.sum(), weights)
+    grads = parameter_gradients(agent, G, noise, num_stored, args)
+    # alpha (entropy - target entropy), which is its own derivative by log alpha
+    alpha_loss = agent.log_alpha.exp() * (stats["losses/entropy"] - agent.target_entropy)
+    return grads | {"log_alpha": alpha_loss}, stats | {"losses/alpha_loss": alpha_loss}
 
 
 @torch.no_grad()
@@ -292,29 +298,59 @@ def recentre(agent: Agent, alpha: float) -> None:
 
 
 @torch.no_grad()
-def method_metrics(agent: Agent, num_stored: int, args: Args) -> dict[str, tuple[Tensor, Tensor]]:
-    """What to log of the method: metric -> values of the tasks (task,), value for all ()."""
+def step_all(agent, buffer: ReplayBuffer, envs, obs, episodes, at_random: bool, args, rng) -> np.ndarray:
+    """A step of all environments, from obs (n, obs), into the buffer; returns the next obs."""
+    size, device = (envs.num_tasks, args.envs_per_task), rng.device
+    noise = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
+    action_noise = agent.action_noise(size, rng)
+    x = torch.from_numpy(obs).to(device).unflatten(0, size)
+    if at_random:
+        actions = agent.random_actions(action_noise)
+    else:
+        actions = agent.act(agent.unpack(agent.weights(noise)), x, action_noise)
+    next_obs, rewards, terminated, _, infos = envs.step(actions.flatten(0, 1).cpu().numpy())
+    episodes.add(infos)
+    seen = (infos.get("final_obs", next_obs), rewards, terminated)
+    final_obs, rewards, terminated = (torch.from_numpy(y).to(device).unflatten(0, size) for y in seen)
+    buffer.add(x, final_obs, actions, rewards, terminated)
+    return next_obs
+
+
+@torch.no_grad()
+def update(agent, optimizer, buffer: ReplayBuffer, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
+    """One step of Adam, and of the targets; returns what to log, (task,) each."""
+    noises = {"next_noise": None, "noise": None}  # of continuous actions
+    if not agent.discrete:
+        noises = {x: agent.action_noise((len(agent.mu), args.batch_size), rng) for x in noises}
+    batch = Batch(**buffer.sample(args.batch_size, rng), **noises)
+    num_stored = torch.tensor(float(buffer.num_stored()), device=rng.device)  # a number would be compiled in
+    grads, stats = gradients(agent, batch, agent.draw_noise(rng), num_stored, args)
+    for name, grad in grads.items():
+        getattr(agent, name).grad = grad
+    optimizer.step()
+    if args.reptile_alpha:
+        recentre(agent, args.reptile_alpha)
+    agent.target.lerp_(agent.weights(), args.tau)
+    return stats
+
+
+@torch.no_grad()
+def log_method(run: Run, agent: Agent, num_stored: int, args: Args) -> None:
+    """Log what is the method's own."""
     kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
     sigma = torch.exp(0.5 * agent.logvar).median(1).values
-    per_task = {
-        "kl": kl,
-        "kl_loss": kl * args.beta / num_stored,
-        "sigma": sigma,
-        "sigma_over_theta": sigma / agent.theta.abs().median(),
-        "mu_norm": agent.mu.norm(dim=1),
-        "theta_norm": agent.theta.norm().expand(len(kl)),
-    }
-    metrics = {f"varshare/{name}": (x, x.mean()) for name, x in per_task.items()}
-    for name, theta, mu in zip(agent.shapes, agent.theta.split(agent.sizes), agent.mu.split(agent.sizes, 1)):
-        theta2, mu2 = theta.square().sum(), mu.square().sum(1)
-        metrics[f"varshare/sharing_ratio/{name}"] = (theta2 / (theta2 + mu2), theta2 / (theta2 + mu2.mean()))
-    return metrics
+    run.log_tasks("varshare/kl", kl)
+    run.log_tasks("varshare/kl_loss", kl * args.beta / num_stored)
+    run.log_tasks("varshare/sigma", sigma)
+    run.log_tasks("varshare/sigma_over_theta", sigma / agent.theta.abs().median())
+    run.log_tasks("varshare/mu_norm", agent.mu.norm(dim=1))
+    run.log("varshare/theta_norm", agent.theta.norm())
+    run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu))
 
 
 def check(args: Args) -> None:
     """Refuse settings that make no sense, before anything is written."""
-    may_be_0 = "seed checkpoint_interval learning_starts gamma target_entropy beta reptile_alpha"
-    check_numbers(args, may_be_0.split(), at_most_1=["gamma", "tau", "reptile_alpha"])
+    check_args(args)
     if args.buffer_size < max(args.batch_size, args.learning_starts):
         fail("--buffer-size must be at least --batch-size and --learning-starts")
     if not args.hidden_sizes:
@@ -323,10 +359,6 @@ def check(args: Args) -> None:
         fail("--freeze-theta needs a theta from --load")
     if args.freeze_theta and args.reptile_alpha:
         fail("--freeze-theta goes without --reptile-alpha, which moves theta")
-    if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
-        fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: PyTorch finds no CUDA device")
 
 
 def train(args: Args) -> Path:
@@ -334,167 +366,49 @@ def train(args: Args) -> Path:
     check(args)
     envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
     eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
-    num_tasks, num_envs = envs.num_tasks, args.envs_per_task
     num_steps = args.total_timesteps // envs.num_envs  # of all environments
-    starts = math.ceil(args.learning_starts / num_envs)  # steps of random actions
-    if num_steps < max(starts, 1):
-        least = max(starts, 1) * envs.num_envs
+    random_steps = math.ceil(args.learning_starts / args.envs_per_task)
+    starts = max(1, random_steps)  # step of the first update
+    if num_steps < starts:
+        least = starts * envs.num_envs
         fail(f"--total-timesteps must be at least {least}: one step, and --learning-starts, of all tasks")
-    capacity = min(math.ceil(args.buffer_size / num_envs), num_steps)  # steps that the buffer holds
-    n_obs, action_shape = envs.single_observation_space.shape[0], envs.single_action_space.shape
-    widths = [n_obs, n_obs, math.prod(action_shape), 1, 1]  # of a Batch
-    memory = check_memory(4 * num_tasks * capacity * num_envs * sum(widths), args.cuda)
     run = Run(args, __file__, envs)
     if run.finished:
-        print(f"{run.folder} is finished")
         return run.folder
 
-    # seeded set-up
-    torch.set_num_threads(args.num_threads)
-    torch.empty(8_000_000)  # having freed 32 MB, glibc no longer returns every large block to the system
-    device = torch.device("cuda" if args.cuda else "cpu")
+    device = set_up_torch(args)
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
     if args.load and not run.checkpoint:
         load_agent(agent, Path(args.load), envs.task_names)
         agent.target.copy_(agent.weights().detach())
-    agent.to(device)
-    params = [p for p in agent.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
-    loss_fn = torch.compile(objective) if args.compile else objective
-    next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 0, envs.num_envs))
-    # a ring, (task, step % capacity, env, features of a Batch side by side)
-    buffer = torch.zeros(num_tasks, capacity, num_envs, sum(widths), device=device)
-    task = torch.arange(num_tasks, device=device).unsqueeze(1)
-    episodes = np.zeros((3, num_tasks))  # since the last log: sum of returns, sum of lengths, count
-    recent = np.full((2, num_tasks), np.nan)  # mean return and length at the last log that had an episode
-    stats, num_updates = torch.zeros(len(STATS), device=device), 0  # sums since the last log
-    step, due, seconds = 0, 0.0, 0.0
-    if saved := run.checkpoint:
-        step, due, seconds = saved["step"], saved["due"], saved["seconds"]
-        agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
-        rng.set_state(saved["rng"])
-        stored = saved.pop("buffer")  # popped, as the checkpoint stays in memory
-        buffer[:, : stored.shape[1]] = stored.to(device)
-        del stored
-        episodes, recent = saved["episodes"].numpy(), saved["recent"].numpy()
-        stats, num_updates = saved["stats"].to(device), saved["num_updates"]
-        if saved["envs"] is None:  # these cannot be saved: new episodes
-            next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 1 + step, envs.num_envs))
-        else:
-            envs.set_state(saved["envs"])
-            next_obs = saved["next_obs"].numpy()
-    print(f"replay buffer: {capacity * num_envs:,} transitions of each task, {memory}")
-    run.start(step * envs.num_envs, num_steps * envs.num_envs)
+    optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, fused=True)
+    gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
+    buffer = ReplayBuffer(envs, min(math.ceil(args.buffer_size / args.envs_per_task), num_steps), device)
+    episodes, means = Episodes(envs), Means()
+    run.keep(agent=agent, optimizer=optimizer, rng=rng, buffer=buffer, episodes=episodes, means=means)
+    obs = run.reset(envs)
 
-    start_time, last_save = time.perf_counter(), time.perf_counter()
-    clock_step, clock_time = step * envs.num_envs, start_time
-    first_update = max(step, starts) + math.ceil(1 / args.updates_per_step)  # by then there was one
-    while step < num_steps:
-        # one step of all environments
-        with torch.no_grad():
-            obs = torch.from_numpy(next_obs).view(num_tasks, num_envs, n_obs).to(device)
-            noise = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
-            action_noise = agent.action_noise((num_tasks, num_envs), rng)
-            if step >= starts:
-                actions = agent.act(agent.unpack(agent.weights(noise)), obs, action_noise)
-            else:
-                actions = agent.random_actions(action_noise)
-            next_obs, rewards, terminated, _, infos = envs.step(actions.flatten(0, 1).cpu().numpy())
-            final_obs = torch.from_numpy(infos.get("final_obs", next_obs)).view(obs.shape)
-            parts = obs, final_obs, actions, torch.from_numpy(rewards), torch.from_numpy(terminated)
-            parts = [x.reshape(num_tasks, num_envs, -1).to(device, torch.float32) for x in parts]
-            buffer[:, step % capacity] = torch.cat(parts, 2)
-            if "final_info" in infos:
-                ended, episode = infos["_final_info"], infos["final_info"]["episode"]
-                sums = [np.where(ended, x, 0) for x in (episode["r"], episode["l"], 1)]
-                episodes += np.reshape(sums, (3, num_tasks, num_envs)).sum(2)
-        step += 1
+    for step in run.iterations(num_steps, envs.num_envs):
+        obs = step_all(agent, buffer, envs, obs, episodes, step <= random_steps, args, rng)
+        due = [int(max(0, t) * args.updates_per_step) for t in (step - starts, step - starts + 1)]
+        for _ in range(due[1] - due[0]):
+            means.add(update(agent, optimizer, buffer, gradients, args, rng))
+        if due[0] == 0 < due[1]:
+            run.start_clock()  # after the first update, which compiles
 
-        # updates
-        num_stored = min(step, capacity) * num_envs  # of each task
-        due += args.updates_per_step if step >= starts else 0
-        while due >= 1:
-            due -= 1
-            inds = torch.randint(num_stored, (num_tasks, args.batch_size), generator=rng, device=device)
-            parts = buffer.flatten(1, 2)[task, inds].split(widths, 2)
-            noise = agent.draw_noise(rng)
-            action_noise = None if agent.discrete else agent.action_noise((2, *inds.shape), rng)
-            batch = Batch(*parts[:3], *(x.squeeze(2) for x in parts[3:]), action_noise)
-            size = torch.tensor(float(num_stored))  # a number would be compiled anew whenever it changes
-            loss, update_stats = loss_fn(agent, noise, batch, size, args)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if args.reptile_alpha:
-                recentre(agent, args.reptile_alpha)
-            with torch.no_grad():
-                agent.target.lerp_(agent.weights(), args.tau)
-            stats += update_stats
-            num_updates += 1
+        if run.log_due:
+            run.log_charts(episodes, args.learning_rate)
+            for name, x in means.pop().items():
+                run.log_tasks(name, x)
+            run.log_tasks("losses/alpha", agent.log_alpha.detach().exp())
+            log_method(run, agent, buffer.num_stored(), args)
+        if step == num_steps:
+            buffer.clear()  # a finished run has no use for it
 
-        # log a hundred times, print twenty times, save every checkpoint_interval seconds
-        now, global_step, last = time.perf_counter(), step * envs.num_envs, step == num_steps
-        if step == first_update:  # the clock of SPS starts after the first update, which compiles
-            clock_step, clock_time = global_step, now
-        run.bar.update(envs.num_envs)
-        log = step % max(1, num_steps // 100) == 0 or last
-        save = run.stop or last or now - last_save >= args.checkpoint_interval
-        if (log or save) and not all(x.isfinite().all() for x in (stats, buffer, *params)):
-            run.close()
-            sys.exit(f"{run.folder}: NaN or infinite loss at step {global_step}; earlier checkpoints stay")
-        if log:
-            new = episodes[2] > 0
-            recent[:, new] = episodes[:2, new] / episodes[2, new]
-            for name, x in zip(("charts/episodic_return", "charts/episodic_length"), recent, strict=True):
-                run.log(global_step, name, x.mean(), np.where(new, x, np.nan))
-            episodes[:] = 0
-            run.log(global_step, "charts/SPS", (global_step - clock_step) / max(now - clock_time, 1e-9))
-            run.log(global_step, "charts/wall_time", seconds + now - start_time)
-            run.log(global_step, "charts/learning_rate", args.learning_rate)
-            if num_updates:
-                for name, x in zip(STATS, (stats / num_updates).tolist(), strict=True):
-                    run.log(global_step, f"losses/{name}", x)
-            alpha = agent.log_alpha.detach().exp()
-            run.log(global_step, "losses/alpha", alpha.mean().item(), alpha.tolist())
-            stats, num_updates = torch.zeros_like(stats), 0
-            for name, (per_task, overall) in method_metrics(agent, num_stored, args).items():
-                run.log(global_step, name, overall.item(), per_task.tolist())
-        if step % max(1, num_steps // 20) == 0 or last:
-            run.show(global_step, recent[0])
-        if save:
-            run.save(
-                "checkpoint",
-                step=step,
-                due=due,
-                seconds=seconds + now - start_time,
-                agent=agent.state_dict(),
-                optimizer=optimizer.state_dict(),
-                rng=rng.get_state(),
-                # of a view all would be saved; a finished run needs none
-                buffer=buffer[:, : 0 if last else min(step, capacity)].clone(),
-                stats=stats,
-                num_updates=num_updates,
-                envs=envs.get_state(),
-                next_obs=torch.from_numpy(next_obs),
-                episodes=torch.from_numpy(episodes),
-                recent=torch.from_numpy(recent),
-            )
-            last_save = now
-        if run.stop and save:  # else the signal came after the line above, and the next step saves
-            run.close()
-            print(f"stopped at step {global_step}: continue with --resume --run-name {run.folder.name}")
-            sys.exit(128 + run.stop[0])
-
-    # final evaluation: deterministic actions, environments of their own
-    net = agent.unpack(agent.weights())
+    W = agent.unpack(agent.weights().detach())
     seeds = spread_seeds(args.seed, 1, eval_envs.num_envs)
-    returns, lengths = evaluate(lambda x: agent.greedy(agent.policy(net, x.to(device))), eval_envs, seeds)
-    run.log(step * envs.num_envs, "eval/episodic_return", returns.mean(), returns.mean(1))
-    run.log(step * envs.num_envs, "eval/episodic_length", lengths.mean(), lengths.mean(1))
-    run.save("model", agent=agent.state_dict())
-    run.finish(returns)
+    run.finish(*evaluate(lambda obs: agent.policy(W, obs.to(device)), eval_envs, seeds))
     return run.folder
 
 

@@ -8,13 +8,15 @@ observation, the script minimises
 where L_PPO is a mean over samples of task m. The embeddings start as draws from N(0, 1).
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
-computed at once: the weights of all tasks are the rows of one (task, weight) matrix.
+computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
+gradient of every task's loss by its row; `parameter_gradients` says what follows for theta
+and e_m.
 """
 
 import math
 import sys
-import time
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,84 +30,77 @@ sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (fold
 from envs import make
 from envs.evaluation import evaluate, spread_seeds
 from envs.rewards import scale_rewards
-from envs.runs import Run, build, check_numbers, fail, load_agent, parse_args
+from envs.runs import Episodes, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
+from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
 @dataclass
-class Experiment:
-    """What to run, and where: runs/{run_name}."""
-
+class Args:
+    # the run
     env_id: str = "cartpole10"  # a suite (cartpole10, lunarlander20, ...) or any Gymnasium id
     tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
-    seed: int = 1  # seed of every random draw
-    total_timesteps: int = 1_000_000  # environment steps of the run, all tasks together
-    eval_episodes: int = 20  # episodes per task of the final evaluation
+    seed: NonNegativeInt = 1  # seed of every random draw
+    total_timesteps: PositiveInt = 1_000_000  # environment steps of the run, all tasks together
+    eval_episodes: PositiveInt = 20  # episodes per task of the final evaluation
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
     run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
     resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
-    checkpoint_interval: float = 30.0  # seconds between checkpoints
-    num_threads: int = 1  # CPU threads
+    checkpoint_interval: NonNegativeFloat = 30.0  # seconds between checkpoints
+    num_threads: PositiveInt = 1  # CPU threads
     cuda: bool = False  # train on the GPU; meant for networks much larger than the default
-    compile: bool = False  # torch.compile the loss: needs a C++ compiler, starts some 20 s later
+    compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too
 
-
-@dataclass
-class PPO:
-    """Proximal policy optimisation."""
-
-    learning_rate: float = 3e-3  # step size of Adam
+    # PPO
+    learning_rate: PositiveFloat = 3e-3  # step size of Adam
     anneal_lr: bool = True  # decay it linearly to 0
-    envs_per_task: int = 8  # parallel environments of each task
-    num_steps: int = 128  # steps of each environment per rollout
-    gamma: float = 0.99  # discount
-    gae_lambda: float = 0.95  # lambda of generalised advantage estimation
-    num_minibatches: int = 4  # minibatches per epoch, each with as many samples of every task
-    update_epochs: int = 4  # epochs over each rollout
+    envs_per_task: PositiveInt = 8  # parallel environments of each task
+    num_steps: PositiveInt = 128  # steps of each environment per rollout
+    gamma: UnitFloat = 0.99  # discount
+    gae_lambda: UnitFloat = 0.95  # lambda of generalised advantage estimation
+    num_minibatches: PositiveInt = 4  # minibatches per epoch, each with as many samples of every task
+    update_epochs: PositiveInt = 4  # epochs over each rollout
     norm_adv: bool = True  # normalise the advantages of each task in each rollout
     norm_reward: bool = False  # divide each task's rewards by the running std of its discounted return
-    clip_coef: float = 0.2  # clip range of the ratio
+    clip_coef: PositiveFloat = 0.2  # clip range of the ratio
     clip_vloss: bool = False  # clip the value loss too
-    ent_coef: float = 0.0  # weight of the entropy
-    vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # largest norm of the gradient
-    hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of actor and critic
+    ent_coef: NonNegativeFloat = 0.0  # weight of the entropy
+    vf_coef: NonNegativeFloat = 0.5  # weight of the value loss
+    max_grad_norm: PositiveFloat = 0.5  # largest norm of the gradient
+    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
+    # Contextual
+    embedding_size: PositiveInt = 8  # numbers in the embedding of a task
 
-@dataclass
-class Contextual:
-    """The task embeddings."""
-
-    embedding_size: int = 8  # numbers in the embedding of a task
-
-
-@dataclass
-class Args(Contextual, PPO, Experiment):
-    """All settings in one flat namespace; its groups are those of --help."""
+    @property
+    def samples_per_task(self) -> int:
+        """N_m, the samples of each task in a rollout."""
+        return self.num_steps * self.envs_per_task
 
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 
-# layers are lists of (W (task, out, in), b (task, out, 1)); a Gaussian policy's logstd is (task, 1, action)
-Net = namedtuple("Net", "actor critic logstd")
-Batch = namedtuple("Batch", "obs actions logprobs advantages returns values")  # each (task, sample, ...)
+# (step, task, env, ...), obs with one more step; final_obs ended an episode, else 0
+Rollout = namedtuple("Rollout", "obs out actions rewards terminated truncated final_obs")
+Batch = namedtuple("Batch", "obs actions logprobs advantages returns values")  # (task, sample, ...)
 
 
-def mlp(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """Forward pass of all tasks at once: x (task, sample, in) -> (task, sample, out)."""
-    *hidden, (w_out, b_out) = layers
-    if x.shape[1] < 32:  # a rollout step: few samples make the CPU's matmul twice as fast this way round
-        for w, b in hidden:
-            x = torch.baddbmm(b.mT, x, w.mT).relu_()
-        return torch.baddbmm(b_out.mT, x, w_out.mT)
-    x = x.mT.contiguous()  # with many samples narrow layers are up to six times as fast that way round
-    for w, b in hidden:
-        x = torch.baddbmm(b, w, x).relu_()
-    return torch.baddbmm(b_out, w_out, x).mT
+def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
+    """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
+    return torch.baddbmm(W[f"{name}.bias"].unsqueeze(1), x, W[f"{name}.weight"].mT)
+
+
+def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
+    """A network of every task, "actor" or "critic": x (task, sample, obs) -> (task, sample, out)."""
+    *hidden, last = [name.removesuffix(".bias") for name in W if name.startswith(net) and "bias" in name]
+    x = torch.cat((x, W["embedding"].unsqueeze(1).expand(-1, x.shape[1], -1)), -1)
+    for name in hidden:
+        x = linear(x, W, name).relu_()
+    return linear(x, W, last)
 
 
 class Agent(nn.Module):
@@ -122,143 +117,203 @@ class Agent(nn.Module):
         space = envs.single_action_space
         self.discrete = isinstance(space, gym.spaces.Discrete)
         self.act_dim = int(space.n) if self.discrete else space.shape[0]
-        widths = [envs.single_observation_space.shape[0] + args.embedding_size, *args.hidden_sizes]
-        hidden, last = list(zip(widths[1:], widths)), len(widths) - 1
-        self.shapes = {f"{net}_{i}": shape for net in ("actor", "critic") for i, shape in enumerate(hidden)}
-        self.shapes |= {f"actor_{last}": (self.act_dim, widths[-1]), f"critic_{last}": (1, widths[-1])}
-        self.sizes = [n_out * (n_in + 1) for n_out, n_in in self.shapes.values()]
-        self.sizes.append(0 if self.discrete else self.act_dim)  # logstd
-        self.theta = nn.Parameter(self.init_weights(rng), requires_grad=not args.freeze_theta)  # (weight,)
+        input_size = envs.single_observation_space.shape[0] + args.embedding_size
+        init = self.init_weights(input_size, args.hidden_sizes, rng)
+        self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
+        self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
         self.embedding = nn.Parameter(torch.randn(envs.num_tasks, args.embedding_size, generator=rng))
+        self.shapes["embedding"] = self.embedding.shape[1:]
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
 
-    def init_weights(self, rng: torch.Generator) -> Tensor:
-        """One draw of all weights, (weight,)."""
-        last, parts = len(self.shapes) // 2 - 1, []
-        for name, (n_out, n_in) in self.shapes.items():
-            gain = {f"actor_{last}": 0.01, f"critic_{last}": 1.0}.get(name, math.sqrt(2))
-            w = nn.init.orthogonal_(torch.empty(n_out, n_in), gain, generator=rng)
-            parts += [w.flatten(), torch.zeros(n_out)]
-        return torch.cat([*parts, torch.zeros(self.sizes[-1])])
+    def init_weights(self, obs_dim: int, hidden: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor]:
+        """One draw of all weights of a task, by name."""
+        weights = {}
+        for net, out_dim, gain in (("actor", self.act_dim, 0.01), ("critic", 1, 1.0)):
+            gains = [math.sqrt(2)] * len(hidden) + [gain]
+            for i, shape in enumerate(zip((*hidden, out_dim), (obs_dim, *hidden))):
+                weights[f"{net}.{i}.weight"] = nn.init.orthogonal_(
+                    torch.empty(shape), gains[i], generator=rng
+                )
+                weights[f"{net}.{i}.bias"] = torch.zeros(shape[0])
+        return weights if self.discrete else weights | {"logstd": torch.zeros(self.act_dim)}
 
     def weights(self) -> Tensor:
-        """theta and e_m, (task, weight)."""
+        """W_m, theta and e_m, (task, weight)."""
         return torch.cat([self.theta.expand(len(self.embedding), -1), self.embedding], 1)
 
-    def unpack(self, weights: Tensor) -> Net:
-        """(task, weight) -> the layers of actor and critic; the columns are in the order of `shapes`."""
-        e_size = self.embedding.shape[1]
-        *parts, logstd, e = weights.split(
-            [n for o, i in self.shapes.values() for n in (o * i, o)] + [self.sizes[-1], e_size], 1
-        )
-        layers = zip(parts[::2], parts[1::2], self.shapes.values(), strict=True)
-        layers = [(w.view(-1, *shape), b.unsqueeze(2)) for w, b, shape in layers]
-        for i, name in enumerate(self.shapes):
-            if name.endswith("_0"):  # W (obs, e_m) + b = W_obs obs + (W_e e_m + b)
-                w, b = layers[i]
-                layers[i] = w[:, :, :-e_size], b + w[:, :, -e_size:] @ e.unsqueeze(2)
-        hidden = len(layers) // 2 - 1
-        return Net([*layers[:hidden], layers[-2]], [*layers[hidden:-2], layers[-1]], logstd.unsqueeze(1))
+    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
+        """Named views of a (task, weight) matrix, e.g. W["actor.0.weight"] (task, out, in)."""
+        columns = weights.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
+        return {name: x.unflatten(1, shape) for (name, shape), x in zip(self.shapes.items(), columns)}
 
     def action_noise(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Noise of `act`: Gumbel (the argmax then draws from the softmax) or normal, (*shape, action)."""
         noise = torch.empty(*shape, self.act_dim, device=rng.device)
         return -noise.exponential_(generator=rng).log() if self.discrete else noise.normal_(generator=rng)
 
-    def act(self, net: Net, obs: Tensor, noise: Tensor) -> Tensor:
-        """Draw actions (task, env) or (task, env, action) at obs (task, env, obs)."""
-        out = mlp(net.actor, obs)
-        return (out + noise).argmax(-1) if self.discrete else out + net.logstd.exp() * noise
+    def act(self, W: dict[str, Tensor], out: Tensor, noise: Tensor) -> Tensor:
+        """Draw actions, (task, sample) or (task, sample, action), from the actor's output."""
+        return (out + noise).argmax(-1) if self.discrete else out + W["logstd"].exp().unsqueeze(1) * noise
 
-    def policy(self, net: Net, obs: Tensor) -> Tensor:
-        """What an ensemble averages: action probabilities, or the Gaussian's mean, (task, env, action)."""
-        out = mlp(net.actor, obs)
+    def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
+        """Action probabilities, or the Gaussian's mean, (task, sample, action), for the evaluation."""
+        out = mlp(obs, W, "actor")
         return out.softmax(-1) if self.discrete else out
 
-    def greedy(self, policy: Tensor) -> Tensor:
-        """The deterministic action of a `policy`."""
-        return policy.argmax(-1) if self.discrete else policy
-
-    def log_prob_entropy(self, net: Net, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of the actions and entropy of the policy, each (task, sample), in nats."""
-        out = mlp(net.actor, obs)
+    def log_prob_entropy(self, W: dict[str, Tensor], out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of actions and entropy of the policy, (task, sample), from the actor's output."""
         if self.discrete:
-            logp = out.mT.log_softmax(1)
-            return logp.gather(1, actions.unsqueeze(1)).squeeze(1), -(logp.exp() * logp).sum(1)
-        z = (actions - out) * torch.exp(-net.logstd)
-        const = net.logstd + 0.5 * math.log(2 * math.pi)
-        return -(0.5 * z.square() + const).sum(-1), (const + 0.5).sum(-1).expand(z.shape[:-1])
-
-    def value(self, net: Net, obs: Tensor) -> Tensor:
-        """V(obs), (task, sample)."""
-        return mlp(net.critic, obs).squeeze(-1)
+            logp = out.log_softmax(-1)
+            return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1)
+        logstd = W["logstd"].unsqueeze(1).expand_as(out)
+        log_density = -0.5 * ((actions - out) / logstd.exp()).square() - logstd - 0.5 * math.log(2 * math.pi)
+        return log_density.sum(-1), (logstd + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-def gae(rewards, values, next_values, terminated, done, gamma: float, lam: float) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016); tensors are (step, ...).
+def gae(rewards, values, next_values, terminated, done, args: Args) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016), all tensors (step, ...).
 
     next_values is V of the state that followed, the last of its episode where that ended: it counts after a
     truncation, not after a termination. done = terminated or truncated ends the sum.
     """
-    deltas = (rewards + gamma * next_values * (1 - terminated) - values).unbind()
-    decays = (gamma * lam * (1 - done)).unbind()
-    advantages = [deltas[-1]]
+    deltas = rewards + args.gamma * next_values * (1 - terminated) - values
+    decays = args.gamma * args.gae_lambda * (1 - done)
+    advantages = deltas.clone()
     for t in reversed(range(len(deltas) - 1)):
-        advantages.append(torch.addcmul(deltas[t], decays[t], advantages[-1]))
-    return torch.stack(advantages[::-1])
+        advantages[t] += decays[t] * advantages[t + 1]
+    return advantages
 
 
-STATS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac")
-
-
-def ppo_loss(agent: Agent, net: Net, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate, value loss and entropy bonus: the loss of each task (task,), and STATS."""
-    newlogprob, entropy = agent.log_prob_entropy(net, b.obs, b.actions)
-    newvalue = agent.value(net, b.obs)
-    logratio = newlogprob - b.logprobs
-    ratio, eps = logratio.exp(), args.clip_coef
-    pg_loss = -torch.min(b.advantages * ratio, b.advantages * ratio.clamp(1 - eps, 1 + eps))
-    v_loss = (newvalue - b.returns).square()
+def ppo_loss(agent: Agent, W: dict[str, Tensor], mb: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each."""
+    newlogprob, entropy = agent.log_prob_entropy(W, mlp(mb.obs, W, "actor"), mb.actions)
+    newvalue = mlp(mb.obs, W, "critic").squeeze(-1)
+    logratio = newlogprob - mb.logprobs
+    ratio = logratio.exp()
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = -torch.min(mb.advantages * ratio, mb.advantages * clipped_ratio).mean(1)
+    v_loss = (newvalue - mb.returns).square()
     if args.clip_vloss:
-        v_loss = torch.max(v_loss, (b.values + (newvalue - b.values).clamp(-eps, eps) - b.returns).square())
-    loss = (pg_loss - args.ent_coef * entropy + args.vf_coef * 0.5 * v_loss).mean(1)
+        v_clipped = mb.values + (newvalue - mb.values).clamp(-args.clip_coef, args.clip_coef)
+        v_loss = torch.max(v_loss, (v_clipped - mb.returns).square())
+    v_loss = 0.5 * v_loss.mean(1)
+    entropy = entropy.mean(1)
     with torch.no_grad():
-        clipped = ((ratio - 1).abs() > eps).float()
-        stats = torch.stack((pg_loss, 0.5 * v_loss, entropy, -logratio, (ratio - 1) - logratio, clipped))
-    return loss, stats.mean((1, 2))
+        stats = {
+            "losses/policy_loss": pg_loss.detach(),
+            "losses/value_loss": v_loss.detach(),
+            "losses/entropy": entropy.detach(),
+            "losses/old_approx_kl": -logratio.mean(1),
+            "losses/approx_kl": (ratio - 1 - logratio).mean(1),
+            "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean(1),
+        }
+    return pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss, stats
 
 
-def objective(agent: Agent, b: Batch, args: Args) -> tuple[Tensor, Tensor]:
-    """The objective at the top, (), and STATS."""
-    loss, stats = ppo_loss(agent, agent.unpack(agent.weights()), b, args)
-    return loss.sum(), stats
+def parameter_gradients(agent: Agent, G: Tensor, args: Args) -> dict[str, Tensor]:
+    """Gradients of the objective at the top by theta and the e_m, from G = dL_m / dW_m (task, weight)."""
+    by_theta, by_embedding = G.split([len(agent.theta), agent.embedding.shape[1]], dim=1)
+    grads = {"embedding": by_embedding}
+    return grads if args.freeze_theta else {"theta": by_theta.sum(0), **grads}
 
 
 @torch.no_grad()
-def method_metrics(agent: Agent, args: Args) -> dict[str, tuple[Tensor, Tensor]]:
-    """What to log of the method: metric -> values of the tasks (task,), value for all ()."""
-    per_task = {
-        "embedding_norm": agent.embedding.norm(dim=1),
-        "theta_norm": agent.theta.norm().expand(len(agent.embedding)),
-    }
-    return {f"varshare/{name}": (x, x.mean()) for name, x in per_task.items()}
+def minibatch_gradients(agent: Agent, mb: Batch, args: Args) -> tuple[dict, dict]:
+    """Clipped gradients of the objective by the parameters, from one minibatch, and what to log."""
+    weights = agent.weights().detach().requires_grad_()
+    with torch.enable_grad():
+        losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
+        (G,) = torch.autograd.grad(losses.sum(), weights)
+    grads = parameter_gradients(agent, G, args)
+    norm = torch.stack([g.norm() for g in grads.values()]).norm()
+    clip = (args.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+    return {name: clip * g for name, g in grads.items()}, stats
+
+
+@torch.no_grad()
+def rollout(agent, W, envs, next_obs: np.ndarray, episodes: Episodes, args: Args, rng) -> Rollout:
+    """Act for --num-steps steps, from next_obs (n, obs) on."""
+    device, size = rng.device, (envs.num_tasks, args.envs_per_task)
+    noise = agent.action_noise((args.num_steps, *size), rng)
+    obs = np.zeros((args.num_steps + 1, *next_obs.shape), np.float32)
+    final_obs, out, actions = np.zeros_like(obs[1:]), [], []
+    rewards, terminated, truncated = np.zeros((3, *obs.shape[:2]), np.float32)[:, 1:]
+    obs[0] = next_obs
+    for t in range(args.num_steps):
+        out.append(mlp(torch.from_numpy(obs[t]).to(device).unflatten(0, size), W, "actor"))
+        actions.append(agent.act(W, out[t], noise[t]))
+        step = envs.step(actions[t].flatten(0, 1).cpu().numpy())
+        obs[t + 1], rewards[t], terminated[t], truncated[t], infos = step
+        if "final_obs" in infos:
+            final_obs[t] = infos["final_obs"]
+            episodes.add(infos)
+    arrays = (obs, rewards, terminated, truncated, final_obs)
+    obs, *others = (torch.from_numpy(x).to(device).unflatten(1, size) for x in arrays)
+    return Rollout(obs, torch.stack(out), torch.stack(actions), *others)
+
+
+def by_task(x: Tensor) -> Tensor:
+    """(step, task, env, ...) -> (task, sample, ...)."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+@torch.no_grad()
+def make_batch(W: dict[str, Tensor], seen: Rollout, agent: Agent, running: Tensor, args: Args) -> Batch:
+    """Values, advantages and returns; running (task, env) is for `scale_rewards`."""
+
+    def value(obs: Tensor) -> Tensor:  # (step, task, env, obs) -> (step, task, env)
+        return (
+            mlp(by_task(obs), W, "critic").unflatten(1, (-1, args.envs_per_task)).squeeze(-1).transpose(0, 1)
+        )
+
+    values = value(seen.obs)
+    values, next_values = values[:-1], values[1:].clone()
+    cut = seen.truncated.any(2).any(1)  # steps at which an episode was truncated
+    if cut.any():
+        next_values[cut] = torch.where(seen.truncated[cut] > 0, value(seen.final_obs[cut]), next_values[cut])
+    rewards, done = seen.rewards, torch.maximum(seen.terminated, seen.truncated)
+    if args.norm_reward:
+        rewards = scale_rewards(agent.return_stats, rewards, done, running, args.gamma)
+    advantages = gae(rewards, values, next_values, seen.terminated, done, args)
+    logprobs, _ = agent.log_prob_entropy(W, by_task(seen.out), by_task(seen.actions))
+    advantages, values = by_task(advantages), by_task(values)
+    returns = advantages + values
+    if args.norm_adv:
+        advantages = advantages - advantages.mean(1, keepdim=True)
+        advantages /= advantages.std(1, keepdim=True) + 1e-8
+    return Batch(by_task(seen.obs[:-1]), by_task(seen.actions), logprobs, advantages, returns, values)
+
+
+def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
+    """The epochs over one rollout; returns what to log, (minibatch, task) each."""
+    stats = []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(args.samples_per_task, generator=rng, device=rng.device)
+        for inds in order.chunk(args.num_minibatches):
+            mb = Batch(*(x.index_select(1, inds) for x in batch))
+            grads, mb_stats = gradients(agent, mb, args)
+            for name, grad in grads.items():
+                getattr(agent, name).grad = grad
+            optimizer.step()
+            stats.append(mb_stats)
+    return {name: torch.stack([x[name] for x in stats]) for name in stats[0]}
+
+
+@torch.no_grad()
+def log_method(run: Run, agent: Agent, args: Args) -> None:
+    """Log what is the method's own."""
+    run.log("varshare/theta_norm", agent.theta.norm())
+    run.log_tasks("varshare/embedding_norm", agent.embedding.norm(dim=1))
 
 
 def check(args: Args) -> None:
     """Refuse settings that make no sense, before anything is written."""
-    may_be_0 = "seed checkpoint_interval gamma gae_lambda ent_coef vf_coef"
-    check_numbers(args, may_be_0.split(), at_most_1=["gamma", "gae_lambda"])
-    if args.envs_per_task * args.num_steps % args.num_minibatches:
-        fail("--envs-per-task times --num-steps must divide into --num-minibatches")
-    if args.envs_per_task * args.num_steps < 2:
-        fail("--num-steps 1 with --envs-per-task 1 leaves one sample, which cannot be normalised")
+    check_args(args)
+    if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
+        fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
     if args.freeze_theta and not args.load:
         fail("--freeze-theta needs a theta from --load")
-    if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
-        fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: PyTorch finds no CUDA device")
 
 
 def train(args: Args) -> Path:
@@ -266,166 +321,46 @@ def train(args: Args) -> Path:
     check(args)
     envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
     eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
-    num_tasks, num_envs, num_steps = envs.num_tasks, args.envs_per_task, args.num_steps
-    batch_size = num_tasks * num_envs * num_steps
+    batch_size = envs.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
     if not num_iterations:
         fail(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps")
     run = Run(args, __file__, envs)
     if run.finished:
-        print(f"{run.folder} is finished")
         return run.folder
 
-    # seeded set-up
-    torch.set_num_threads(args.num_threads)
-    torch.empty(8_000_000)  # having freed 32 MB, glibc no longer returns every large block to the system
-    device = torch.device("cuda" if args.cuda else "cpu")
+    device = set_up_torch(args)
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
     if args.load and not run.checkpoint:
         load_agent(agent, Path(args.load), envs.task_names)
-    agent.to(device)
-    params = [p for p in agent.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(params, lr=args.learning_rate, eps=1e-5, fused=True)
-    loss_fn = torch.compile(objective) if args.compile else objective
-    next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 0, envs.num_envs))
-    discounted = torch.zeros(num_tasks, num_envs, device=device)  # return so far, for --norm-reward
-    episodes = np.zeros((3, num_tasks))  # since the last log: sum of returns, sum of lengths, count
-    recent = np.full((2, num_tasks), np.nan)  # mean return and length at the last log that had an episode
-    iteration, seconds = 0, 0.0
-    if saved := run.checkpoint:
-        iteration, seconds = saved["iteration"], saved["seconds"]
-        agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
-        rng.set_state(saved["rng"])
-        episodes, recent = saved["episodes"].numpy(), saved["recent"].numpy()
-        if saved["envs"] is None:  # these cannot be saved: new episodes
-            next_obs, _ = envs.reset(seed=spread_seeds(args.seed, 1 + iteration, envs.num_envs))
-        else:
-            envs.set_state(saved["envs"])
-            next_obs, discounted = saved["next_obs"].numpy(), saved["discounted"].to(device)
-    run.start(iteration * batch_size, num_iterations * batch_size)
+    optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
+    episodes = Episodes(envs)
+    running = torch.zeros(envs.num_tasks, args.envs_per_task, device=device)  # returns, for --norm-reward
+    run.keep(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes, running=running)
+    next_obs = run.reset(envs)
 
-    # storage, (step, task, env, ...)
-    obs = torch.zeros(num_steps, num_tasks, num_envs, next_obs.shape[-1], device=device)
-    final_obs = torch.zeros_like(obs)  # the state that followed, the last one of its episode where that ended
-    action_shape, dtype = envs.single_action_space.shape, torch.int64 if agent.discrete else torch.float32
-    actions = torch.zeros(*obs.shape[:3], *action_shape, dtype=dtype, device=device)
-    rewards, terminated, done = (np.zeros((num_steps, envs.num_envs), np.float32) for _ in range(3))
-
-    def by_task(x: Tensor) -> Tensor:  # (step, task, env, ...) -> (task, sample, ...)
-        return x.transpose(0, 1).flatten(1, 2)
-
-    def by_step(x: Tensor) -> Tensor:  # (task, sample) -> (step, task, env)
-        return x.view(num_tasks, num_steps, num_envs).transpose(0, 1)
-
-    first_iteration, start_time, last_save = iteration + 1, time.perf_counter(), time.perf_counter()
-    while iteration < num_iterations:
-        iteration += 1
+    for iteration in run.iterations(num_iterations, batch_size):
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / num_iterations)
+        W = agent.unpack(agent.weights().detach())
+        seen = rollout(agent, W, envs, next_obs, episodes, args, rng)
+        next_obs = seen.obs[-1].flatten(0, 1).cpu().numpy()
+        batch = make_batch(W, seen, agent, running, args)
+        stats = update(agent, optimizer, batch, gradients, args, rng)
 
-        # rollout with one set of weights
-        with torch.no_grad():
-            net = agent.unpack(agent.weights())
-            action_noise = agent.action_noise(obs.shape[:3], rng)
-            for t in range(num_steps):
-                obs[t] = torch.from_numpy(next_obs).view(obs[t].shape)
-                actions[t] = agent.act(net, obs[t], action_noise[t])
-                step = envs.step(actions[t].flatten(0, 1).cpu().numpy())
-                next_obs, rewards[t], terminated[t], truncated, infos = step
-                done[t] = np.maximum(terminated[t], truncated)
-                final_obs[t] = torch.from_numpy(infos.get("final_obs", next_obs)).view(obs[t].shape)
-                if "final_info" in infos:
-                    ended, episode = infos["_final_info"], infos["final_info"]["episode"]
-                    sums = [np.where(ended, x, 0) for x in (episode["r"], episode["l"], 1)]
-                    episodes += np.reshape(sums, (3, num_tasks, num_envs)).sum(2)
+        if run.log_due:
+            run.log_charts(episodes, optimizer.param_groups[0]["lr"])
+            for name, x in stats.items():
+                run.log_tasks(name, x.mean(0))
+            run.log_tasks("losses/clipfrac_first_minibatch", stats["losses/clipfrac"][0])
+            run.log_explained_variance(batch.values, batch.returns)
+            log_method(run, agent, args)
 
-        # advantages and values of the rollout
-        with torch.no_grad():
-            r, term, end = (torch.from_numpy(x).to(device) for x in (rewards, terminated, done))
-            r, term, end = (x.view(obs.shape[:3]) for x in (r, term, end))
-            if args.norm_reward:
-                r, discounted = scale_rewards(agent.return_stats, r, end, discounted, args.gamma)
-            values, next_values = (agent.value(net, by_task(x)) for x in (obs, final_obs))
-            steps = r, by_step(values), by_step(next_values), term, end
-            advantages = by_task(gae(*steps, args.gamma, args.gae_lambda))
-            returns = advantages + values
-            if args.norm_adv:
-                advantages = advantages - advantages.mean(1, keepdim=True)
-                advantages /= advantages.std(1, keepdim=True) + 1e-8
-            logprobs, _ = agent.log_prob_entropy(net, by_task(obs), by_task(actions))
-            batch = Batch(by_task(obs), by_task(actions), logprobs, advantages, returns, values)
-
-        # update
-        stats = []
-        for _ in range(args.update_epochs):
-            order = torch.randperm(num_steps * num_envs, generator=rng, device=device)
-            for inds in order.chunk(args.num_minibatches):
-                minibatch = Batch(*(x.index_select(1, inds) for x in batch))
-                loss, minibatch_stats = loss_fn(agent, minibatch, args)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(params, args.max_grad_norm)
-                optimizer.step()
-                stats.append(minibatch_stats)
-
-        # log a hundred times, print twenty times, save every checkpoint_interval seconds
-        now, global_step, last = time.perf_counter(), iteration * batch_size, iteration == num_iterations
-        stats = torch.stack(stats)
-        if not all(x.isfinite().all() for x in (stats, *params)):
-            run.close()
-            sys.exit(f"{run.folder}: NaN or infinite loss at step {global_step}; earlier checkpoints stay")
-        if iteration == first_iteration:  # the clock of SPS starts after the first iteration, which compiles
-            clock_step, clock_time = global_step, now
-        run.bar.update(batch_size)
-        if iteration % max(1, num_iterations // 100) == 0 or last:
-            new = episodes[2] > 0
-            recent[:, new] = episodes[:2, new] / episodes[2, new]
-            for name, x in zip(("charts/episodic_return", "charts/episodic_length"), recent, strict=True):
-                run.log(global_step, name, x.mean(), np.where(new, x, np.nan))
-            episodes[:] = 0
-            run.log(global_step, "charts/SPS", (global_step - clock_step) / max(now - clock_time, 1e-9))
-            run.log(global_step, "charts/wall_time", seconds + now - start_time)
-            run.log(global_step, "charts/learning_rate", optimizer.param_groups[0]["lr"])
-            for name, x in zip(STATS, stats.mean(0).tolist(), strict=True):
-                run.log(global_step, f"losses/{name}", x)
-            run.log(global_step, "losses/clipfrac_first_minibatch", stats[0, -1].item())
-            unexplained, variance = (returns - values).var(1), returns.var(1)
-            explained = (1 - unexplained.sum() / variance.sum(), (1 - unexplained / variance).tolist())
-            run.log(global_step, "losses/explained_variance", *explained)
-            for name, (per_task, overall) in method_metrics(agent, args).items():
-                run.log(global_step, name, overall.item(), per_task.tolist())
-        if iteration % max(1, num_iterations // 20) == 0 or last:
-            run.show(global_step, recent[0])
-        if run.stop or last or now - last_save >= args.checkpoint_interval:
-            run.save(
-                "checkpoint",
-                iteration=iteration,
-                seconds=seconds + now - start_time,
-                agent=agent.state_dict(),
-                optimizer=optimizer.state_dict(),
-                rng=rng.get_state(),
-                envs=envs.get_state(),
-                next_obs=torch.from_numpy(next_obs),
-                discounted=discounted,
-                episodes=torch.from_numpy(episodes),
-                recent=torch.from_numpy(recent),
-            )
-            last_save = now
-        if run.stop:
-            run.close()
-            print(f"stopped at step {global_step}: continue with --resume --run-name {run.folder.name}")
-            sys.exit(128 + run.stop[0])
-
-    # final evaluation: deterministic actions, environments of their own
-    net = agent.unpack(agent.weights())
+    W = agent.unpack(agent.weights().detach())
     seeds = spread_seeds(args.seed, 1, eval_envs.num_envs)
-    returns, lengths = evaluate(lambda x: agent.greedy(agent.policy(net, x.to(device))), eval_envs, seeds)
-    run.log(iteration * batch_size, "eval/episodic_return", returns.mean(), returns.mean(1))
-    run.log(iteration * batch_size, "eval/episodic_length", lengths.mean(), lengths.mean(1))
-    run.save("model", agent=agent.state_dict())
-    run.finish(returns)
+    run.finish(*evaluate(lambda obs: agent.policy(W, obs.to(device)), eval_envs, seeds))
     return run.folder
 
 

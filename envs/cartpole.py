@@ -193,8 +193,11 @@ class CartPole10(TaskVectorEnv):
             "rngs": [rng.bit_generator.state for rng in self._rngs],
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> np.ndarray:
         """Continue from a `get_state()` of an environment built with the same arguments.
+
+        Returns:
+            The current observations (n, 4) float32.
 
         Raises:
             ValueError: the state is not one of a CartPole environment of this size.
@@ -208,6 +211,7 @@ class CartPole10(TaskVectorEnv):
         self._rngs = [np.random.Generator(np.random.PCG64()) for _ in state["rngs"]]
         for rng, saved in zip(self._rngs, state["rngs"], strict=True):
             rng.bit_generator.state = saved
+        return self._observe()
 
     def _restart(self, indices: np.ndarray, low: float = -0.05, high: float = 0.05) -> None:
         """Draw the initial state of the environments with these indices, each from its own generator."""

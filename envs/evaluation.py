@@ -17,16 +17,24 @@ def spread_seeds(seed: int, stream: int, num_envs: int) -> list[int]:
     return np.random.SeedSequence([seed, stream]).generate_state(num_envs).tolist()
 
 
+def greedy(policy: torch.Tensor, space: gym.Space) -> torch.Tensor:
+    """The deterministic action of a policy: the likeliest of (..., action) probabilities, or Box actions."""
+    if isinstance(space, gym.spaces.Discrete):
+        return policy.argmax(-1)
+    low, high = (torch.from_numpy(x).to(policy) for x in (space.low, space.high))
+    return policy.clamp(low, high)
+
+
 @torch.no_grad()
 def evaluate(
     policy: Callable[[torch.Tensor], torch.Tensor], envs: gym.vector.VectorEnv, seeds: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play one episode in each environment.
+    """Play one episode in each environment, with deterministic actions.
 
     One episode an environment, not the first episodes to end, which would favour short ones.
 
     Args:
-        policy: observations (task, env, obs) -> actions (task, env) or (task, env, action).
+        policy: observations (task, env, obs) -> what `greedy` takes, (task, env, action).
         envs: from `envs.make`; its environments are reset.
         seeds: of the environments; stream 1 of `spread_seeds` for the final evaluation of a run.
 
@@ -37,7 +45,8 @@ def evaluate(
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
     running = np.ones(envs.num_envs, dtype=bool)
     while running.any():
-        actions = policy(torch.from_numpy(obs).view(envs.num_tasks, envs.envs_per_task, -1))
+        policies = policy(torch.from_numpy(obs).view(envs.num_tasks, envs.envs_per_task, -1))
+        actions = greedy(policies, envs.single_action_space)
         obs, _, terminated, truncated, infos = envs.step(actions.flatten(0, 1).cpu().numpy())
         first = (terminated | truncated) & running
         if first.any():

@@ -129,8 +129,11 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         """Everything needed to continue bit for bit (numbers, strings and lists only), None if impossible."""
         return None
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> np.ndarray:
         """Continue from a `get_state()` of an environment built with the same arguments.
+
+        Returns:
+            The current observations (n, obs) float32.
 
         Raises:
             ValueError: the state does not fit, or this environment cannot be saved.
@@ -341,19 +344,5 @@ class TaskVectorWrapper(gym.vector.VectorWrapper):
         self.episode_lengths[done] = 0
         return observations, rewards, terminated, truncated, {**infos, **added}
 
-    def get_state(self) -> dict[str, Any] | None:
-        """The environment's own state and the running statistics, None where it offers no `get_state`."""
-        own_state = self.env.get_state() if hasattr(self.env, "get_state") else None
-        if own_state is None:
-            return None
-        return {
-            "env": own_state,
-            "episode_returns": self.episode_returns.tolist(),
-            "episode_lengths": self.episode_lengths.tolist(),
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a `get_state()`."""
-        self.env.set_state(state["env"])
-        self.episode_returns[:] = state["episode_returns"]
-        self.episode_lengths[:] = state["episode_lengths"]
+    def get_state(self) -> None:
+        """None: the environment cannot be saved."""
