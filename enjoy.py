@@ -84,7 +84,7 @@ def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.Vecto
 
 
 def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The policy for `evaluate`: observations (task, env, obs) -> probabilities or actions (task, env, action).
+    """The policy for `evaluate`: observations (task, env, obs) -> what `greedy` takes, (task, env, action).
 
     The tasks are these rows of the agent's. With noise (draw, env, task, weight), for all the agent's tasks,
     every environment acts with the average policy of its own draws of the weights, without with the mean.

@@ -234,15 +234,20 @@ def plot_norms(run: Run) -> Figure | None:
     return figure
 
 
+def layer_of(metric: str) -> str:
+    """actor.0 of varshare/sharing_ratio/actor.0; older logs have actor_0."""
+    return metric.rpartition("/")[2].replace("_", ".")
+
+
 def plot_sharing(run: Run) -> Figure | None:
     """Sharing ratio of the layers over time, and at the end for every task."""
     metrics = [metric for metric in run.metrics() if "/sharing_ratio/" in metric]
     if not metrics:
         return None
-    layers = {metric.split("/")[-1]: run.values(metric) for metric in metrics}
+    layers = {layer_of(metric): run.values(metric) for metric in metrics}
     networks: dict[str, list[str]] = {}
     for layer in layers:
-        networks.setdefault(layer.rpartition("_")[0], []).append(layer)
+        networks.setdefault(layer.partition(".")[0], []).append(layer)
     width = max(4.0 * len(networks), 3.0 + 0.5 * len(run.tasks))
     figure = start_figure(run, width, 5.4 + 0.3 * len(layers))
     grid = figure.add_gridspec(2, len(networks), height_ratios=[3.0, 1.8 + 0.3 * len(layers)])
@@ -654,9 +659,9 @@ def plot_sharing_map(group: pd.DataFrame, title: str) -> Figure | None:
         heat(left, cosines, tasks, tasks, -1, 1)
         left.set_title(f"{TITLES[method]}: cosine of the tasks' $\\mu_m$", fontsize=10)
         ratios = rows[rows.metric.str.contains("/sharing_ratio/") & (rows.task != "mean")]
-        ratios = ratios.pivot_table(index="metric", columns="task", values="value")[tasks]
-        layers = [name.rpartition("/")[2] for name in ratios.index]
-        heat(right, ratios.to_numpy(), layers, tasks, min(0.9, ratios.min().min()), 1)
+        ratios = ratios.assign(layer=ratios.metric.map(layer_of))
+        ratios = ratios.pivot_table(index="layer", columns="task", values="value")[tasks]
+        heat(right, ratios.to_numpy(), list(ratios.index), tasks, min(0.9, ratios.min().min()), 1)
         right.set_title(f"{TITLES[method]}: sharing ratio (1: fully shared)", fontsize=10)
     return figure
 

@@ -64,17 +64,13 @@ class Args:
     learning_rate: PositiveFloat = 1e-3  # step size of Adam, of actor, critics and temperatures
     envs_per_task: PositiveInt = 1  # parallel environments of each task
     buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
-    learning_starts: NonNegativeInt = (
-        200  # transitions of each task, by random actions, before the first update
-    )
+    learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
     batch_size: PositiveInt = 128  # samples of each task in an update
     updates_per_step: PositiveFloat = 1.0  # updates per step of all environments
     gamma: UnitFloat = 0.99  # discount
     tau: UnitFloat = 0.05  # step of the target critics towards the critics
     reward_scale: PositiveFloat = 0.1  # factor of the rewards
-    target_entropy: NonNegativeFloat = (
-        0.2  # times log(actions); continuous: times -dimensions, where 1 is usual
-    )
+    target_entropy: NonNegativeFloat = 0.2  # times log(actions), or times -dimensions (1 is usual)
     alpha_init: PositiveFloat = 0.2  # initial temperature
     critics: Literal["min", "mean"] = "min"  # of both critics' values, what targets and actor take
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critics

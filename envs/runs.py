@@ -101,7 +101,9 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about the file, which is refused in a line anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
-        found = content["kind"] if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise TypeError("not the content of a saved agent")
+        found = content["kind"]
         if not all(isinstance(x, Tensor) for x in content["agent"].values()) or "args" not in content:
             raise TypeError("not the content of a saved agent")
     except Exception as error:  # a file of another origin can fail in any way
@@ -246,6 +248,8 @@ class Run:
             print(f"{self.folder} is finished")
         elif (self.folder / "checkpoint.pt").exists():
             self.checkpoint = read(self.folder / "checkpoint.pt", "checkpoint")
+            if lost := {"iteration", "seconds", "envs", "heartbeat_bytes"} - self.checkpoint.keys():
+                fail(f"{self.folder / 'checkpoint.pt'} does not fit: it has no {min(lost)}")
             self.iteration, self.seconds = self.checkpoint["iteration"], self.checkpoint["seconds"]
 
     def _find_folder(self) -> Path:
@@ -270,7 +274,7 @@ class Run:
                     x.copy_(state)
                 else:
                     getattr(x, "load_state_dict", getattr(x, "set_state", None))(state)
-            except (KeyError, TypeError, RuntimeError) as error:
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 fail(f"{self.folder / 'checkpoint.pt'} does not fit: {name} ({' '.join(str(error).split())})")
 
     def reset(self, envs: gym.vector.VectorEnv) -> np.ndarray:
@@ -282,7 +286,10 @@ class Run:
         self.envs = envs
         state = self.checkpoint["envs"] if self.checkpoint else None
         if state is not None:
-            return envs.set_state(state)
+            try:
+                return envs.set_state(state)
+            except ValueError as error:
+                fail(f"{self.folder / 'checkpoint.pt'} does not fit: {error}")
         stream = 1 + self.iteration if self.checkpoint else 0  # 1 is the evaluation's
         return envs.reset(seed=spread_seeds(self.args.seed, stream, envs.num_envs))[0]
 

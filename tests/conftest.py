@@ -1,10 +1,17 @@
 """Fixtures of the tests that run scripts."""
 
+import os
 import signal
 import sys
+import tempfile
 
 import probes
 import pytest
+import torch
+
+# torch.compile's own cache hands code for one instruction set, which ATEN_CPU_CAPABILITY chooses, to another
+cache = f"torchinductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), cache))
 
 
 @pytest.fixture(params=probes.TRUNKS)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRUNKS = ("varshare_ppo.py",)  # paths below ROOT
 SIBLINGS = tuple(
     f"baselines/{name}_ppo.py"
-    for name in ("independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
+    for name in ("shared", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
 )
 SCRIPTS = TRUNKS + SIBLINGS
 SAC_SCRIPTS = ("varshare_sac.py",)
@@ -100,34 +100,58 @@ def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
     return agent
 
 
-def make_batch(script, agent, samples, seed=0):
+def random_batch(script, agent, samples, seed=0):
     """Random samples, whose actions were drawn from an older policy."""
-    rng, weights = torch.Generator().manual_seed(seed), agent.weights()
+    rng, weights = torch.Generator().manual_seed(seed), agent.weights().detach()
 
     def randn(*shape):
         return torch.randn(shape, generator=rng, dtype=weights.dtype)
 
-    with torch.no_grad():
-        obs = randn(TASKS, samples, OBS)
-        old = agent.unpack(weights + 0.3 * randn(*weights.shape))
-        actions = agent.act(old, obs, agent.action_noise((TASKS, samples), rng).to(obs.dtype))
-        logprobs, _ = agent.log_prob_entropy(old, obs, actions)
-        values = agent.value(old, obs)
-        returns = values + randn(TASKS, samples)
-        return script.Batch(obs, actions, logprobs, randn(TASKS, samples), returns, values)
+    obs = randn(TASKS, samples, OBS)
+    old = agent.unpack(weights + 0.3 * randn(*weights.shape))
+    out = script.mlp(obs, old, "actor")
+    actions = agent.act(old, out, agent.action_noise((TASKS, samples), rng).to(obs.dtype))
+    logprobs, _ = agent.log_prob_entropy(old, out, actions)
+    values = script.mlp(obs, old, "critic").squeeze(-1)
+    returns = values + randn(TASKS, samples)
+    return script.Batch(obs, actions, logprobs, randn(TASKS, samples), returns, values)
+
+
+def draws(agent, seed=0):
+    """What `minibatch_gradients` and `parameter_gradients` of a method want of randomness, if anything."""
+    rng, dtype = torch.Generator().manual_seed(seed), agent.weights().dtype
+    names = (name for name in ("draw_noise", "draw_keys") if hasattr(agent, name))
+    return [getattr(agent, name)(rng).to(dtype) for name in names]
+
+
+def task_gradients(script, agent, weights, batch, args):
+    """G (task, weight): the gradient of every task's loss by its row of weights, one backward pass each."""
+    weights = weights.detach().clone().requires_grad_()
+    losses, _ = script.ppo_loss(agent, agent.unpack(weights), batch, args)
+    grads = [torch.autograd.grad(loss, weights, retain_graph=True)[0] for loss in losses]
+    for i, j in np.ndindex(TASKS, TASKS):
+        assert grads[i][j].any() == (i == j)  # no task's loss depends on another's row
+    return sum(grads)
 
 
 def forward_task_by_task(agent, weights, obs):
     """Actor's outputs (task, sample, out), values (task, sample), logstd (task, action), by a plain loop."""
+    layers = [(net, i) for net in ("actor", "critic") for i in range(len(HIDDEN) + 1)]
+    if hasattr(agent, "heads"):  # the output layers stand behind all others
+        layers.sort(key=lambda layer: layer[1] == len(HIDDEN))
     actor, critic, logstd = [], [], []
     for row, x in zip(weights, obs, strict=True):
-        layers, n_obs = [], x.shape[-1]
-        for n_in, n_out in 2 * [(n_obs, HIDDEN[0]), HIDDEN] + [(HIDDEN[-1], agent.act_dim), (HIDDEN[-1], 1)]:
+        params = {}
+        for net, i in layers:
+            sizes = [x.shape[-1], *HIDDEN, agent.act_dim if net == "actor" else 1]
+            n_in, n_out = sizes[i : i + 2]
             w, b, row = row[: n_out * n_in], row[n_out * n_in :][:n_out], row[n_out * (n_in + 1) :]
-            layers.append((w.view(n_out, n_in), b))
-        for outputs, (first, second, last) in ((actor, (0, 1, 4)), (critic, (2, 3, 5))):
-            hidden = F.linear(F.linear(x, *layers[first]).relu(), *layers[second]).relu()
-            outputs.append(F.linear(hidden, *layers[last]))
+            params[net, i] = w.view(n_out, n_in), b
+        for net, outputs in (("actor", actor), ("critic", critic)):
+            hidden = x
+            for i in range(len(HIDDEN)):
+                hidden = F.linear(hidden, *params[net, i]).relu()
+            outputs.append(F.linear(hidden, *params[net, len(HIDDEN)]))
         logstd.append(row)
     return torch.stack(actor), torch.stack(critic).squeeze(2), torch.stack(logstd)
 
@@ -138,7 +162,7 @@ def load(folder, name="model"):
 
 
 def load_agent(script, folder):
-    """The trained agent of a run, and its mean weights."""
+    """The trained agent of a run, and its mean weights by name."""
     model = load(folder)
     args = script.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in model["args"].items()})
     agent = script.Agent(
@@ -368,11 +392,12 @@ def learn(script, env_id, rollouts=40, **changes):
     probe = {name: x for name, x in PROBE.items() if hasattr(script.Args, name)}
     steps = rollouts * 16 * 16 * gym.spec(env_id).vector_entry_point.num_tasks
     folder = script.train(script.Args(**probe | {"env_id": env_id, "total_timesteps": steps} | changes))
-    agent, net = load_agent(script, folder)
+    agent, W = load_agent(script, folder)
 
     def at(*observations):
         obs = torch.tensor(observations).view(1, -1, 1).expand(len(agent.weights()), -1, 1)
-        return agent.value(net, obs).numpy(), agent.policy(net, obs)[..., -1].numpy()
+        values = script.mlp(obs, W, "critic").squeeze(-1)
+        return values.numpy(), agent.policy(W, obs)[..., -1].numpy()
 
     return at, folder
 

@@ -1,118 +1,176 @@
-"""How every script differs from its trunk; `python tests/siblings.py` updates the table in the README.
+"""How every script differs from its parent; `python tests/siblings.py` updates the table in the README.
 
-A sibling may change its method's own part of the trunk, which METHOD names, and nothing else.
+A script is taken apart into its definitions: functions, methods of Agent, fields of Args, imports, ...;
+comments belong to what they precede. Those in SEAMS are a method's own. Others that parent and script both
+have are the same letter for letter, or the table below names them, with the number of lines that differ.
 """
 
 import ast
 import difflib
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_CHANGED = 90  # lines
+Definitions = dict[str, list[str]]  # name -> lines
 
-# trunk -> its method's own definitions, and single lines elsewhere (what they contain)
-METHOD = {
-    "varshare_ppo.py": (
-        "VarShare Args Agent.draw_noise Agent.weights gaussian_kl objective recentre method_metrics".split(),
-        [
-            "import Literal",
-            "LUNARLANDER |= ",
-            "per_task = ",
-            "self.theta = ",
-            "self.mu = ",
-            "self.logvar = ",
-            "may_be_0",
-            "reptile_alpha",
-            "--reptile-alpha",
-            "recentre(",
-            "noise = agent.draw_noise(rng)",
-            "agent.weights(noise)",
-            "loss, minibatch_stats = ",
-        ],
-    ),
-    "varshare_sac.py": ([], []),
-}
+SEAMS = {"docstring", "Agent", "Agent.per_task", "Agent.weights", "Agent.draw_noise", "linear"}
+SEAMS |= {"gaussian_kl", "parameter_gradients", "recentre", "log_method"}
 
-# sibling -> its trunk, what it is, and further lines of the trunk that it changes, or adds something below
+
+@dataclass
+class Sibling:
+    """Where a script comes from, what it is, and lines (added and dropped) that it changes beside SEAMS."""
+
+    parent: str
+    method: str
+    changes: dict[str, int] = field(default_factory=dict)
+
+
+TRUNKS = {"varshare_ppo.py": "VarShare with PPO", "varshare_sac.py": "VarShare with soft actor-critic"}
 SIBLINGS = {
-    "baselines/independent_ppo.py": (
+    "baselines/shared_ppo.py": Sibling(
         "varshare_ppo.py",
+        "plain PPO, one network for all tasks, no task information",
+        {"imports": 1, "LUNARLANDER": 1, "Agent.__init__": 3}
+        | {"minibatch_gradients": 6, "update": 4, "check": 4, "train": 3},
+    ),
+    "baselines/independent_ppo.py": Sibling(
+        "baselines/shared_ppo.py",
         "an agent of its own for every task",
-        ["freeze_theta", "--freeze-theta", "clip_grad_norm_"],
+        {"Agent.__init__": 9, "minibatch_gradients": 2},
     ),
-    "baselines/hard_sharing_ppo.py": ("varshare_ppo.py", "shared hidden layers, a head per task", []),
-    "baselines/contextual_ppo.py": (
-        "varshare_ppo.py",
+    "baselines/hard_sharing_ppo.py": Sibling(
+        "baselines/shared_ppo.py",
+        "shared hidden layers, a head per task",
+        {"Agent.__init__": 13, "check": 2},
+    ),
+    "baselines/contextual_ppo.py": Sibling(
+        "baselines/shared_ppo.py",
         "all shared, a learned task embedding as input",
-        ["widths = ", "the order of `shapes`", "*parts, logstd = ", "for o, i in", "layers = [(w.view"],
+        {"mlp": 1, "Agent.__init__": 6, "check": 2},
     ),
-    "baselines/l2soft_ppo.py": ("varshare_ppo.py", "a residual per task, with a squared penalty", []),
-    "baselines/pcgrad_ppo.py": (
-        "varshare_ppo.py",
-        "Hard sharing, conflicting gradients projected",
-        ["loss.backward()", "in method_metrics("],
+    "baselines/pcgrad_ppo.py": Sibling(
+        "baselines/hard_sharing_ppo.py",
+        "conflicting gradients of tasks projected",
+        {"minibatch_gradients": 6, "update": 2},
     ),
-    "baselines/cagrad_ppo.py": (
+    "baselines/cagrad_ppo.py": Sibling(
+        "baselines/hard_sharing_ppo.py",
+        "the least helped task helped",
+        {"imports": 1, "minibatch_gradients": 2, "train": 2},
+    ),
+    "baselines/l2soft_ppo.py": Sibling(
         "varshare_ppo.py",
-        "Hard sharing, the least helped task helped",
-        ["import torch", "loss.backward()", "in method_metrics("],
+        "a residual per task, with a squared penalty",
+        {"imports": 1, "LUNARLANDER": 2, "Agent.__init__": 1}
+        | {"minibatch_gradients": 6, "update": 2, "train": 3},
     ),
 }
+
+# what the trunks do not share though both have it, and lines of it in which they differ otherwise
+TRUNKS_DIFFER = {"docstring", "imports", "LUNARLANDER", "ENV_DEFAULTS", "Batch", "Agent", "Agent.per_task"}
+TRUNKS_DIFFER |= {f"Agent.{x}" for x in ("__init__", "init_weights", "act", "policy")}
+TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train"}
+TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
+TRUNKS_CHANGES |= {f"Args.{x}": 2 for x in ("hidden_sizes", "reptile_alpha", "rollout_weights")}
+TRUNKS_CHANGES |= {"mlp": 2, "Agent.action_noise": 2, "parameter_gradients": 4}
 
 
 def lines_of(name: str) -> list[str]:
+    """The lines of a script, by its path below ROOT."""
     return (ROOT / name).read_text().splitlines()
 
 
-def hunks(trunk: str, sibling: str) -> list[tuple[range, list[str]]]:
-    """Where they differ: lines of the trunk (from 0), and the lines that stand there in the sibling."""
-    old, new = lines_of(trunk), lines_of(sibling)
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    return [(range(i, j), new[a:b]) for kind, i, j, a, b in matcher.get_opcodes() if kind != "equal"]
+def name_of(node: ast.stmt) -> str:
+    """The name of what a statement, of a module or a class, defines."""
+    target = getattr(node, "target", None) or getattr(node, "targets", [None])[0]
+    if isinstance(node, ast.Expr):
+        return "docstring"
+    if isinstance(node, ast.If):
+        return "main"
+    return getattr(node, "name", None) or getattr(target, "id", "imports")  # one of which is sys.path += ...
 
 
-def method_lines(sibling: str) -> set[int]:
-    """The lines of the trunk (from 0) that a sibling may change or add something next to."""
-    trunk, _, further = SIBLINGS[sibling]
-    definitions, contents = METHOD[trunk]
-    lines, tree = lines_of(trunk), ast.parse((ROOT / trunk).read_text())
-    own = set(range(tree.body[0].end_lineno))  # the docstring
-    named = [(node.name, node) for node in tree.body if hasattr(node, "name")]
-    for parent, node in list(named):
-        named += [(f"{parent}.{child.name}", child) for child in node.body if hasattr(child, "name")]
-    for name, node in named:
-        if name in definitions:
-            start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            own |= set(range(start - 1, node.end_lineno))
-    own |= {i for i, line in enumerate(lines) if any(x in line for x in (*contents, *further))}
-    return own | {i for i, line in enumerate(lines) if not line and (i - 1 in own or i - 2 in own)}
+def definitions(name: str) -> Definitions:
+    """name -> lines of everything that a script defines; a class is its header and docstring."""
+    lines, found = lines_of(name), {}
+
+    def add(nodes: list[ast.stmt], prefix: str, start: int) -> None:  # start: first line, from 0
+        for node in nodes:
+            key, end = prefix + name_of(node), node.end_lineno
+            if isinstance(node, ast.ClassDef):
+                first = node.body[0]
+                has_docstring = isinstance(first, ast.Expr)
+                end = first.end_lineno if has_docstring else node.lineno
+                add(node.body[has_docstring:], f"{node.name}.", end)
+            own = "\n".join(lines[start:end]).strip("\n").splitlines()
+            heading = prefix == "Args." and own[0].lstrip().startswith("#")  # of a group of fields
+            found[key] = found.get(key, []) + own[heading:]
+            start = node.end_lineno
+
+    add(ast.parse("\n".join(lines)).body, "", 0)
+    return found
 
 
-def drifted(sibling: str) -> list[str]:
-    """Differences from the trunk that are not of the method's own part."""
-    trunk, own = SIBLINGS[sibling][0], method_lines(sibling)
-    lines, wrong = lines_of(trunk), []
-    for old, new in hunks(trunk, sibling):
-        wrong += [f"{trunk}:{i + 1} is changed: {lines[i]}" for i in old if i not in own]
-        if not old and not {old.start - 1, old.start} & own:
-            wrong += [f"below {trunk}:{old.start} is added: {line}" for line in new]
+def changed(old: list[str], new: list[str]) -> list[str]:
+    """Dropped lines with "-" and added ones with "+" in front."""
+    return [line for line in difflib.ndiff(old, new, linejunk=None) if line[0] in "+-"]
+
+
+def count_changed(old: list[str], new: list[str]) -> int:
+    """Fewest lines to drop and to add; `diff` shows as many, `difflib` more of long files."""
+    common = [0] * (len(new) + 1)  # longest common subsequence with the first so many lines of new
+    for line in old:
+        row = [0]
+        for j, other in enumerate(new):
+            row.append(common[j] + 1 if line == other else max(common[j + 1], row[j]))
+        common = row
+    return len(old) + len(new) - 2 * common[-1]
+
+
+def compare(old: Definitions, new: Definitions, free: set[str], changes: dict[str, int]) -> list[str]:
+    """What is wrong: definitions that both have are the same but for free ones and for these changes."""
+    both = [name for name in old if name in new]
+    order = zip(both, (name for name in new if name in old))
+    wrong = [f"{x} and {y} are not in the same order" for x, y in order if x != y][:1]
+    wrong += [f"{name} is no definition of both" for name in (*changes, *free) if name not in both]
+    for name in both:
+        found, expected = count_changed(old[name], new[name]), changes.get(name, 0)
+        if found != expected and name not in free:
+            wrong += [f"{name}: {found} lines differ, not {expected}", *changed(old[name], new[name])]
     return wrong
 
 
+def drifted(sibling: str) -> list[str]:
+    """Differences from the parent that are not the method's own, each a line or more."""
+    child = SIBLINGS[sibling]
+    old, new = definitions(child.parent), definitions(sibling)
+    wrong = compare(old, new, SEAMS & old.keys() & new.keys(), child.changes)
+    wrong += [f"{x} is gone" for x in old.keys() - new.keys() - SEAMS if not x.startswith("Args.")]
+    total = count_changed(lines_of(child.parent), lines_of(sibling))
+    return wrong + [f"{total} lines differ in total"] * (total > MAX_CHANGED)
+
+
+def trunks_drifted() -> list[str]:
+    """Differences of the trunks that are of neither algorithm."""
+    return compare(*map(definitions, TRUNKS), TRUNKS_DIFFER, TRUNKS_CHANGES)
+
+
 def table() -> str:
-    """The scripts and their changed lines, for the README."""
-    rows = ["| script | method | lines | of its own | of the trunk dropped |", "|---|---|---|---|---|"]
-    for trunk in METHOD:
-        rows.append(f"| `{trunk}` | the trunk | {len(lines_of(trunk))} | | |")
-        for sibling, (its_trunk, method, _) in SIBLINGS.items():
-            if its_trunk == trunk:
-                changes = hunks(trunk, sibling)
-                added, dropped = (sum(map(len, side)) for side in zip(*((n, o) for o, n in changes)))
-                rows.append(f"| `{sibling}` | {method} | {len(lines_of(sibling))} | {added} | {dropped} |")
+    """The scripts and how many of their lines are not those of their parents, for the README."""
+    rows = ["| script | method | parent | lines | changed lines |", "|---|---|---|---|---|"]
+    for trunk, method in TRUNKS.items():
+        rows.append(f"| `{trunk}` | {method} | | {len(lines_of(trunk))} | |")
+    for name, child in SIBLINGS.items():
+        diff = count_changed(lines_of(child.parent), lines_of(name))
+        rows.append(f"| `{name}` | {child.method} | `{child.parent}` | {len(lines_of(name))} | {diff} |")
     return "\n".join(rows) + "\n"
 
 
 def main() -> None:
+    """Update the README."""
     readme = ROOT / "README.md"
     text = readme.read_text()
     start = re.search(r"\| script \| method \|.*\n(\|.*\n)+", text)

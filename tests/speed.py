@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 import gymnasium as gym
 import torch
@@ -33,27 +32,6 @@ class CartPole100(CartPole10):
     all_names = [f"{copy}-{name}" for copy in range(10) for name in CartPole10.all_names]
 
 
-@contextlib.contextmanager
-def no_sampling_and_no_kl():
-    """Train theta + mu_m alone, in both trunks."""
-    with contextlib.ExitStack() as stack:
-        for script in (varshare, sac):
-
-            class Agent(script.Agent):
-                def __init__(self, *args):
-                    super().__init__(*args)
-                    self.logvar.requires_grad_(False)
-
-                def draw_noise(self, rng):
-                    return None
-
-            stack.enter_context(mock.patch.object(script, "Agent", Agent))
-            stack.enter_context(
-                mock.patch.object(script, "gaussian_kl", lambda mu, *_: mu.new_zeros(len(mu)))
-            )
-        yield
-
-
 def steps_per_second(script, **settings) -> float:
     """charts/SPS of a run."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -67,8 +45,7 @@ def measure(cases: dict, repeats: int) -> dict[str, float]:
     best = dict.fromkeys(cases, 0.0)
     for repeat in range(repeats):
         for i, (name, (script, settings)) in enumerate(cases.items()):
-            with no_sampling_and_no_kl() if "no sampling" in name else contextlib.nullcontext():
-                sps = steps_per_second(script, run_name=f"{script.__name__}-{repeat}-{i}", **settings)
+            sps = steps_per_second(script, run_name=f"{script.__name__}-{repeat}-{i}", **settings)
             best[name] = max(best[name], sps)
             print(f"{name:>40}  {sps:9,.0f} env steps/s", file=sys.stderr, flush=True)
     return best
@@ -79,7 +56,6 @@ def ppo(repeats: int) -> None:
     cartpole = {"total_timesteps": 500_000}
     lunar = varshare.LUNARLANDER | {"env_id": "lunarlander20", "total_timesteps": 400_000}
     cases = {
-        "varshare_ppo.py, no sampling, no KL": (varshare, cartpole),
         "varshare_ppo.py --compile": (varshare, cartpole | {"compile": True}),
         "varshare_ppo.py, 100 tasks": (varshare, {"env_id": "cartpole100", "total_timesteps": 2_000_000}),
         "varshare_ppo.py --env-id lunarlander20": (varshare, lunar),
@@ -101,10 +77,8 @@ def soft_actor_critic(repeats: int) -> None:
     one = size | {"tasks": (0,), "total_timesteps": 128 + 2000}
     cases = {
         "10 tasks": (sac, ten),
-        "10 tasks, no sampling, no KL": (sac, ten),
         "10 tasks --compile": (sac, ten | {"compile": True}),
         "1 task": (sac, one),
-        "1 task, no sampling, no KL": (sac, one),
     }
     if torch.cuda.is_available():
         cases["10 tasks --cuda"] = (sac, ten | {"cuda": True})

@@ -1,5 +1,6 @@
 """The command line: defaults, bad input, what is printed, signals from outside, and copies of a script."""
 
+import inspect
 import json
 import os
 import pickle
@@ -9,11 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from math import inf, nan
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import probes
 import pytest
 import torch
+
+from envs.runs import check_args
 
 TINY = ["--total-timesteps", "640", "--hidden-sizes", "8", "--eval-episodes", "1"]
 TINY_PPO = [*TINY, "--num-steps", "8"]
@@ -65,11 +71,33 @@ def test_every_setting_can_be_given_and_has_a_help_text(script, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(script, "--help")
     assert stop.value.code == 0
-    help_text = capsys.readouterr().out
+    help_text = capsys.readouterr().out.replace("│", " ")  # there is a box where stdout knows the character
+    assert re.findall(r"^\W*([\w ]*options)\W*$", help_text, re.M) == ["options"]  # all in one list
+    options = re.split(r"\n +--", help_text)  # each of one line or more
+    texts = {re.split(r"[ ,\n]", text)[0]: " ".join(text.split()) for text in options}
     for name in vars(script.Args()):
-        assert re.search(f"--{name.replace('_', '-')}[ ,]", help_text), name
-    for group in script.Args.__bases__:
-        assert group.__doc__.split(".")[0].lower()[:20] in help_text.lower()
+        comment = re.search(rf"^    {name}: .* = .*?  # (.*)", inspect.getsource(script.Args), re.M)
+        assert comment and f" {comment[1]} (default: " in texts[name.replace("_", "-")], name
+
+
+def test_every_number_has_bounds_that_are_checked(script, capsys):
+    values = {"positive": (0, -1, inf, nan), "positive or 0": (-1, inf, nan), "from 0 to 1": (-0.1, 1.1, nan)}
+    edges = {"positive": (1e-9,), "positive or 0": (0,), "from 0 to 1": (0, 1)}
+    for name, hint in get_type_hints(script.Args, include_extras=True).items():
+        default, several = getattr(script.Args, name), get_origin(hint) is tuple
+        hint = get_args(hint)[0] if several else hint
+        if hint in (bool, str) or get_origin(hint) is Literal or name == "tasks":  # which `make` checks
+            continue
+        kind, bound = get_args(hint)
+        assert kind in (int, float) and (isinstance(default, kind) or several)
+        for x in (v for v in values[bound] if kind is float or isinstance(v, int)):
+            with pytest.raises(SystemExit) as stop:
+                script.check(script.Args(**{name: (8, x) if several else x}))
+            assert stop.value.code == 2
+            message = f"--{name.replace('_', '-')} must be {bound}, not {x}\n"
+            assert capsys.readouterr() == ("", f"{Path(sys.argv[0]).name}: error: {message}")
+        for x in (v for v in edges[bound] if kind is float or isinstance(v, int)):
+            check_args(script.Args(**{name: x}))
 
 
 # Bad input
@@ -106,11 +134,12 @@ def saved(tmp_path_factory):
 def assert_refused(script, capsys, argv, message):
     """Exit code 2, one line, nothing written."""
     before = sorted(Path().rglob("*"))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("ignore", DeprecationWarning)  # of which users see none
         probes.main(script, *argv)
     out, err = capsys.readouterr()
     assert stop.value.code == 2
-    assert out == ""
+    assert out == "" and not warned  # which would be on stderr too
     assert err.startswith(f"{Path(script.__file__).name}: error: ") and err.endswith("\n")
     assert err.count("\n") == 1, err
     assert message in err, err
@@ -118,14 +147,15 @@ def assert_refused(script, capsys, argv, message):
 
 
 KNOWN = "cartpole10, cartpole-identical10, lunarlander20, lunarlander20-continuous"
+TOO_FEW = "--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches"
 BAD = [
     (["--env-id", "nonsense"], KNOWN),
     (["--env-id", ""], KNOWN),
     (["--env-id", "CartPole-v99"], KNOWN),
     (["--env-id", "no_such_module:Env-v0"], "no_such_module"),
     (["--env-id", "Blackjack-v1"], "one-dimensional Box"),
-    (["--seed", str(2**64)], "--seed"),
-    (["--num-steps", "1", "--envs-per-task", "1", "--num-minibatches", "1"], "one sample"),
+    (["--seed", str(2**63)], "--seed must be below 2^63"),
+    (["--num-steps", "1", "--envs-per-task", "1", "--num-minibatches", "1"], TOO_FEW),
     (["--tasks", "10"], "from 0 to 9"),
     (["--tasks", "3", "3"], "different"),
     (["--tasks", "-1"], "from 0 to 9"),
@@ -135,9 +165,9 @@ BAD = [
     (["--total-timesteps", "0"], "--total-timesteps must be positive"),
     (["--total-timesteps", "-10240"], "--total-timesteps must be positive"),
     (["--eval-episodes", "0"], "--eval-episodes must be positive"),
-    (["--num-minibatches", "3"], "--num-minibatches"),
+    (["--num-minibatches", "3"], TOO_FEW),
     (["--num-minibatches", "0"], "--num-minibatches must be positive"),
-    (["--num-minibatches", "2048"], "--num-minibatches"),
+    (["--num-minibatches", "2048"], TOO_FEW),
     (["--envs-per-task", "0"], "--envs-per-task must be positive"),
     (["--num-steps", "-1"], "--num-steps must be positive"),
     (["--update-epochs", "0"], "--update-epochs must be positive"),
@@ -145,9 +175,9 @@ BAD = [
     (["--learning-rate", "0"], "--learning-rate must be positive"),
     (["--learning-rate", "nan"], "--learning-rate must be positive"),
     (["--learning-rate", "inf"], "--learning-rate must be positive"),
-    (["--gamma", "1.01"], "--gamma must be at most 1"),
-    (["--gamma", "-0.1"], "--gamma must be positive or 0"),
-    (["--gae-lambda", "nan"], "--gae-lambda must be positive or 0"),
+    (["--gamma", "1.01"], "--gamma must be from 0 to 1, not 1.01"),
+    (["--gamma", "-0.1"], "--gamma must be from 0 to 1, not -0.1"),
+    (["--gae-lambda", "nan"], "--gae-lambda must be from 0 to 1, not nan"),
     (["--clip-coef", "0"], "--clip-coef must be positive"),
     (["--ent-coef", "-0.01"], "--ent-coef must be positive or 0"),
     (["--max-grad-norm", "0"], "--max-grad-norm must be positive"),
@@ -170,16 +200,16 @@ BAD_OF_METHODS = {
         (["--sigma-prior", "inf"], "--sigma-prior must be positive"),
     ],
     "reptile_alpha": [
-        (["--reptile-alpha", "1.1"], "--reptile-alpha must be at most 1"),
-        (["--reptile-alpha", "-0.1"], "--reptile-alpha must be positive or 0"),
+        (["--reptile-alpha", "1.1"], "--reptile-alpha must be from 0 to 1, not 1.1"),
+        (["--reptile-alpha", "-0.1"], "--reptile-alpha must be from 0 to 1, not -0.1"),
         (["--freeze-theta", "--load", "x", "--reptile-alpha", "0.1"], "goes without --reptile-alpha"),
     ],
     "freeze_theta": [(["--freeze-theta"], "--freeze-theta needs a theta from --load")],
     "l2_coef": [(["--l2-coef", "-1"], "--l2-coef must be positive or 0")],
     "embedding_size": [(["--embedding-size", "0"], "--embedding-size must be positive")],
     "cagrad_c": [
-        (["--cagrad-c", "-0.1"], "--cagrad-c must be positive or 0"),
-        (["--cagrad-c", "1.1"], "--cagrad-c must be at most 1"),
+        (["--cagrad-c", "-0.1"], "--cagrad-c must be from 0 to 1, not -0.1"),
+        (["--cagrad-c", "1.1"], "--cagrad-c must be from 0 to 1, not 1.1"),
     ],
 }
 
@@ -251,15 +281,17 @@ def test_bad_input_on_a_real_command_line():
 
 
 def test_a_run_prints_plain_lines_into_a_pipe():
-    done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--total-timesteps", "10240")
+    """Every third log, and the last; then the final evaluation, and what to do next."""
+    done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--total-timesteps", "102400")
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = Path("runs").iterdir()
     assert re.fullmatch(r"cartpole10__varshare_ppo__1__\d+", folder.name)
     lines = done.stdout.splitlines()
-    assert len(lines) == 1 + 11 + 3 and "\r" not in done.stdout
-    assert re.match(r"step +10,240  return +\d+\.\d  tasks( \d+){10}$", lines[0])
-    assert re.match(r" +mean of tasks  return +\d+\.\d \+- \d+\.\d$", lines[11])
-    assert lines[12] == f"saved  {folder}"
+    assert len(lines) == 4 + 11 + 3 and "\r" not in done.stdout
+    for line, step in zip(lines, ("30,720", "61,440", "92,160", "102,400")):
+        assert re.match(rf"step +{step}  return +\d+\.\d  tasks( \d+){{10}}$", line)
+    assert re.match(r" +mean of tasks  return +\d+\.\d \+- \d+\.\d$", lines[14])
+    assert lines[15] == f"saved  {folder}"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -61,43 +61,73 @@ def write_model(run, folder, **changes):
     return folder
 
 
-def play_by_hand(model, task, seed, weights):
-    """Return of one episode with the average policy of these weights, (draw, weight), in plain NumPy."""
-    hidden = list(itertools.pairwise([4, *model["args"]["hidden_sizes"]]))
-    shapes = [*hidden, *hidden, (hidden[-1][1], 2)]  # of the actor, of the critic, the actor's last layer
-    env = make_single("cartpole10", task)
-    obs, _ = env.reset(seed=seed)
-    total, over = 0.0, False
-    while not over:
-        policies = []
-        for flat in weights.numpy():
-            layers = []
-            for n_in, n_out in shapes:
-                w, b, flat = np.split(flat, [n_in * n_out, n_in * n_out + n_out])
-                layers.append((w.reshape(n_out, n_in), b))
-            x = obs
-            for w, b in layers[: len(hidden)]:
-                x = np.maximum(w @ x + b, 0)
-            x = layers[-1][0] @ x + layers[-1][1]
-            policies.append(np.exp(x - x.max()) / np.exp(x - x.max()).sum())
-        obs, reward, terminated, truncated, _ = env.step(int(np.mean(policies, axis=0).argmax()))
-        total, over = total + reward, terminated or truncated
-    return total
+@pytest.fixture
+def played(monkeypatch):
+    """What `enjoy.evaluate` has asked for and got: a list of steps, (obs, policies) each, for every round."""
+    rounds, evaluate = [], enjoy.evaluate
+
+    def record(policy, envs, seeds):
+        steps = []
+
+        def recorded(obs):
+            steps.append((obs.clone(), policy(obs)))
+            return steps[-1][1]
+
+        rounds.append(steps)
+        return evaluate(recorded, envs, seeds)
+
+    monkeypatch.setattr(enjoy, "evaluate", record)
+    return rounds
 
 
-def play_all_by_hand(run, episodes, draws, tasks=range(10)):
-    """Returns (task, episode) of the model with so many draws of the weights an episode, 0 for the means."""
+def policy_by_hand(model, weights, obs):
+    """Average policy of these weights, (draw, weight), at one observation, in plain NumPy."""
+    policies = []
+    for flat in weights.double().numpy():
+        x = obs
+        sizes = [4, *model["args"]["hidden_sizes"], 2]
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):  # the actor's layers come first
+            w, b, flat = np.split(flat, [n_in * n_out, n_in * n_out + n_out])
+            x = w.reshape(n_out, n_in) @ (np.maximum(x, 0) if i else x) + b
+        policies.append(np.exp(x - x.max()) / np.exp(x - x.max()).sum())
+    return np.mean(policies, axis=0)
+
+
+def assert_played_as_by_hand(run, returns, steps, draws):
+    """Returns (task, episode), and every step, with so many draws of the weights an episode, 0 for the means.
+
+    Actions are those of the policy that was played: at a tie, NumPy's and PyTorch's rounding may choose
+    differently.
+    """
     model = read_model(run)
     agent, rng = model["agent"], torch.Generator().manual_seed(3)
     mean, sigma = agent["theta"] + agent["mu"], torch.exp(0.5 * agent["logvar"])
-    seeds = np.reshape(spread_seeds(3, 1, 10 * episodes), (10, episodes)).tolist()
-    returns = np.zeros((10, episodes))
-    for episode in range(episodes):
+    seeds = np.reshape(spread_seeds(3, 1, returns.size), returns.shape).tolist()
+    for episode in range(returns.shape[1]):
         weights = [mean + sigma * torch.randn(mean.shape, generator=rng) for _ in range(draws)] or [mean]
-        for task in tasks:
-            drawn = torch.stack(weights)[:, task]
-            returns[task, episode] = play_by_hand(model, task, seeds[task][episode], drawn)
-    return returns[list(tasks)]
+        for task in range(10):
+            env, total, over, step = make_single("cartpole10", task), 0.0, False, iter(steps)
+            obs, _ = env.reset(seed=seeds[task][episode])
+            while not over:
+                seen, policy = (x[task, episode].numpy() for x in next(step))
+                expected = policy_by_hand(model, torch.stack(weights)[:, task], obs)
+                assert np.array_equal(seen, obs)
+                np.testing.assert_allclose(policy, expected, atol=1e-4)
+                obs, reward, terminated, truncated, _ = env.step(int(policy.argmax()))
+                total, over = total + reward, terminated or truncated
+            assert returns[task, episode] == total
+
+
+def first_steps(rounds):
+    """Observations and policies (task, episode, ...) of the first step of every episode."""
+    return [torch.cat(x, dim=1) for x in zip(*(steps[0] for steps in rounds), strict=True)]
+
+
+def assert_same_episodes(returns, starts, expected, expected_starts):
+    """But for rounding, which depends on the number of episodes at a time, and may choose at a tie."""
+    assert torch.equal(starts[0], expected_starts[0])
+    torch.testing.assert_close(starts[1], expected_starts[1])
+    assert returns.shape == expected.shape and (returns == expected).mean() > 0.8
 
 
 def test_mean_weights_give_the_final_evaluation_of_the_run(run, part, pendulum):
@@ -110,23 +140,23 @@ def test_mean_weights_give_the_final_evaluation_of_the_run(run, part, pendulum):
             assert [rows[metric, name] for name in names] == values.mean(1).tolist()
 
 
-def test_mean_weights_by_hand(run):
+def test_mean_weights_by_hand(run, played):
     _, returns, lengths, _ = play(Args(run, episodes=6))
-    assert np.array_equal(returns, play_all_by_hand(run, 6, 0))
+    assert_played_as_by_hand(run, returns, *played, draws=0)
     assert np.array_equal(returns, lengths) and returns.std() > 0
 
 
-def test_every_episode_draws_its_own_weights(run):
+def test_every_episode_draws_its_own_weights(run, played):
     _, returns, _, _ = play(Args(run, "sample", episodes=6))
-    assert np.array_equal(returns, play_all_by_hand(run, 6, 1))
+    assert_played_as_by_hand(run, returns, *played, draws=1)
     assert not np.array_equal(returns, play(Args(run, episodes=6))[1])
     assert not np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=4))[1])
     assert np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=3))[1])
 
 
-def test_an_ensemble_averages_policies(run):
+def test_an_ensemble_averages_policies(run, played):
     _, returns, _, _ = play(Args(run, "ensemble", ensemble_size=3, episodes=3))
-    assert np.array_equal(returns, play_all_by_hand(run, 3, 3))
+    assert_played_as_by_hand(run, returns, *played, draws=3)
     sample, single = (play(Args(run, how, ensemble_size=1, episodes=5))[1] for how in ("sample", "ensemble"))
     assert np.array_equal(sample, single)
 
@@ -138,38 +168,44 @@ def test_a_gaussian_ensemble_averages_the_means(pendulum):
     agent.requires_grad_(False)
     space = enjoy.make_single("Pendulum-v1").action_space
     obs, noise = torch.randn(1, 3, 3), torch.randn(4, 3, *agent.mu.shape)  # (draw, env, task, weight)
-    actions = enjoy.player(agent, space, [0], noise)(obs)
+    means = enjoy.player(agent, [0], noise)(obs)
     for env in range(3):
         nets = [agent.unpack(agent.weights(draw[env])) for draw in noise]
         by_hand = sum(agent.policy(net, obs[:, env : env + 1]) for net in nets) / 4
-        assert torch.allclose(actions[:, env : env + 1], by_hand.clamp(-2, 2), atol=1e-6)
+        torch.testing.assert_close(means[:, env : env + 1], by_hand, atol=1e-5, rtol=1e-4)
     agent.mu[:] *= 100
-    strong = enjoy.player(agent, space, [0], None)(torch.randn(1, 100, 3))
-    assert strong.shape == (1, 100, 1) and strong.abs().max() == 2  # clipped to the action space
+    strong = enjoy.player(agent, [0], None)(torch.randn(1, 100, 3))
+    assert strong.shape == (1, 100, 1) and strong.abs().max() > 2
+    assert torch.equal(enjoy.greedy(strong, space), strong.clamp(-2, 2))  # what is played
 
 
 @pytest.mark.parametrize("weights", ["mean", "sample", "ensemble"])
-def test_episodes_do_not_depend_on_rounds_or_on_the_tasks_played(run, part, weights, monkeypatch):
+def test_episodes_do_not_depend_on_rounds_or_on_the_tasks_played(run, part, weights, monkeypatch, played):
+    def returns_and_start(args):
+        played.clear()
+        return play(args)[1], first_steps(played)
+
     _, returns, lengths, _ = play(Args(run, weights, 2, episodes=7))
+    starts = first_steps(played)
     assert returns.shape == lengths.shape == (10, 7) and (lengths > 0).all()
     names, some, _, _ = play(Args(run, weights, 2, episodes=7, tasks=(3, 0)))
     assert names == [read_model(run)["task_names"][i] for i in (3, 0)]
     assert np.array_equal(some, returns[[3, 0]])
-    monkeypatch.setattr(enjoy, "ENVS_PER_TASK", 3)
-    assert np.array_equal(play(Args(run, weights, 2, episodes=7))[1], returns)
-    monkeypatch.setattr(enjoy, "WEIGHTS_AT_A_TIME", 1)  # a round of one environment is always possible
-    assert np.array_equal(play(Args(run, weights, 2, episodes=7, tasks=(0,)))[1], returns[:1])
+    for name, size, tasks in (("ENVS_PER_TASK", 3, range(10)), ("WEIGHTS_AT_A_TIME", 1, (0,))):
+        monkeypatch.setattr(enjoy, name, size)  # of the latter one environment a round is always possible
+        some, some_starts = returns_and_start(Args(run, weights, 2, episodes=7, tasks=tuple(tasks)))
+        assert_same_episodes(some, some_starts, returns[list(tasks)], [x[list(tasks)] for x in starts])
     full, some = play(Args(part, weights, 2)), play(Args(part, weights, 2, tasks=(7, 5)))  # by suite index
     assert some[0] == [full[0][2], full[0][0]] and np.array_equal(some[1], full[1][[2, 0]])
 
 
-def test_more_episodes_than_a_round(run, monkeypatch):
-    rounds, evaluate = [], enjoy.evaluate
-    monkeypatch.setattr(enjoy, "evaluate", lambda *args: rounds.append(args[1]) or evaluate(*args))
+def test_more_episodes_than_a_round(run, monkeypatch, played):
     returns = play(Args(run, tasks=(0,), episodes=53))[1]
-    assert returns.shape == (1, 53) and [env.envs_per_task for env in rounds] == [50, 3]
+    starts = first_steps(played)
+    assert returns.shape == (1, 53) and [len(steps[0][0][0]) for steps in played] == [50, 3]
     monkeypatch.setattr(enjoy, "ENVS_PER_TASK", 53)
-    assert np.array_equal(play(Args(run, tasks=(0,), episodes=53))[1], returns)
+    played.clear()
+    assert_same_episodes(play(Args(run, tasks=(0,), episodes=53))[1], first_steps(played), returns, starts)
 
 
 def test_table(run, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import report
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (100, 200, 300, 400)
-LAYERS = [f"{net}_{i}" for net in ("actor", "critic") for i in range(10)]  # a deep one
-LOSSES = ("policy_loss", "value_loss", "clipfrac")
+LAYERS = [f"{net}.{i}" for net in ("actor", "critic") for i in range(10)]  # a deep one
+ALL_TASKS = ("losses/policy_loss", "losses/value_loss", "losses/clipfrac")  # logged without single tasks
 
 
 def value(metric, step, task):
@@ -31,8 +32,9 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
     (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
-        per_task += [f"varshare/{x}" for x in ("mu_norm", "theta_norm", "sigma", "kl_loss")]
+        per_task += [f"varshare/{x}" for x in ("mu_norm", "sigma", "kl_loss")]
         per_task += [f"varshare/sharing_ratio/{layer}" for layer in LAYERS]
+    overall = ("varshare/theta_norm",) * varshare + ALL_TASKS
     with open(folder / "heartbeat.csv", "w", newline="") as file:
         log = csv.writer(file)
         log.writerow(("global_step", "metric", "task", "value"))
@@ -49,8 +51,8 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
         for step in STEPS:
             for metric in per_task:
                 write(step, metric)
-            for metric in LOSSES:
-                log.writerow((step, f"losses/{metric}", "mean", value(metric, step, 0)))
+            for metric in overall:
+                log.writerow((step, metric, "mean", value(metric, step, 0)))
         if finished:
             write(STEPS[-1], "eval/episodic_return")
     return folder
@@ -89,13 +91,33 @@ def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
         4,
     ]
     actor, critic, heat_map, _ = figures["sharing_ratio"].axes
-    for ax, name in ((actor, "actor_0"), (critic, "critic_0")):
+    for ax, name in ((actor, "actor.0"), (critic, "critic.0")):
         table = run.values(f"varshare/sharing_ratio/{name}")
         np.testing.assert_allclose(lines(ax)[0], np.column_stack((STEPS, table["mean"])))
         assert ax.get_legend().get_texts()[-1].get_text() == name.replace("0", "9")  # the last layer
     expected = [run.values(f"varshare/sharing_ratio/{layer}")[run.tasks].iloc[-1] for layer in LAYERS]
     np.testing.assert_allclose(heat_map.get_images()[0].get_array(), expected)
     assert [label.get_text() for label in heat_map.get_xticklabels()] == run.tasks
+    assert [label.get_text() for label in heat_map.get_yticklabels()] == LAYERS
+
+
+def test_layers_are_known_by_their_older_names_too(tmp_path):
+    """actor_0 for actor.0; SAC has three networks, and a Gaussian policy's logstd is a layer by itself."""
+    folders = [write_run(tmp_path / name, 3) for name in ("new", "old")]
+    for folder, dot in zip(folders, "._"):
+        text = (folder / "heartbeat.csv").read_text().replace("critic.0", "logstd")
+        text = text.replace("/critic.1,", "/critic2.1,")
+        (folder / "heartbeat.csv").write_text(re.sub(r"(actor|critic2?)\.", rf"\1{dot}", text))
+    new, old = (report.plot_sharing(report.read_run(folder)).axes for folder in folders)
+    assert [ax.get_title() for ax in new] == [ax.get_title() for ax in old]
+    titles = [f"{net}, all tasks" for net in ("actor", "logstd", "critic2", "critic")]
+    assert [ax.get_title() for ax in new][:-2] == titles
+    for one, other in zip(new, old):
+        assert np.array_equal(lines(one), lines(other))
+        assert [x.get_text() for x in one.get_yticklabels()] == [
+            x.get_text() for x in other.get_yticklabels()
+        ]
+    assert [x.get_text() for x in new[-2].get_yticklabels()][10:13] == ["logstd", "critic2.1", "critic.2"]
 
 
 def test_returns_of_every_task(tmp_path):
@@ -136,7 +158,8 @@ def test_norms(tmp_path):
         "task-9, highest at the end",
         "task-0, lowest at the end",
     ]
-    assert len(lines(theta)) == 1
+    (norm,) = lines(theta)
+    np.testing.assert_allclose(norm[:, 1], [value("varshare/theta_norm", step, 0) for step in STEPS])
     np.testing.assert_allclose([bar.get_width() for bar in bars.patches], values[run.tasks].iloc[-1])
 
 

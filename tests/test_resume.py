@@ -1,5 +1,7 @@
 """Runs that are killed or stopped and continued with --resume equal uninterrupted ones, bit for bit."""
 
+import itertools
+import json
 import os
 import random
 import re
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import probes
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
@@ -148,8 +151,8 @@ def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_pa
     assert checkpoint["envs"] is None and checkpoint["iteration"] == 4
     code, output = run(name, tmp_path, changes | {"resume": True})
     assert code == 0, output
-    steps = [int(row[0]) for row in probes.read_heartbeat(folder) if row[1] == "losses/value_loss"]
-    assert steps == list(range(320, 3201, 320))
+    rows = [row for row in probes.read_heartbeat(folder) if row[1:3] == ("losses/value_loss", "mean")]
+    assert [int(row[0]) for row in rows] == list(range(320, 3201, 320))
     assert (folder / "model.pt").exists()
 
 
@@ -160,15 +163,36 @@ def small(script, **changes):
     return script.train(script.Args(**probes.SMALL | {"total_timesteps": 2 * BATCH} | changes))
 
 
+def test_a_signal_in_the_middle_of_an_iteration_ends_the_run_after_it(trunk, monkeypatch, capsys):
+    """Whatever --checkpoint-interval says; here between two logs: every other of 60 iterations is logged."""
+    batch, calls, update = 10 * 8 * 8, itertools.count(1), trunk.update
+    changes = {"total_timesteps": 60 * batch, "num_steps": 8, "update_epochs": 1}
+
+    def update_and_signal(*args):
+        if next(calls) == 31:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(trunk, "update", update_and_signal)
+        small(trunk, **changes, checkpoint_interval=1e9)
+    folder = Path("runs/small")
+    assert stop.value.code == 128 + signal.SIGTERM and next(calls) == 32
+    assert f"stopped at step {31 * batch}: continue with --resume" in capsys.readouterr().out
+    assert probes.load(folder, "checkpoint")["iteration"] == 31 and not (folder / "model.pt").exists()
+    assert int(probes.read_heartbeat(folder)[-1][0]) == 30 * batch
+    small(trunk, **changes, resume=True)
+    probes.assert_same_runs(folder, small(trunk, **changes, run_name="uninterrupted"))
+
+
 def test_restarted_episodes_are_new_ones(trunk):
     probes.Probe.seeds.clear()
     folder = small(trunk, env_id="RewardOfAction")
     (folder / "model.pt").unlink()
     small(trunk, env_id="RewardOfAction", resume=True)
-    start, evaluation, *restart, same_evaluation = map(tuple, probes.Probe.seeds)
-    assert restart[:1] == [start]  # the set-up, before the checkpoint is looked at
-    seeds = [*start, *evaluation, *restart[1]]
-    assert len(restart) == 2 and len(set(seeds)) == len(seeds) and evaluation == same_evaluation
+    start, evaluation, restart, same_evaluation = map(tuple, probes.Probe.seeds)
+    seeds = [*start, *evaluation, *restart]
+    assert len(set(seeds)) == len(seeds) and evaluation == same_evaluation
 
 
 def test_a_finished_run_is_left_alone(trunk, capsys):
@@ -231,6 +255,18 @@ def test_without_a_name_resume_finds_the_newest_run_of_the_seed(trunk):
     assert small(trunk, **names) == newer
 
 
+def refused(script, folder, capsys):
+    """The one line with which a run in `folder` is not resumed; nothing is changed there."""
+    before = everything_in(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        small(script, resume=True)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "error: " in err
+    assert everything_in(folder) == before
+    return err
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "model"])
 def test_a_spoilt_checkpoint_is_refused(trunk, capsys, content):
     folder = small(trunk)
@@ -238,10 +274,56 @@ def test_a_spoilt_checkpoint_is_refused(trunk, capsys, content):
     (folder / "model.pt").unlink()
     content = {"half": checkpoint[: len(checkpoint) // 2], "model": model}.get(content, content)
     (folder / "checkpoint.pt").write_bytes(content)
-    before = everything_in(folder)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        small(trunk, resume=True)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "checkpoint" in err
-    assert everything_in(folder) == before
+    assert "checkpoint" in refused(trunk, folder, capsys)
+
+
+KEPT = ("agent", "optimizer", "rng", "episodes", "running")  # by `Run.keep`
+MISSING = (*KEPT, "envs", "iteration", "seconds", "heartbeat_bytes")
+
+
+def test_what_a_checkpoint_holds(script):
+    folder = small(script)
+    checkpoint, config = probes.load(folder, "checkpoint"), json.loads((folder / "config.json").read_text())
+    assert checkpoint.keys() == {*MISSING, "kind", *config}
+    assert checkpoint["kind"] == "checkpoint" and checkpoint["iteration"] == 2
+    assert checkpoint["heartbeat_bytes"] < (folder / "heartbeat.csv").stat().st_size  # the evaluation follows
+    assert {name: checkpoint[name] for name in config} == config
+    model = probes.load(folder)
+    assert model.keys() == {"agent", "kind", "heartbeat_bytes", *config}
+    for name, x in checkpoint["agent"].items():
+        assert torch.equal(x, model["agent"][name]), name
+
+
+def other_shapes(content):
+    return {name: x[..., :-1] for name, x in content.items()}
+
+
+DOES_NOT_FIT = {
+    **{f"no {name}": (name, None) for name in MISSING},
+    "agent of other shapes": ("agent", other_shapes),
+    "agent of other names": ("agent", lambda x: {f"other_{name}": value for name, value in x.items()}),
+    "agent of fewer tensors": ("agent", lambda x: {"theta": x["theta"]}),
+    "empty optimizer": ("optimizer", lambda x: {}),
+    "optimizer of other parameters": (
+        "optimizer",
+        lambda x: {"state": {}, "param_groups": [{**x["param_groups"][0], "params": [0]}]},
+    ),
+    "rng of another size": ("rng", lambda x: x[:-1]),
+    "rng of another type": ("rng", lambda x: x.float()),
+    "episodes of other shapes": ("episodes", other_shapes),
+    "episodes without sums": ("episodes", lambda x: {"latest": x["latest"]}),
+    "running of another shape": ("running", lambda x: x[:-1, :-1]),
+    "running that is no tensor": ("running", lambda x: [1.0]),
+    "envs of another number": ("envs", lambda x: {name: y[:-1] for name, y in x.items()}),
+    "envs that are none": ("envs", lambda x: {}),
+}
+
+
+@pytest.mark.parametrize("change", DOES_NOT_FIT)
+def test_a_checkpoint_that_does_not_fit_is_refused(trunk, capsys, change):
+    folder, (name, edit) = small(trunk), DOES_NOT_FIT[change]
+    (folder / "model.pt").unlink()
+    checkpoint = probes.load(folder, "checkpoint")
+    content = checkpoint.pop(name)
+    torch.save(checkpoint | ({} if edit is None else {name: edit(content)}), folder / "checkpoint.pt")
+    assert "checkpoint.pt" in refused(trunk, folder, capsys)

@@ -10,11 +10,12 @@ import numpy as np
 import probes
 import pytest
 import torch
+import torch.nn.functional as F
 from probes import learn, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from envs.evaluation import evaluate, spread_seeds
+from envs.evaluation import evaluate, greedy, spread_seeds
 from envs.rewards import scale_rewards
 from envs.runs import load_agent
 
@@ -35,9 +36,7 @@ def test_rewards_are_scaled_by_the_std_of_their_tasks_discounted_return():
             "f4"
         )
         done = (rng.random(shape) < 0.1).astype("f4")
-        scaled, running = scale_rewards(
-            stats, torch.from_numpy(rewards), torch.from_numpy(done), running, gamma
-        )
+        scaled = scale_rewards(stats, torch.from_numpy(rewards), torch.from_numpy(done), running, gamma)
         for t in range(16):
             for m, i in np.ndindex(shape[1:]):
                 returns[m, i] = gamma * returns[m, i] + rewards[t, m, i]
@@ -54,7 +53,9 @@ def test_a_tasks_rewards_do_not_touch_another_tasks():
     for factor in (1.0, 100.0):
         changed, stats = rewards.clone(), torch.zeros(2, 3, dtype=torch.float64)
         changed[:, 1] *= factor
-        results.append(scale_rewards(stats, changed, done, torch.zeros(2, 3), 0.9))
+        running = torch.zeros(2, 3)
+        results.append((scale_rewards(stats, changed, done, running, 0.9), running))
+        assert running.all()
     for one, other in zip(*results, strict=True):
         assert torch.equal(one.movedim(-2, 0)[0], other.movedim(-2, 0)[0])
     torch.testing.assert_close(results[0][0], results[1][0])  # and the scale of a task's rewards drops out
@@ -70,7 +71,12 @@ def balance(obs):
 @pytest.mark.parametrize("env_id", ["cartpole10", "lunarlander20"])
 def test_evaluation_plays_one_episode_in_each_environment(env_id):
     tasks, episodes = [7, 0, 3], 3
-    returns, lengths = evaluate(balance, envs.make(env_id, episodes, tasks), spread_seeds(5, 1, 9))
+    suite = envs.make(env_id, episodes, tasks)
+
+    def policy(obs):
+        return F.one_hot(balance(obs), int(suite.single_action_space.n)).float()
+
+    returns, lengths = evaluate(policy, suite, spread_seeds(5, 1, 9))
     assert returns.shape == lengths.shape == (3, episodes)
     seeds = iter(spread_seeds(5, 1, 9))
     for (m, task), i in itertools.product(enumerate(tasks), range(episodes)):
@@ -91,6 +97,36 @@ def test_seeds_of_environments_are_all_different():
     assert len(set(seeds)) == len(seeds)
     assert spread_seeds(3, 1, 20)[:5] == spread_seeds(3, 1, 5)
     assert all(type(s) is int for s in seeds)
+
+
+# A minibatch
+
+
+def test_gradients_are_clipped_as_torch_does(script):
+    """By the norm of all together, but Independent's by that of every task."""
+    agent = probes.make_agent(script)
+    batch, draws = probes.random_batch(script, agent, 20), probes.draws(agent)
+
+    def gradients(max_grad_norm):
+        args = probes.settings(script, max_grad_norm=max_grad_norm)
+        grads = script.minibatch_gradients(agent, batch, *draws, args)[0]
+        assert {name: x.shape for name, x in grads.items()} == {
+            name: x.shape for name, x in agent.named_parameters()
+        }
+        joint = script.Args.exp_name != "independent_ppo"
+        return [list(grads.values())] if joint else [[x] for x in grads["theta"]]
+
+    for together, *others in zip(*(gradients(x) for x in (1e9, 1e3, 0.03)), strict=True):
+        norm = torch.cat([x.flatten() for x in together]).norm().item()
+        assert 0.1 < norm < 500
+        for max_grad_norm, clipped in zip((1e3, 0.03), others, strict=True):
+            parameters = [torch.nn.Parameter(torch.zeros_like(x)) for x in together]
+            for parameter, x in zip(parameters, together, strict=True):
+                parameter.grad = x.clone()
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            torch.testing.assert_close(clipped, [x.grad for x in parameters])
+            size = torch.cat([x.flatten() for x in clipped]).norm().item()
+            assert size == pytest.approx(min(norm, max_grad_norm), rel=1e-4)
 
 
 # Probes: what a script must learn in an environment with a known answer
@@ -146,9 +182,16 @@ def test_probe_termination_is_an_end(trunk):
 
 
 def test_probe_two_tasks_with_opposite_actions_and_rewards_of_different_scale(script):
-    at, _ = learn(script, "Opposites")
+    at, folder = learn(script, "Opposites")
     _, policy = at(0.0)
-    assert policy[0] < 0.1 and policy[1] > 0.9
+    rows = probes.read_heartbeat(folder)
+    returns = [float(row[3]) for row in rows if row[1] == "eval/episodic_return" and row[2] != "mean"]
+    if script.Args.exp_name == "shared_ppo":  # the control, which is blind to the task and must fail
+        assert policy[0] == pytest.approx(policy[1], abs=1e-6)
+        assert min(returns) < 0 < max(returns)
+    else:
+        assert policy[0] < 0.1 and policy[1] > 0.9
+        assert min(returns) > 0
 
 
 # Whole runs
@@ -158,9 +201,9 @@ def test_probe_two_tasks_with_opposite_actions_and_rewards_of_different_scale(sc
 def test_advantages_are_normalised_in_every_task(trunk, monkeypatch, norm_adv):
     batches, ppo_loss = [], trunk.ppo_loss
 
-    def record(agent, net, batch, args):
+    def record(agent, W, batch, args):
         batches.append(batch)
-        return ppo_loss(agent, net, batch, args)
+        return ppo_loss(agent, W, batch, args)
 
     monkeypatch.setattr(trunk, "ppo_loss", record)
     learn(trunk, "Opposites", rollouts=1, update_epochs=1, num_minibatches=1, norm_adv=norm_adv)
@@ -216,6 +259,11 @@ def test_files_of_a_run(script):
     assert {row[2] for row in rows} == {*names, "mean"}
     batch = 2 * 8 * 32
     assert sorted({int(row[0]) for row in rows}) == list(range(batch, 5120 + 1, batch))
+    for name in (m for m in metrics if m.startswith("losses/")):
+        of_last = {row[2]: float(row[3]) for row in rows if row[1] == name and row[0] == "5120"}
+        assert of_last.keys() == {*names, "mean"}
+        if name != "losses/explained_variance":  # of summed variances
+            assert of_last["mean"] == pytest.approx(sum(map(of_last.get, names)) / 2, rel=1e-5, abs=1e-6)
     rates = [float(row[3]) for row in rows if row[1] == "charts/learning_rate"]
     np.testing.assert_allclose(rates, script.Args.learning_rate * (1 - np.arange(10) / 10))
     for name in (n for n in metrics if n.startswith(("charts/episodic", "eval/"))):
@@ -249,12 +297,31 @@ def test_files_of_a_run(script):
     ]
 
 
+@pytest.mark.parametrize(("rollouts", "interval"), [(50, 1), (51, 2), (104, 3)])
+def test_a_run_logs_50_times_at_most_and_prints_every_third_log(trunk, capsys, rollouts, interval):
+    _, folder = learn(trunk, "RewardOfAction", rollouts=rollouts, update_epochs=1, num_minibatches=1)
+    batch, last = 16 * 16, rollouts * 16 * 16
+    steps = {int(row[0]) for row in probes.read_heartbeat(folder)}
+    assert steps == {*range(interval * batch, last + 1, interval * batch), last}
+    printed = [
+        int(line.split()[1].replace(",", ""))
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("step ")
+    ]
+    assert printed == sorted({*range(3 * interval * batch, last + 1, 3 * interval * batch), last})
+
+
+def test_greedy_actions():
+    space = probes.BOX
+    policy = torch.tensor([[[0.5, -3.0]], [[2.0, -1.0]]])
+    assert greedy(policy, space).tolist() == [[[0.5, -1.0]], [[1.0, -1.0]]]
+    assert greedy(torch.tensor([[[0.1, 0.6, 0.2, 0.1]]]), probes.DISCRETE).tolist() == [[1]]
+
+
 def test_final_evaluation_is_of_the_saved_model(script):
     folder = run(script)
-    agent, net = probes.load_agent(script, folder)
-    returns, _ = evaluate(
-        lambda x: agent.greedy(agent.policy(net, x)), envs.make("cartpole10", 2), spread_seeds(1, 1, 20)
-    )
+    agent, W = probes.load_agent(script, folder)
+    returns, _ = evaluate(lambda x: agent.policy(W, x), envs.make("cartpole10", 2), spread_seeds(1, 1, 20))
     rows = [row[2:] for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"]
     tasks = zip(envs.cartpole.NAMES, returns.mean(1).tolist(), strict=True)
     assert rows == [*((name, str(x)) for name, x in tasks), ("mean", str(returns.mean()))]
@@ -273,7 +340,7 @@ def test_other_environments_run(name, env_id, capsys):
     size = {"num_steps": 16, "envs_per_task": 1, "num_minibatches": 2, "total_timesteps": 64 * tasks}
     folder = run(script, env_id=env_id, **size | {"norm_reward": True, "eval_episodes": 1})
     assert (folder / "model.pt").exists()
-    assert capsys.readouterr().out.count("  return ") == 4 + tasks + 1
+    assert capsys.readouterr().out.count("  return ") == 2 + tasks + 1  # of rollouts 3 and 4; at the end
 
 
 # Adaptation
@@ -298,7 +365,8 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
     )
     load_agent(agent, folder, [envs.cartpole.NAMES[task] for task in tasks])
     assert set(script.Agent.per_task) <= saved.keys()
-    assert len(script.Agent.per_task) > 1  # the statistics of the returns, and something else
+    # the statistics of the returns, and something else, where anything is a task's own
+    assert (len(script.Agent.per_task) > 1) == (script.Args.exp_name != "shared_ppo")
     for name, x in agent.state_dict().items():
         if name in script.Agent.per_task:
             assert torch.equal(x[[0, 2]], saved[name][[2, 0]]) and len(saved[name]) == 3
@@ -353,7 +421,8 @@ def test_a_gpu_learns_the_same(trunk):
 
 # return on cartpole10 after 204,800 steps that a script must beat; a random policy has 22
 LEARNED = {"varshare_ppo": 300, "l2soft_ppo": 300}
-LEARNED |= {f"{name}_ppo": 200 for name in ("independent", "hard_sharing", "pcgrad", "cagrad", "contextual")}
+LEARNED |= dict.fromkeys(("shared_ppo", "independent_ppo", "hard_sharing_ppo", "contextual_ppo"), 200)
+LEARNED |= dict.fromkeys(("pcgrad_ppo", "cagrad_ppo"), 200)
 
 
 def final_return(script, **changes):

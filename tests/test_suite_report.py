@@ -15,7 +15,7 @@ from report import Scores
 SAC = ["varshare-ppo", "varshare-sac"]  # a suite of their own
 METHODS = [method for method in report.TITLES if method not in SAC]
 TASKS = ["a", "b", "c"]
-LAYERS = ["actor_0", "critic_0"]
+LAYERS = ["actor.0", "critic.0"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,10 @@ def write_run(folder, env, method, seed, final, mu_norm=1.0, steps=1000):
         log(step, "charts/episodic_return", final * step / steps)
         log(step, "charts/wall_time", np.full(3, step / 10))
         log(step, "charts/SPS", np.full(3, 10.0))
-        log(step, "varshare/theta_norm", np.full(3, 2.0))
+        if method == "independent":  # the only one to have a theta of every task
+            log(step, "varshare/theta_norm", np.full(3, 2.0))
+        else:
+            lines.append(f"{step},varshare/theta_norm,mean,2.0")
         if method in report.RESIDUAL:
             log(step, "varshare/mu_norm", np.full(3, mu_norm))
             for layer in LAYERS:
@@ -142,6 +145,42 @@ def test_a_suite_and_the_same_again_from_its_csv(tmp_path, capsys, monkeypatch):
             path.unlink()
     report.main((out,))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == contents
+
+
+def test_older_names_of_layers_and_norms_of_every_task_make_no_difference(tmp_path, monkeypatch):
+    """results/*/runs.csv may have actor_0 for actor.0, and a theta_norm of every task."""
+    monkeypatch.chdir(tmp_path)
+    for suite, env, norm in (("cartpole", "cartpole10", 1.0), ("identical", "cartpole-identical10", 0.5)):
+        write_suite(tmp_path / suite, {"varshare": 100}, env=env, runs=3, mu_norm=norm)
+        report.main((tmp_path / suite,), suite="suite", out=tmp_path / "results" / suite)
+    out = tmp_path / "results/identical"
+    claims, runs = (out / "claims.md").read_text(), pd.read_csv(out / "runs.csv")
+    assert "## C8" in claims and "quotient 0.50" in claims
+    older = runs.assign(metric=runs.metric.str.replace(r"(actor|critic)\.", r"\1_", regex=True))
+    assert set(older.metric) - set(runs.metric) == {
+        f"varshare/sharing_ratio/{x}_0" for x in ("actor", "critic")
+    }
+    norms = older[older.metric == "varshare/theta_norm"]
+    assert set(norms.task) == {"mean"}
+    older = pd.concat([older, *(norms.assign(task=task) for task in TASKS)])
+    mixed = pd.concat([runs[runs.seed == 0], older[older.seed > 0]])
+    for table in (runs, older, mixed):
+        figure = report.plot_sharing_map(table, "title")
+        assert [x.get_text() for x in figure.axes[1].get_yticklabels()] == LAYERS
+        assert (figure.axes[1].get_images()[0].get_array() == 0.9).all()
+        table.to_csv(out / "runs.csv", index=False)
+        report.main((out,))
+        assert (out / "claims.md").read_text() == claims
+
+
+@pytest.mark.parametrize("suite", ["cartpole", "identical", "sac"])
+def test_the_committed_results_can_be_read(suite):
+    runs = pd.read_csv(Path(report.__file__).parent / "results" / suite / "runs.csv")
+    for _, group in runs.groupby(["env", "steps"]):
+        figure = report.plot_sharing_map(group, "title")
+        maps = [ax for ax in figure.axes if "sharing ratio" in ax.get_title()]
+        layers = {x.get_text() for ax in maps for x in ax.get_yticklabels()}
+        assert {"actor.0", "actor.1", "actor.2"} < layers and not any("_" in x for x in layers)
 
 
 def test_partial_results_are_reported_with_what_is_missing(tmp_path, monkeypatch):
