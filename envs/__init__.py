@@ -45,6 +45,16 @@ _REGISTERED: dict[str, dict[str, Any]] = {
         "max_episode_steps": 1000,
         "kwargs": {"continuous": True},
     },
+    "cartpole-goals10": {
+        "entry_point": "envs.cartpole:CartPoleGoalTask",
+        "vector_entry_point": "envs.cartpole:CartPoleGoals10",
+        "max_episode_steps": 500,
+    },
+    "cartpole-goals-physics10": {
+        "entry_point": "envs.cartpole:CartPoleGoalPhysicsTask",
+        "vector_entry_point": "envs.cartpole:CartPoleGoalsPhysics10",
+        "max_episode_steps": 500,
+    },
 }
 ENV_IDS: tuple[str, ...] = tuple(_REGISTERED)
 

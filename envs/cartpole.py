@@ -1,4 +1,4 @@
-"""CartPole with ten different physics, and its null case, ten copies of the standard one.
+"""CartPole with ten physics, its null case of ten copies of the standard one, and suites with hidden goals.
 
 The vector environment steps all environments at once in NumPy. It equals Gymnasium's CartPoleEnv bit for
 bit, resets included: the same float64 operations in the same order, and one generator per environment.
@@ -36,6 +36,19 @@ TASKS = [
 NAMES = ["g{gravity:g}-m{masscart:g}-p{masspole:g}-l{length:g}".format(**task) for task in TASKS]
 
 
+# Places on the track, in m, at which a goal task wants the pole held up; the cart leaves the track at 2.4 m.
+GOALS = (-1.5, -1.2, -0.8, -0.5, -0.2, 0.2, 0.5, 0.8, 1.2, 1.5)
+GOAL_WIDTH = 0.5  # m
+GOAL_TASKS = [TASKS[0] | {"goal": goal} for goal in GOALS]
+# shuffled, so that neither follows from the other
+GOAL_PHYSICS_TASKS = [task | {"goal": GOALS[i]} for task, i in zip(TASKS, (6, 1, 8, 4, 9, 0, 5, 2, 7, 3))]
+
+
+def goal_reward(x: np.ndarray | float, goal: np.ndarray | float) -> np.ndarray:
+    """Reward of a step that brought the cart to x: exp(-((x - goal) / 0.5 m)^2), 1 at the goal."""
+    return np.exp(-np.square((x - goal) / GOAL_WIDTH))
+
+
 class CartPoleTask(CartPoleEnv):
     """One task as an ordinary environment: Gymnasium's CartPoleEnv with the task's physics."""
 
@@ -60,6 +73,31 @@ class CartPoleIdenticalTask(CartPoleTask):
     """One of the ten copies of the standard task."""
 
     all_tasks = [TASKS[0]] * len(TASKS)
+
+
+class CartPoleGoalTask(CartPoleTask):
+    """One place to hold the pole up at, which the observation does not tell: reward `goal_reward` a step."""
+
+    all_tasks = GOAL_TASKS
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """CartPoleEnv's step, with another reward."""
+        observation, _, *rest = super().step(action)
+        return observation, float(goal_reward(self.state[0], self.goal)), *rest
+
+    def render(self) -> np.ndarray | None:
+        """CartPoleEnv's picture; as an array it has a green line at the goal."""
+        frame = super().render()
+        if isinstance(frame, np.ndarray):
+            column = round((0.5 + self.goal / (2 * self.x_threshold)) * frame.shape[1])
+            frame[:, column - 1 : column + 2] = (0, 160, 0)
+        return frame
+
+
+class CartPoleGoalPhysicsTask(CartPoleGoalTask):
+    """One of the ten physics, with a goal."""
+
+    all_tasks = GOAL_PHYSICS_TASKS
 
 
 class CartPole10(TaskVectorEnv):
@@ -172,7 +210,7 @@ class CartPole10(TaskVectorEnv):
 
         beyond = np.abs(self._position) > self._limits
         terminated = beyond[0] | beyond[1]
-        rewards = self._one.copy()
+        rewards = self._rewards()
         self.episode_returns += rewards
         self.episode_lengths += self._one_step
         truncated = self.episode_lengths >= self._step_limit
@@ -183,6 +221,10 @@ class CartPole10(TaskVectorEnv):
         infos = self._finish_episodes(done, observations)
         self._restart(done.nonzero()[0])
         return self._observe(), rewards, terminated, truncated, infos
+
+    def _rewards(self) -> np.ndarray:
+        """Of the step that led to the current state, (n,) float64."""
+        return self._one.copy()
 
     def get_state(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: the motion, the statistics, and the generators."""
@@ -228,3 +270,25 @@ class CartPoleIdentical10(CartPole10):
 
     all_tasks = CartPoleIdenticalTask.all_tasks
     all_names = [f"standard-{task}" for task in range(len(TASKS))]
+
+
+class CartPoleGoals10(CartPole10):
+    """The standard physics and ten hidden goals, see `CartPoleGoalTask`."""
+
+    all_tasks = GOAL_TASKS
+    all_names = ["goal{goal:+g}".format(**task) for task in GOAL_TASKS]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As `CartPole10`."""
+        super().__init__(*args, **kwargs)
+        self.goal = np.repeat([params["goal"] for params in self.task_params], self.envs_per_task)
+
+    def _rewards(self) -> np.ndarray:
+        return goal_reward(self._position[0], self.goal)
+
+
+class CartPoleGoalsPhysics10(CartPoleGoals10):
+    """The ten physics of `CartPole10`, each with a hidden goal."""
+
+    all_tasks = GOAL_PHYSICS_TASKS
+    all_names = [f"{name}-goal{task['goal']:+g}" for name, task in zip(NAMES, GOAL_PHYSICS_TASKS)]
