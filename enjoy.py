@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from envs import make, make_single
-from envs.evaluation import evaluate, greedy, spread_seeds
+from envs.evaluation import greedy, play_episodes, spread_seeds
 from envs.runs import build, fail, read
 
 ROOT = Path(__file__).resolve().parent
@@ -84,7 +84,7 @@ def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.Vecto
 
 
 def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The policy for `evaluate`: observations (task, env, obs) -> what `greedy` takes, (task, env, action).
+    """The policy for `play_episodes`: observations (task, env, obs) -> what `greedy` takes.
 
     The tasks are these rows of the agent's. With noise (draw, env, task, weight), for all the agent's tasks,
     every environment acts with the average policy of its own draws of the weights, without with the mean.
@@ -151,7 +151,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
             folder = (args.run if args.run.is_dir() else args.run.parent) / "videos"
             films = save_films(args.video_dir or folder, names, reels, duration)
         env = make_envs(part.shape[1], tasks)
-        results.append(evaluate(player(agent, rows, noise), env, part.flatten().tolist()))
+        results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))
         env.close()
     return names, *np.concatenate(results, axis=2), films
 

@@ -70,8 +70,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """The final evaluation is logged."""
-        return ((self.log["metric"] == "eval/episodic_return") & (self.log["task"] == "mean")).any()
+        """The final evaluation is logged: one at the last step."""
+        last = self.log[self.log["global_step"] == self.log["global_step"].max()]
+        return ((last["metric"] == "eval/episodic_return") & (last["task"] == "mean")).any()
 
     @property
     def title(self) -> str:
@@ -351,8 +352,8 @@ def collect_run(folder: Path) -> tuple[pd.DataFrame, dict]:
     run = read_run(folder)
     args = run.config["args"]
     parts = [run.log[run.log.metric.isin(CURVES) & (run.log.task == "mean")]]
-    parts.append(run.log[run.log.metric == EVALUATION])
-    ends = run.log[run.log.metric.isin(LAST) | run.log.metric.str.contains("/sharing_ratio/")]
+    kept = run.log.metric.isin([*LAST, EVALUATION]) | run.log.metric.str.contains("/sharing_ratio/")
+    ends = run.log[kept]
     parts.append(ends[ends.global_step == run.log.global_step.max()])
     rows = pd.concat(parts).drop_duplicates().rename(columns={"global_step": "step"})
     agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]

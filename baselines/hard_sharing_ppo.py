@@ -27,7 +27,7 @@ from torch import Tensor, nn
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
 from envs import make
-from envs.evaluation import evaluate, spread_seeds
+from envs.evaluation import evaluate
 from envs.rewards import scale_rewards
 from envs.runs import Episodes, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
@@ -40,7 +40,8 @@ class Args:
     tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
     seed: NonNegativeInt = 1  # seed of every random draw
     total_timesteps: PositiveInt = 1_000_000  # environment steps of the run, all tasks together
-    eval_episodes: PositiveInt = 20  # episodes per task of the final evaluation
+    eval_episodes: PositiveInt = 20  # episodes per task of an evaluation; the last one is of the final policy
+    eval_interval: NonNegativeInt = 0  # steps between evaluations during training, 0: only the last one
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
@@ -354,10 +355,11 @@ def train(args: Args) -> Path:
             run.log_tasks("losses/clipfrac_first_minibatch", stats["losses/clipfrac"][0])
             run.log_explained_variance(batch.values, batch.returns)
             log_method(run, agent, args)
+        if run.eval_due:
+            with run.stopped_clock():
+                run.log_evaluation(*evaluate(agent, eval_envs, args.seed))
 
-    W = agent.unpack(agent.weights().detach())
-    seeds = spread_seeds(args.seed, 1, eval_envs.num_envs)
-    run.finish(*evaluate(lambda obs: agent.policy(W, obs.to(device)), eval_envs, seeds))
+    run.finish(*evaluate(agent, eval_envs, args.seed))
     return run.folder
 
 

@@ -26,7 +26,7 @@ def greedy(policy: torch.Tensor, space: gym.Space) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(
+def play_episodes(
     policy: Callable[[torch.Tensor], torch.Tensor], envs: gym.vector.VectorEnv, seeds: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play one episode in each environment, with deterministic actions.
@@ -36,7 +36,7 @@ def evaluate(
     Args:
         policy: observations (task, env, obs) -> what `greedy` takes, (task, env, action).
         envs: from `envs.make`; its environments are reset.
-        seeds: of the environments; stream 1 of `spread_seeds` for the final evaluation of a run.
+        seeds: of the environments.
 
     Returns:
         Undiscounted returns and lengths in steps, (task, env) each.
@@ -54,3 +54,21 @@ def evaluate(
             returns[first], lengths[first] = episode["r"][first], episode["l"][first]
             running &= ~first
     return returns.reshape(envs.num_tasks, -1), lengths.reshape(envs.num_tasks, -1)
+
+
+def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Play with an agent's mean weights, in the same episodes whenever it is asked during a run.
+
+    Args:
+        agent: of a script, with `weights`, `unpack` and `policy`.
+        envs: from `envs.make`, as many of each task as episodes are to be played; reset.
+        seed: of the run; the episodes are those of its stream 1, which training has not seen.
+
+    Returns:
+        Undiscounted returns and lengths in steps, (task, episode) each.
+    """
+    W = agent.unpack(agent.weights().detach())
+    device = next(agent.parameters()).device
+    return play_episodes(
+        lambda obs: agent.policy(W, obs.to(device)), envs, spread_seeds(seed, 1, envs.num_envs)
+    )

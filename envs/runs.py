@@ -24,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -207,7 +208,7 @@ class Run:
         checkpoint: content of the checkpoint to continue from, None to start from the beginning.
         finished: nothing is left to do.
         global_step: environment steps, all tasks together, at the end of the current iteration.
-        log_due: whether the current iteration is one to log.
+        log_due, eval_due: whether the current iteration is one to log, to evaluate after.
     """
 
     def __init__(self, args: Any, script: str, envs: gym.vector.VectorEnv):
@@ -307,9 +308,10 @@ class Run:
             self.global_step = self.iteration * steps
             self.log_due = last or self.iteration % log_interval == 0
             self.show_due = last or self.iteration % (3 * log_interval) == 0
+            self.eval_due = not last and self._passes(self.args.eval_interval, steps)
             yield self.iteration
             self.bar.update(steps)
-            if self.log_due:
+            if self.log_due or self.eval_due:
                 self._flush()
             if self.iteration == first:
                 gc.freeze()  # what lives now stays: a full collection would go through it for 0.1 s
@@ -331,6 +333,10 @@ class Run:
                 resume = f"--resume --run-name {self.folder.name}"
                 print(f"stopped at step {self.global_step}: continue with {resume}")
                 sys.exit(128 + self.stop[0])
+
+    def _passes(self, interval: int, steps: int) -> bool:
+        """Whether the last `steps` steps have passed a multiple of the interval, 0 for none."""
+        return interval > 0 and self.global_step // interval > (self.global_step - steps) // interval
 
     def _open(self, step: int, total_steps: int) -> None:
         """Open the folder's files at `step`, of the checkpoint or 0: what was logged later is dropped."""
@@ -432,6 +438,19 @@ class Run:
             tasks = " ".join(f"{x:.0f}" for x in returns)
             self.bar.write(f"step {self.global_step:>9,}  return {returns.mean():7.1f}  tasks {tasks}")
 
+    @contextmanager
+    def stopped_clock(self) -> Iterator[None]:
+        """What takes place here counts neither for steps per second nor as wall time."""
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.clock, self.last_time = (self.clock[0], self.clock[1] + spent), self.last_time + spent
+
+    def log_evaluation(self, returns: np.ndarray, lengths: np.ndarray) -> None:
+        """Log returns and lengths of an evaluation, (task, episode) each."""
+        self.log("eval/episodic_return", returns.mean(), returns.mean(1))
+        self.log("eval/episodic_length", lengths.mean(), lengths.mean(1))
+
     def _save(self, kind: str, **content: Any) -> None:
         """Write a "model" or a "checkpoint", whole or not at all."""
         self.writer.flush()
@@ -444,8 +463,7 @@ class Run:
 
     def finish(self, returns: np.ndarray, lengths: np.ndarray) -> None:
         """Log the final evaluation, (task, episode) each, save the model, print both and what to do next."""
-        self.log("eval/episodic_return", returns.mean(), returns.mean(1))
-        self.log("eval/episodic_length", lengths.mean(), lengths.mean(1))
+        self.log_evaluation(returns, lengths)
         self._flush()
         self._save("model", agent=self.kept["agent"].state_dict())
         self.close()

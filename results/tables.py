@@ -66,7 +66,8 @@ def collect_search() -> pd.DataFrame:
     for model in sorted(Path("runs").glob("search__*/model.pt")):
         config = json.loads((model.parent / "config.json").read_text())
         heartbeat, args = pd.read_csv(model.parent / "heartbeat.csv"), config["args"]
-        final = heartbeat[heartbeat.metric == "eval/episodic_return"].set_index("task").value
+        final = heartbeat[heartbeat.global_step == heartbeat.global_step.max()]
+        final = final[final.metric == "eval/episodic_return"].set_index("task").value
         *_, rate, value, seed = model.parent.name.split("__")
         coefficient = COEFFICIENTS.get(args["exp_name"], "max-grad-norm")
         flags = f"--learning-rate {rate} --{coefficient} {value}"

@@ -63,8 +63,8 @@ def write_model(run, folder, **changes):
 
 @pytest.fixture
 def played(monkeypatch):
-    """What `enjoy.evaluate` has asked for and got: a list of steps, (obs, policies) each, for every round."""
-    rounds, evaluate = [], enjoy.evaluate
+    """What `play_episodes` has asked for and got: a list of steps, (obs, policies) each, for every round."""
+    rounds, play_episodes = [], enjoy.play_episodes
 
     def record(policy, envs, seeds):
         steps = []
@@ -74,9 +74,9 @@ def played(monkeypatch):
             return steps[-1][1]
 
         rounds.append(steps)
-        return evaluate(recorded, envs, seeds)
+        return play_episodes(recorded, envs, seeds)
 
-    monkeypatch.setattr(enjoy, "evaluate", record)
+    monkeypatch.setattr(enjoy, "play_episodes", record)
     return rounds
 
 

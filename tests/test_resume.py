@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
-EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1}
+EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1, "eval_interval": 6_000}
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -5,6 +5,7 @@ What siblings have literally in common (test_siblings.py) is tested with the tru
 
 import itertools
 import json
+import time
 
 import numpy as np
 import probes
@@ -15,7 +16,7 @@ from probes import learn, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from envs.evaluation import evaluate, greedy, spread_seeds
+from envs.evaluation import greedy, play_episodes, spread_seeds
 from envs.rewards import scale_rewards
 from envs.runs import load_agent
 
@@ -76,7 +77,7 @@ def test_evaluation_plays_one_episode_in_each_environment(env_id):
     def policy(obs):
         return F.one_hot(balance(obs), int(suite.single_action_space.n)).float()
 
-    returns, lengths = evaluate(policy, suite, spread_seeds(5, 1, 9))
+    returns, lengths = play_episodes(policy, suite, spread_seeds(5, 1, 9))
     assert returns.shape == lengths.shape == (3, episodes)
     seeds = iter(spread_seeds(5, 1, 9))
     for (m, task), i in itertools.product(enumerate(tasks), range(episodes)):
@@ -321,7 +322,9 @@ def test_greedy_actions():
 def test_final_evaluation_is_of_the_saved_model(script):
     folder = run(script)
     agent, W = probes.load_agent(script, folder)
-    returns, _ = evaluate(lambda x: agent.policy(W, x), envs.make("cartpole10", 2), spread_seeds(1, 1, 20))
+    returns, _ = play_episodes(
+        lambda x: agent.policy(W, x), envs.make("cartpole10", 2), spread_seeds(1, 1, 20)
+    )
     rows = [row[2:] for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"]
     tasks = zip(envs.cartpole.NAMES, returns.mean(1).tolist(), strict=True)
     assert rows == [*((name, str(x)) for name, x in tasks), ("mean", str(returns.mean()))]
@@ -344,6 +347,39 @@ def test_other_environments_run(name, env_id, capsys):
 
 
 # Adaptation
+
+
+def test_evaluations_on_the_way_change_nothing_and_do_not_count_as_time(trunk, monkeypatch):
+    """By steps, 10 rollouts of 2,560: after the one that passes a multiple of the interval."""
+    plain, evaluate = run(trunk, "plain", total_timesteps=25_600), trunk.evaluate
+    seen, late, now = [], [0], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + late[0])
+
+    def slowly(agent, envs, seed):
+        late[0] += 1000  # seconds
+        seen.append(evaluate(agent, envs, seed))
+        return seen[-1]
+
+    monkeypatch.setattr(trunk, "evaluate", slowly)
+    folder = run(trunk, "evaluated", total_timesteps=25_600, eval_interval=7_000)
+    rows = probes.read_heartbeat(folder)
+    evaluations = [row for row in rows if row[1] == "eval/episodic_return" and row[2] == "mean"]
+    assert [int(row[0]) for row in evaluations] == [7_680, 15_360, 23_040, 25_600]  # 21,000 is passed there
+    assert [float(row[3]) for row in evaluations] == [returns.mean() for returns, _ in seen]
+    assert len({row[3] for row in evaluations}) > 1
+    logs = [
+        [
+            row
+            for row in probes.read_heartbeat(f)
+            if not row[1].startswith(("charts/SPS", "charts/wall", "eval/"))
+        ]
+        for f in (folder, plain)
+    ]
+    assert logs[0] == logs[1]
+    for name, x in probes.load(plain)["agent"].items():
+        assert torch.equal(probes.load(folder)["agent"][name], x)
+    assert all(float(row[3]) < 1000 for row in rows if row[1] == "charts/wall_time")
+    assert all(float(row[3]) > 100 for row in rows if row[1] == "charts/SPS")
 
 
 def test_training_on_some_tasks_only(script):
