@@ -70,9 +70,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """The final evaluation is logged: one at the last step."""
-        last = self.log[self.log["global_step"] == self.log["global_step"].max()]
-        return ((last["metric"] == "eval/episodic_return") & (last["task"] == "mean")).any()
+        """The final evaluation is logged, and the model saved."""
+        evaluated = ((self.log["metric"] == "eval/episodic_return") & (self.log["task"] == "mean")).any()
+        return evaluated and (self.folder / "model.pt").exists()
 
     @property
     def title(self) -> str:

@@ -97,7 +97,10 @@ Batch = namedtuple("Batch", "obs next_obs actions rewards terminated next_noise 
 
 def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
     """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
-    return torch.baddbmm(W[f"{name}.bias"].unsqueeze(1), x, W[f"{name}.weight"].mT)
+    weight, bias = W[f"{name}.weight"], W[f"{name}.bias"]
+    if torch.compiler.is_compiling() and weight.shape[1] < weight.shape[2]:  # the same, a tenth faster
+        return torch.baddbmm(bias.unsqueeze(2), weight, x.mT).mT
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
@@ -140,11 +143,10 @@ class Agent(nn.Module):
 
     def init_weights(self, obs_dim: int, hidden: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor]:
         """One draw of all weights of a task, by name."""
-        if self.discrete:  # a logit and a Q of every action
-            nets = {net: (obs_dim, self.act_dim) for net in ("actor", "critic1", "critic2")}
-        else:  # a Gaussian's mean and log standard deviation; Q of an action
-            nets = {net: (obs_dim + self.act_dim, 1) for net in ("critic1", "critic2")}
-            nets = {"actor": (obs_dim, 2 * self.act_dim), **nets}
+        actor, critic = (obs_dim, self.act_dim), (obs_dim, self.act_dim)  # a logit and a Q of every action
+        if not self.discrete:  # a Gaussian's mean and log standard deviation; Q of an action
+            actor, critic = (obs_dim, 2 * self.act_dim), (obs_dim + self.act_dim, 1)
+        nets = {"actor": actor, "critic1": critic, "critic2": critic}
         weights = {}
         for net, (in_dim, out_dim) in nets.items():
             gains = [math.sqrt(2)] * len(hidden) + [0.01 if net == "actor" else 1.0]
@@ -195,7 +197,7 @@ class Agent(nn.Module):
         return self.action_bias + self.action_scale * u.tanh(), logp.sum(-1)
 
     def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
-        """Action probabilities, or the mean's action, (task, sample, action), for the evaluation."""
+        """Action probabilities, or the mean's action, (task, sample, action): an ensemble averages these."""
         out = mlp(obs, W, "actor")
         if self.discrete:
             return out.softmax(-1)
@@ -241,7 +243,7 @@ def continuous_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args)
         next_actions, logp = agent.squash(mlp(b.next_obs, W, "actor"), b.next_noise)
         next_value = of_both(q_values(target, b.next_obs, next_actions), args).squeeze(2) - alpha * logp
     actions, logp = agent.squash(mlp(b.obs, W, "actor"), b.noise)
-    fixed = {name: x.detach() for name, x in W.items()}  # the critics do not follow the actor's loss
+    fixed = {name: x.detach() for name, x in W.items()}  # so that the critics do not follow the actor's loss
     actor_loss = alpha * logp - of_both(q_values(fixed, b.obs, actions), args).squeeze(2)
     return q_taken, next_value, actor_loss, -logp
 
@@ -352,10 +354,6 @@ def check(args: Args) -> None:
         fail("--buffer-size must be at least --batch-size and --learning-starts")
     if not args.hidden_sizes:
         fail("--hidden-sizes: at least one")
-    if args.freeze_theta and not args.load:
-        fail("--freeze-theta needs a theta from --load")
-    if args.freeze_theta and args.reptile_alpha:
-        fail("--freeze-theta goes without --reptile-alpha, which moves theta")
 
 
 def train(args: Args) -> Path:
@@ -363,10 +361,10 @@ def train(args: Args) -> Path:
     check(args)
     envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
     eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
-    num_steps = args.total_timesteps // envs.num_envs  # of all environments
+    num_iterations = args.total_timesteps // envs.num_envs  # a step of all environments each
     random_steps = math.ceil(args.learning_starts / args.envs_per_task)
     starts = max(1, random_steps)  # step of the first update
-    if num_steps < starts:
+    if num_iterations < starts:
         least = starts * envs.num_envs
         fail(f"--total-timesteps must be at least {least}: one step, and --learning-starts, of all tasks")
     run = Run(args, __file__, envs)
@@ -381,17 +379,20 @@ def train(args: Args) -> Path:
         agent.target.copy_(agent.weights().detach())
     optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, fused=True)
     gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
-    buffer = ReplayBuffer(envs, min(math.ceil(args.buffer_size / args.envs_per_task), num_steps), device)
+    buffer = ReplayBuffer(envs, min(math.ceil(args.buffer_size / args.envs_per_task), num_iterations), device)
     episodes, means = Episodes(envs), Means()
     run.keep(agent=agent, optimizer=optimizer, rng=rng, buffer=buffer, episodes=episodes, means=means)
     obs = run.reset(envs)
 
-    for step in run.iterations(num_steps, envs.num_envs):
+    def updates_until(step: int) -> int:
+        return int(max(0, step - starts + 1) * args.updates_per_step)
+
+    for step in run.iterations(num_iterations, envs.num_envs):
         obs = step_all(agent, buffer, envs, obs, episodes, step <= random_steps, args, rng)
-        due = [int(max(0, t) * args.updates_per_step) for t in (step - starts, step - starts + 1)]
-        for _ in range(due[1] - due[0]):
+        before, after = updates_until(step - 1), updates_until(step)
+        for _ in range(after - before):
             means.add(update(agent, optimizer, buffer, gradients, args, rng))
-        if due[0] == 0 < due[1]:
+        if before == 0 < after:
             run.start_clock()  # after the first update, which compiles
 
         if run.log_due:
@@ -403,7 +404,7 @@ def train(args: Args) -> Path:
         if run.eval_due:
             with run.stopped_clock():
                 run.log_evaluation(*evaluate(agent, eval_envs, args.seed))
-        if step == num_steps:
+        if step == num_iterations:
             buffer.clear()  # a finished run has no use for it
 
     run.finish(*evaluate(agent, eval_envs, args.seed))

@@ -8,8 +8,7 @@ where L_PPO is a mean over samples of task m (Caruana 1997).
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
-gradient of every task's loss by its row; `parameter_gradients` says what follows for theta
-and h_m.
+gradient of every task's loss by its row; `parameter_gradients` says what follows for theta and h_m.
 """
 
 import math
@@ -81,14 +80,18 @@ class Args:
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 
-# (step, task, env, ...), obs with one more step; final_obs ended an episode, else 0
+# each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
+# of an episode that ended in this step, else 0
 Rollout = namedtuple("Rollout", "obs out actions rewards terminated truncated final_obs")
 Batch = namedtuple("Batch", "obs actions logprobs advantages returns values")  # (task, sample, ...)
 
 
 def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
     """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
-    return torch.baddbmm(W[f"{name}.bias"].unsqueeze(1), x, W[f"{name}.weight"].mT)
+    weight, bias = W[f"{name}.weight"], W[f"{name}.bias"]
+    if torch.compiler.is_compiling() and weight.shape[1] < weight.shape[2]:  # the same, a tenth faster
+        return torch.baddbmm(bias.unsqueeze(2), weight, x.mT).mT
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
@@ -231,12 +234,12 @@ def minibatch_gradients(agent: Agent, mb: Batch, args: Args) -> tuple[dict, dict
 
 @torch.no_grad()
 def rollout(agent, W, envs, next_obs: np.ndarray, episodes: Episodes, args: Args, rng) -> Rollout:
-    """Act for --num-steps steps, from next_obs (n, obs) on."""
+    """Act for --num-steps steps from next_obs (task * env, obs)."""
     device, size = rng.device, (envs.num_tasks, args.envs_per_task)
     noise = agent.action_noise((args.num_steps, *size), rng)
     obs = np.zeros((args.num_steps + 1, *next_obs.shape), np.float32)
     final_obs, out, actions = np.zeros_like(obs[1:]), [], []
-    rewards, terminated, truncated = np.zeros((3, *obs.shape[:2]), np.float32)[:, 1:]
+    rewards, terminated, truncated = np.zeros((3, *final_obs.shape[:2]), np.float32)
     obs[0] = next_obs
     for t in range(args.num_steps):
         out.append(mlp(torch.from_numpy(obs[t]).to(device).unflatten(0, size), W, "actor"))
@@ -257,30 +260,32 @@ def by_task(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def make_batch(W: dict[str, Tensor], seen: Rollout, agent: Agent, running: Tensor, args: Args) -> Batch:
-    """Values, advantages and returns; running (task, env) is for `scale_rewards`."""
+def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Tensor, args: Args) -> Batch:
+    """Values, advantages and returns; discounted (task, env) is for `scale_rewards`."""
 
     def value(obs: Tensor) -> Tensor:  # (step, task, env, obs) -> (step, task, env)
         return (
             mlp(by_task(obs), W, "critic").unflatten(1, (-1, args.envs_per_task)).squeeze(-1).transpose(0, 1)
         )
 
-    values = value(seen.obs)
+    values = value(data.obs)
     values, next_values = values[:-1], values[1:].clone()
-    cut = seen.truncated.any(2).any(1)  # steps at which an episode was truncated
-    if cut.any():
-        next_values[cut] = torch.where(seen.truncated[cut] > 0, value(seen.final_obs[cut]), next_values[cut])
-    rewards, done = seen.rewards, torch.maximum(seen.terminated, seen.truncated)
+    truncated_at = data.truncated.any(2).any(1)  # steps at which an episode was truncated
+    if truncated_at.any():
+        next_values[truncated_at] = torch.where(
+            data.truncated[truncated_at] > 0, value(data.final_obs[truncated_at]), next_values[truncated_at]
+        )
+    rewards, done = data.rewards, torch.maximum(data.terminated, data.truncated)
     if args.norm_reward:
-        rewards = scale_rewards(agent.return_stats, rewards, done, running, args.gamma)
-    advantages = gae(rewards, values, next_values, seen.terminated, done, args)
-    logprobs, _ = agent.log_prob_entropy(W, by_task(seen.out), by_task(seen.actions))
+        rewards = scale_rewards(agent.return_stats, rewards, done, discounted, args.gamma)
+    advantages = gae(rewards, values, next_values, data.terminated, done, args)
+    logprobs, _ = agent.log_prob_entropy(W, by_task(data.out), by_task(data.actions))
     advantages, values = by_task(advantages), by_task(values)
     returns = advantages + values
     if args.norm_adv:
         advantages = advantages - advantages.mean(1, keepdim=True)
         advantages /= advantages.std(1, keepdim=True) + 1e-8
-    return Batch(by_task(seen.obs[:-1]), by_task(seen.actions), logprobs, advantages, returns, values)
+    return Batch(by_task(data.obs[:-1]), by_task(data.actions), logprobs, advantages, returns, values)
 
 
 def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
@@ -310,8 +315,6 @@ def check(args: Args) -> None:
     check_args(args)
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
-    if args.freeze_theta and not args.load:
-        fail("--freeze-theta needs a theta from --load")
 
 
 def train(args: Args) -> Path:
@@ -335,17 +338,17 @@ def train(args: Args) -> Path:
     optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
     episodes = Episodes(envs)
-    running = torch.zeros(envs.num_tasks, args.envs_per_task, device=device)  # returns, for --norm-reward
-    run.keep(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes, running=running)
-    next_obs = run.reset(envs)
+    discounted = torch.zeros(envs.num_tasks, args.envs_per_task, device=device)  # returns of running episodes
+    run.keep(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes, discounted=discounted)
+    next_obs = run.reset(envs, discounted)
 
     for iteration in run.iterations(num_iterations, batch_size):
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / num_iterations)
         W = agent.unpack(agent.weights().detach())
-        seen = rollout(agent, W, envs, next_obs, episodes, args, rng)
-        next_obs = seen.obs[-1].flatten(0, 1).cpu().numpy()
-        batch = make_batch(W, seen, agent, running, args)
+        data = rollout(agent, W, envs, next_obs, episodes, args, rng)
+        next_obs = data.obs[-1].flatten(0, 1).cpu().numpy()
+        batch = make_batch(W, data, agent, discounted, args)
         stats = update(agent, optimizer, batch, gradients, args, rng)
 
         if run.log_due:

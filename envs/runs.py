@@ -44,6 +44,7 @@ from envs.types import BOUNDS
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_DIFFER = {"run_name", "resume", "checkpoint_interval", "track"}  # between a run and its resumption
+FORMAT = 2  # of models and checkpoints
 LOGS = 50  # of a run, at most; every third is printed
 
 
@@ -76,6 +77,11 @@ def check_args(args: Any) -> None:
         fail(f"--seed must be below 2^63, not {args.seed}")
     if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
         fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
+    if getattr(args, "freeze_theta", False):
+        if not args.load:
+            fail("--freeze-theta needs a theta from --load")
+        if getattr(args, "reptile_alpha", 0):
+            fail("--freeze-theta goes without --reptile-alpha, which moves theta")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch finds no CUDA device")
 
@@ -89,9 +95,10 @@ def build(maker: Callable, *args: Any) -> Any:
 
 
 def set_up_torch(args: Any) -> torch.device:
-    """Number of threads and device, by args.num_threads and args.cuda."""
+    """Number of threads, device and compiler, by args.num_threads, args.cuda and args.compile."""
     torch.set_num_threads(args.num_threads)
-    torch._dynamo.config.trace_autograd_ops = True  # torch.compile takes in torch.autograd.grad
+    if args.compile:
+        torch._dynamo.config.trace_autograd_ops = True  # torch.compile takes in torch.autograd.grad
     torch.empty(8_000_000)  # having freed 32 MB, glibc no longer returns every large block to the system
     return torch.device("cuda" if args.cuda else "cpu")
 
@@ -105,6 +112,8 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise TypeError("not the content of a saved agent")
         found = content["kind"]
+        if "format" not in content and "script" in content:
+            fail(f"{path} is of an earlier version of this project, whose weights had another order")
         if not all(isinstance(x, Tensor) for x in content["agent"].values()) or "args" not in content:
             raise TypeError("not the content of a saved agent")
     except Exception as error:  # a file of another origin can fail in any way
@@ -278,11 +287,11 @@ class Run:
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 fail(f"{self.folder / 'checkpoint.pt'} does not fit: {name} ({' '.join(str(error).split())})")
 
-    def reset(self, envs: gym.vector.VectorEnv) -> np.ndarray:
+    def reset(self, envs: gym.vector.VectorEnv, *of_episodes: Tensor) -> np.ndarray:
         """The environments' first observations (n, obs).
 
         After a resumption those that follow the last step before it, or, where environments cannot be saved,
-        those of new episodes.
+        those of new episodes; of_episodes, sums over the running episodes, are then set to 0.
         """
         self.envs = envs
         state = self.checkpoint["envs"] if self.checkpoint else None
@@ -291,6 +300,8 @@ class Run:
                 return envs.set_state(state)
             except ValueError as error:
                 fail(f"{self.folder / 'checkpoint.pt'} does not fit: {error}")
+        for x in of_episodes:
+            x.zero_()
         stream = 1 + self.iteration if self.checkpoint else 0  # 1 is the evaluation's
         return envs.reset(seed=spread_seeds(self.args.seed, stream, envs.num_envs))[0]
 
@@ -321,7 +332,7 @@ class Run:
             if (self.log_due or save_due) and not self._is_finite():
                 self.close()
                 sys.exit(
-                    f"{self.folder}: NaN or infinite at step {self.global_step}; earlier checkpoints stay"
+                    f"{self.folder}: NaN or infinite by step {self.global_step}; earlier checkpoints stay"
                 )
             if save_due:
                 self.seconds, self.last_time, last_save = self._wall_time(), now, now
@@ -357,6 +368,9 @@ class Run:
         self.writer, self.scalars = SummaryWriter(str(self.folder), purge_step=step + 1), []
         self.file = open(self.folder / "heartbeat.csv", "a", newline="")
         self.file.truncate(self.checkpoint["heartbeat_bytes"] if self.checkpoint else 0)
+        self.file.seek(
+            0, os.SEEK_END
+        )  # truncating leaves the position, which a checkpoint stores, where it was
         self.csv = csv.writer(self.file)
         if not self.checkpoint:
             self.csv.writerow(("global_step", "metric", "task", "value"))
@@ -456,7 +470,8 @@ class Run:
         self.writer.flush()
         path = self.folder / f"{kind}.tmp"
         with open(path, "wb") as file:
-            torch.save({**content, "kind": kind, "heartbeat_bytes": self.file.tell(), **self.config}, file)
+            content |= {"kind": kind, "format": FORMAT, "heartbeat_bytes": self.file.tell(), **self.config}
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path, path.with_suffix(".pt"))
@@ -474,6 +489,7 @@ class Run:
 
     def close(self) -> None:
         """Close the files; Ctrl-C is Python's own again."""
+        gc.unfreeze()
         self.bar.close()
         self.file.close()
         self.writer.close()

@@ -34,7 +34,7 @@ SIBLINGS = {
         "varshare_ppo.py",
         "plain PPO, one network for all tasks, no task information",
         {"imports": 1, "LUNARLANDER": 1, "Agent.__init__": 3}
-        | {"minibatch_gradients": 6, "update": 4, "check": 4, "train": 3},
+        | {"minibatch_gradients": 6, "update": 4, "train": 3},
     ),
     "baselines/independent_ppo.py": Sibling(
         "baselines/shared_ppo.py",
@@ -44,12 +44,12 @@ SIBLINGS = {
     "baselines/hard_sharing_ppo.py": Sibling(
         "baselines/shared_ppo.py",
         "shared hidden layers, a head per task",
-        {"Agent.__init__": 13, "check": 2},
+        {"Agent.__init__": 13},
     ),
     "baselines/contextual_ppo.py": Sibling(
         "baselines/shared_ppo.py",
         "all shared, a learned task embedding as input",
-        {"mlp": 1, "Agent.__init__": 6, "check": 2},
+        {"mlp": 1, "Agent.__init__": 6},
     ),
     "baselines/pcgrad_ppo.py": Sibling(
         "baselines/hard_sharing_ppo.py",

@@ -55,6 +55,7 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
                 log.writerow((step, metric, "mean", value(metric, step, 0)))
         if finished:
             write(STEPS[-1], "eval/episodic_return")
+            (folder / "model.pt").touch()
     return folder
 
 

@@ -14,6 +14,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import envs
+from envs.runs import Run
+
 BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
 EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1, "eval_interval": 6_000}
 
@@ -152,6 +155,7 @@ def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_pa
     assert code == (-signum if signum == signal.SIGKILL else 128 + signum), output
     checkpoint = probes.load(folder, "checkpoint")
     assert checkpoint["envs"] is None and checkpoint["iteration"] == 4
+    assert checkpoint["discounted"].all()
     code, output = run(name, tmp_path, changes | {"resume": True})
     assert code == 0, output
     rows = [row for row in probes.read_heartbeat(folder) if row[1:3] == ("losses/value_loss", "mean")]
@@ -164,6 +168,46 @@ def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_pa
 
 def small(script, **changes):
     return script.train(script.Args(**probes.SMALL | {"total_timesteps": 2 * BATCH} | changes))
+
+
+@pytest.mark.parametrize(("env_id", "new"), [("Truncated", True), ("cartpole10", False)])
+def test_what_a_resumed_run_starts_from(trunk, env_id, new):
+    """Sums over episodes start anew with these; the log is written on from where the checkpoint was."""
+    size = {"env_id": env_id, "num_steps": 30, "norm_reward": True, "total_timesteps": 2640}
+    folder = small(trunk, **size)
+    (folder / "model.pt").unlink()
+    with open(folder / "heartbeat.csv", "a") as file:
+        file.write("9999,later,mean,1.0\n")
+    env = envs.make(env_id, 8)
+    resumed = Run(trunk.Args(**probes.SMALL | size | {"resume": True}), trunk.__file__, env)
+    saved, discounted = resumed.checkpoint["discounted"].clone(), torch.zeros(env.num_tasks, 8)
+    resumed.keep(discounted=discounted)
+    assert saved.any() and torch.equal(discounted, saved)  # episodes had not ended with the rollout
+    resumed.reset(env, discounted)
+    assert torch.equal(discounted, torch.zeros_like(saved) if new else saved)
+    resumed._open(2640, 2640)
+    assert resumed.file.tell() == resumed.checkpoint["heartbeat_bytes"]
+    resumed.close()
+    assert "later" not in (folder / "heartbeat.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint"])
+def test_files_of_an_earlier_version_are_refused(trunk, capsys, name):
+    """Their weights have the same shapes in another order."""
+    folder = small(trunk)
+    content = probes.load(folder, name)
+    del content["format"]
+    torch.save(content, folder / f"{name}.pt")
+    if name == "checkpoint":
+        (folder / "model.pt").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        if name == "model":
+            small(trunk, load=str(folder), run_name="loaded")
+        else:
+            small(trunk, resume=True)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "earlier version" in err
 
 
 def test_a_signal_in_the_middle_of_an_iteration_ends_the_run_after_it(trunk, monkeypatch, capsys):
@@ -280,19 +324,19 @@ def test_a_spoilt_checkpoint_is_refused(trunk, capsys, content):
     assert "checkpoint" in refused(trunk, folder, capsys)
 
 
-KEPT = ("agent", "optimizer", "rng", "episodes", "running")  # by `Run.keep`
+KEPT = ("agent", "optimizer", "rng", "episodes", "discounted")  # by `Run.keep`
 MISSING = (*KEPT, "envs", "iteration", "seconds", "heartbeat_bytes")
 
 
 def test_what_a_checkpoint_holds(script):
     folder = small(script)
     checkpoint, config = probes.load(folder, "checkpoint"), json.loads((folder / "config.json").read_text())
-    assert checkpoint.keys() == {*MISSING, "kind", *config}
+    assert checkpoint.keys() == {*MISSING, "kind", "format", *config}
     assert checkpoint["kind"] == "checkpoint" and checkpoint["iteration"] == 2
     assert checkpoint["heartbeat_bytes"] < (folder / "heartbeat.csv").stat().st_size  # the evaluation follows
     assert {name: checkpoint[name] for name in config} == config
     model = probes.load(folder)
-    assert model.keys() == {"agent", "kind", "heartbeat_bytes", *config}
+    assert model.keys() == {"agent", "kind", "format", "heartbeat_bytes", *config}
     for name, x in checkpoint["agent"].items():
         assert torch.equal(x, model["agent"][name]), name
 
@@ -315,8 +359,8 @@ DOES_NOT_FIT = {
     "rng of another type": ("rng", lambda x: x.float()),
     "episodes of other shapes": ("episodes", other_shapes),
     "episodes without sums": ("episodes", lambda x: {"latest": x["latest"]}),
-    "running of another shape": ("running", lambda x: x[:-1, :-1]),
-    "running that is no tensor": ("running", lambda x: [1.0]),
+    "discounted of another shape": ("discounted", lambda x: x[:-1, :-1]),
+    "discounted that is no tensor": ("discounted", lambda x: [1.0]),
     "envs of another number": ("envs", lambda x: {name: y[:-1] for name, y in x.items()}),
     "envs that are none": ("envs", lambda x: {}),
 }

@@ -70,7 +70,7 @@ DRIFT = {  # where -> a line, and what becomes of it
     "Args.samples_per_task": ("return self.num_steps * self.envs_per_task", "return self.num_steps"),
     "LUNARLANDER": ("gamma=0.999, norm_reward", "gamma=0.99, norm_reward"),
     "imports": ("from envs.rewards import scale_rewards\n", ""),
-    "Rollout": ("# (step, task, env, ...), obs with one more step;", "# obs with one more step;"),
+    "Rollout": ("# each (step, task, env, ...); obs", "# obs"),
     "mlp": ("*hidden, last = [", "*hidden, last = inner, out = ["),
     "Agent.__init__": ("3, dtype=torch.float64)", "3)"),
     "Agent.init_weights": ('("critic", 1, 1.0)', '("critic", 1, 0.1)'),
