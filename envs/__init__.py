@@ -45,6 +45,11 @@ _REGISTERED: dict[str, dict[str, Any]] = {
         "max_episode_steps": 1000,
         "kwargs": {"continuous": True},
     },
+    "lunarlander20-goals": {
+        "entry_point": "envs.lunarlander:LunarLanderGoalTask",
+        "vector_entry_point": "envs.lunarlander:LunarLander20Goals",
+        "max_episode_steps": 1000,
+    },
     "cartpole-goals10": {
         "entry_point": "envs.cartpole:CartPoleGoalTask",
         "vector_entry_point": "envs.cartpole:CartPoleGoals10",

@@ -1,7 +1,7 @@
-"""LunarLander under twenty gravities and winds, from calm and Moon-like to high-gravity storms.
+"""LunarLander under twenty gravities and winds, and under five of them with a hidden place to land at.
 
 `LunarLanderTask` is Gymnasium's LunarLander with less Python around the physics: the same seed and actions
-give the same numbers, bit for bit.
+give the same numbers, bit for bit. `LunarLanderGoalTask` moves the pad, of which the observation says nothing.
 """
 
 from __future__ import annotations
@@ -65,11 +65,20 @@ NAMES = ["g{:g}-w{:g}-t{:g}".format(-task["gravity"], *list(task.values())[1:]) 
 ENGINES = ((0.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
 HALF_W, HALF_H = VIEWPORT_W / SCALE / 2, VIEWPORT_H / SCALE / 2
 
+# Places of the pad in half widths of the picture, 10 m, and half of the pad's own width; the terrain is flat
+# there, as it is under Gymnasium's pad at 0. In winds of 15 N and more hardly any controller lands on a pad.
+CHUNK, PADS = 0.2, (-0.6, -0.2, 0.2, 0.6)
+GOAL_PHYSICS = ((-3.7, 0.0, 0.0), (-5.0, 5.0, 0.5), (-7.0, 10.0, 1.0), (-10.0, 0.0, 0.0), (-10.0, 10.0, 1.0))
+GOAL_TASKS = [dict(zip((*FIELDS, "pad"), (*physics, pad))) for physics in GOAL_PHYSICS for pad in PADS]
+GOAL_NAMES = ["g{:g}-w{:g}-t{:g}-pad{:+g}".format(-g, *others) for g, *others in map(dict.values, GOAL_TASKS)]
+
 
 class LunarLanderTask(LunarLander):
     """One task as an ordinary environment; observations (8,), 4 discrete actions or 2 continuous ones."""
 
     all_tasks = TASKS
+    pad = 0.0  # its middle
+    pad_half_width = math.inf  # beyond which touching the ground ends the episode
 
     def __init__(self, task: int = 0, continuous: bool = False, render_mode: str | None = None) -> None:
         """Set gravity, wind and turbulence of task number `task`.
@@ -79,13 +88,14 @@ class LunarLanderTask(LunarLander):
         """
         if task not in range(len(self.all_tasks)):
             raise ValueError(f"task must be an integer from 0 to {len(self.all_tasks) - 1}, got {task}")
-        params = self.all_tasks[task]
+        params = dict(self.all_tasks[task])
+        self.pad = params.pop("pad", self.pad)
         windy = params["wind_power"] > 0.0 or params["turbulence_power"] > 0.0
         super().__init__(render_mode=render_mode, continuous=continuous, enable_wind=windy, **params)
         EzPickle.__init__(self, task, continuous, render_mode)  # LunarLander has recorded its own arguments
 
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Advance by 0.02 s: LunarLander.step, trimmed.
+        """Advance by 0.02 s: LunarLander.step, trimmed, with shaping that leads to the pad.
 
         The numbers are the same because the operations and their order are. Left out is what surrounds them:
         checks, NumPy on single numbers, reading the same attribute of a Box2D object twice.
@@ -99,8 +109,24 @@ class LunarLanderTask(LunarLander):
         Raises:
             IndexError: a discrete action above 3.
         """
-        if self.render_mode is not None:
-            return super().step(action)  # draws engine particles too
+        if self.continuous:
+            main, side = float(action[0]), float(action[1])
+            m_power = (min(main, 1.0) + 1.0) * 0.5 if main > 0.0 else 0.0  # 0, or 0.5 to 1
+            s_power = min(abs(side), 1.0) if abs(side) > 0.5 else 0.0
+            direction = math.copysign(1.0, side)
+        else:
+            m_power, direction = ENGINES[action]
+            s_power = abs(direction)
+        if self.render_mode is None:
+            self._move(m_power, s_power, direction)
+        else:  # the same, with particles of the engines in the picture
+            prev_shaping = self.prev_shaping
+            super().step(action)
+            self.prev_shaping = prev_shaping
+        return self._outcome(m_power, s_power)
+
+    def _move(self, m_power: float, s_power: float, direction: float) -> None:
+        """Wind, engines and physics."""
         lander = self.lander
         left_leg, right_leg = self.legs
         if self.enable_wind and not (left_leg.ground_contact or right_leg.ground_contact):
@@ -112,15 +138,6 @@ class LunarLanderTask(LunarLander):
             torque = math.tanh(math.sin(0.02 * k) + math.sin(math.pi * 0.01 * k)) * self.turbulence_power
             self.torque_idx = k + 1
             lander.ApplyTorque(torque, True)
-
-        if self.continuous:
-            main, side = float(action[0]), float(action[1])
-            m_power = (min(main, 1.0) + 1.0) * 0.5 if main > 0.0 else 0.0  # 0, or 0.5 to 1
-            s_power = min(abs(side), 1.0) if abs(side) > 0.5 else 0.0
-            direction = math.copysign(1.0, side)
-        else:
-            m_power, direction = ENGINES[action]
-            s_power = abs(direction)
 
         random = self.np_random.random
         dispersion_0 = (-1.0 + 2.0 * random()) / SCALE  # what uniform(-1, 1) computes
@@ -152,6 +169,10 @@ class LunarLanderTask(LunarLander):
 
         self.world.Step(1.0 / FPS, 6 * 30, 2 * 30)
 
+    def _outcome(self, m_power: float, s_power: float) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Observation, reward and end of the step that has been made."""
+        lander = self.lander
+        left_leg, right_leg = self.legs
         position, velocity = lander.position, lander.linearVelocity
         x = (position.x - HALF_W) / HALF_W
         y = (position.y - (self.helipad_y + LEG_DOWN / SCALE)) / HALF_H
@@ -162,8 +183,9 @@ class LunarLanderTask(LunarLander):
         right = 1.0 if right_leg.ground_contact else 0.0
         state = (x, y, x_dot, y_dot, angle, 20.0 * lander.angularVelocity / FPS, left, right)
 
+        across = x - self.pad
         shaping = (
-            -100 * math.sqrt(x * x + y * y)
+            -100 * math.sqrt(across * across + y * y)
             - 100 * math.sqrt(x_dot * x_dot + y_dot * y_dot)
             - 100 * abs(angle)
             + 10 * left
@@ -175,16 +197,55 @@ class LunarLanderTask(LunarLander):
         reward -= s_power * 0.03
 
         terminated = False
-        if self.game_over or abs(x) >= 1.0:
+        off_pad = (left or right) and abs(across) > self.pad_half_width
+        if self.game_over or abs(x) >= 1.0 or off_pad:
             terminated, reward = True, -100.0
         if not lander.awake:
             terminated, reward = True, 100.0
         return np.array(state, dtype=np.float32), reward, terminated, False, {}
 
 
+class LunarLanderGoalTask(LunarLanderTask):
+    """One physics and one pad, which the observation does not tell: its x is from the middle of the picture.
+
+    The terrain is rolled so that it is flat at the pad, and shaping is relative to the pad. A leg that touches
+    the ground while the lander's centre is not above the pad ends the episode with a reward of -100.
+    info["success"] says whether the lander has come to rest, which by this rule it does on the pad only.
+    """
+
+    all_tasks = GOAL_TASKS
+    pad_half_width = CHUNK
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """As LunarLander's, with the terrain rolled."""
+        observation, info = super().reset(**kwargs)
+        chunks = round(self.pad / CHUNK)
+        if chunks:
+            xs = [left[0] for left, *_ in self.sky_polys] + [self.sky_polys[-1][1][0]]
+            ys = [left[1] for left, *_ in self.sky_polys] + [self.sky_polys[-1][1][1]]
+            ground = list(zip(xs, np.roll(ys, chunks).tolist()))
+            # the first is the bottom of the picture; from the last on, as Box2D then gives the new ones the
+            # places of the old ones, on which the order of contacts, and so rounding, depends
+            for fixture in reversed(self.moon.fixtures[1:]):
+                self.moon.DestroyFixture(fixture)
+            self.sky_polys = []
+            for p1, p2 in zip(ground, ground[1:]):
+                self.moon.CreateEdgeFixture(vertices=[p1, p2], density=0, friction=0.1)
+                self.sky_polys.append([p1, p2, (p2[0], 2 * HALF_H), (p1[0], 2 * HALF_H)])
+            middle = len(xs) // 2 + chunks
+            self.helipad_x1, self.helipad_x2 = xs[middle - 1], xs[middle + 1]  # where its flags are drawn
+        return observation, info
+
+    def step(self, action: int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """LunarLanderTask's, with info["success"]."""
+        *result, _ = super().step(action)
+        return *result, {"success": not self.lander.awake}
+
+
 class LunarLander20(LoopVectorEnv):
     """The twenty tasks; observations (n, 8), actions (n,) from 0 to 3, or (n, 2) in [-1, 1] if continuous."""
 
+    task_class, names = LunarLanderTask, NAMES
     num_tasks = len(TASKS)
 
     def __init__(
@@ -206,20 +267,41 @@ class LunarLander20(LoopVectorEnv):
             ValueError: num_envs or tasks are not as above.
         """
         super().__init__(
-            num_envs, lambda task: LunarLanderTask(task, continuous), NAMES, TASKS, tasks, max_episode_steps
+            num_envs,
+            lambda task: self.task_class(task, continuous),
+            self.names,
+            self.task_class.all_tasks,
+            tasks,
+            max_episode_steps,
         )
 
 
+class LunarLander20Goals(LunarLander20):
+    """Five physics times four hidden pads, see `LunarLanderGoalTask`."""
+
+    task_class, names = LunarLanderGoalTask, GOAL_NAMES
+
+
 def main(episodes: int = 100) -> None:
-    """Print a table of what Gymnasium's hand-written controller reaches in each task."""
+    """Print tables of what Gymnasium's hand-written controller reaches in each task.
+
+    Of a pad it is told by moving the origin of its observation there.
+    """
+    for suite in (LunarLander20, LunarLander20Goals):
+        print_controller(suite, episodes)
+
+
+def print_controller(suite: type[LunarLander20], episodes: int) -> None:
+    """Print the table of one suite."""
     print("| task | return, discrete | landed | return, continuous | landed |\n|---|---|---|---|---|")
-    for task, name in enumerate(NAMES):
+    for task, name in enumerate(suite.names):
         cells = []
         for continuous in (False, True):
-            env, returns, landed = LunarLanderTask(task, continuous), np.zeros(episodes), 0
+            env, returns, landed = suite.task_class(task, continuous), np.zeros(episodes), 0
             for episode in range(episodes):
                 obs, _ = env.reset(seed=episode)
                 for _ in range(1000):
+                    obs[0] -= env.pad
                     obs, reward, terminated, _, _ = env.step(heuristic(env, obs))
                     returns[episode] += reward
                     if terminated:

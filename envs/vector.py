@@ -72,7 +72,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         final_obs           (n, obs) float32   last observation; the current one where no episode ended
         _final_obs          (n,) bool          True where an episode ended
         final_info          {"episode": {"r": (n,) float64 return, "l": (n,) int64 length in steps,
-                             "_r": mask, "_l": mask}, "_episode": mask}; zero where no episode ended
+                             "_r": mask, "_l": mask}, "_episode": mask}; zero where no episode ended;
+                             "success": (n,) bool, "_success": mask, where an environment reports it
         _final_info         (n,) bool          the same mask
 
     which is Gymnasium's layout (SyncVectorEnv over RecordEpisodeStatistics) except that final_obs is dense.
@@ -166,9 +167,13 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self.episode_lengths[:] = 0
         return seeds
 
-    def _finish_episodes(self, done: np.ndarray, final_obs: np.ndarray) -> dict[str, Any]:
+    def _finish_episodes(
+        self, done: np.ndarray, final_obs: np.ndarray, success: Sequence[bool] | None = None
+    ) -> dict[str, Any]:
         """Infos of a step that ended episodes, done (n,) bool; clears their statistics."""
         infos = _final_infos(done, final_obs, self.episode_returns, self.episode_lengths)
+        if success is not None:
+            infos["final_info"] |= {"success": done & np.array(success, dtype=bool), "_success": done}
         self.episode_returns[done] = 0.0
         self.episode_lengths[done] = 0
         return infos
@@ -189,7 +194,7 @@ def _final_infos(
 class LoopVectorEnv(TaskVectorEnv):
     """Single environments stepped one after the other; observations become float32.
 
-    Of the infos of the single environments nothing is kept.
+    Of the infos of the single environments "success" is kept.
     """
 
     def __init__(
@@ -253,7 +258,7 @@ class LoopVectorEnv(TaskVectorEnv):
         # Lists first, arrays once at the end: storing numbers one by one in an array takes longer.
         single_actions = actions.tolist() if self._discrete else clip_actions(actions, self.action_space)
         steps = [env.step(action) for env, action in zip(self.envs, single_actions, strict=True)]
-        rows, reward_list, terminated_list, truncated_list, _ = zip(*steps, strict=True)
+        rows, reward_list, terminated_list, truncated_list, info_list = zip(*steps, strict=True)
         observations = np.concatenate(rows, dtype=np.float32, casting="same_kind").reshape(self.num_envs, -1)
         rewards = np.array(reward_list, dtype=np.float64)
         terminated = np.array(terminated_list, dtype=np.bool_)
@@ -265,7 +270,8 @@ class LoopVectorEnv(TaskVectorEnv):
         done = terminated | truncated
         if not done.any():
             return observations, rewards, terminated, truncated, {}
-        infos = self._finish_episodes(done, observations)
+        success = [info["success"] for info in info_list] if "success" in info_list[0] else None
+        infos = self._finish_episodes(done, observations, success)
         observations = observations.copy()
         for i in done.nonzero()[0].tolist():
             observations[i] = self.envs[i].reset()[0]

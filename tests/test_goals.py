@@ -1,12 +1,18 @@
 """The suites with hidden goals, step for step against their definition."""
 
+import inspect
+import math
+import textwrap
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.box2d import lunar_lander
+from gymnasium.envs.box2d.lunar_lander import LunarLander, heuristic
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 import envs
-from envs import cartpole
+from envs import cartpole, lunarlander
 
 SUITES = pytest.mark.parametrize("env_id", ["cartpole-goals10", "cartpole-goals-physics10"])
 
@@ -93,3 +99,152 @@ def test_a_picture_shows_the_goal(monkeypatch):
         columns = np.flatnonzero((pictures[task] == (0, 160, 0)).all(2).all(0))
         width, goal = pictures[task].shape[1], cartpole.GOALS[task]
         assert columns.mean() == pytest.approx((goal + 2.4) / 4.8 * width, abs=1)
+
+
+class SlowLander(LunarLander):
+    """LunarLander with a rolled terrain, from Gymnasium's own source, and the definition's reward in plain words."""
+
+    def __init__(self, pad, rule, render_mode=None, **params):
+        super().__init__(render_mode=render_mode, **params)
+        self.pad, self.rule, self.shaping = pad, rule, None
+        source = textwrap.dedent(inspect.getsource(LunarLander.reset))
+        before = "    self.moon = self.world.CreateStaticBody("
+        assert source.count(before) == 1 and source.count("super()") == 1
+        roll = f"    smooth_y = list(np.roll(smooth_y, {round(pad / 0.2)}))\n"
+        source = source.replace(before, roll + before).replace("super()", "super(LunarLander, self)")
+        made = {}
+        exec(source, vars(lunar_lander) | {"LunarLander": LunarLander}, made)
+        self.rolled_reset = made["reset"]
+
+    def reset(self, seed=None):
+        self.shaping = None
+        return self.rolled_reset(self, seed=seed)
+
+    def step(self, action):
+        obs, _, _, _, _ = super().step(action)
+        half_w, half_h = 600 / 30 / 2, 400 / 30 / 2
+        x = (self.lander.position.x - half_w) / half_w
+        y = (self.lander.position.y - (self.helipad_y + 18 / 30)) / half_h
+        speed = self.lander.linearVelocity
+        speed = math.hypot(speed.x * half_w / 50, speed.y * half_h / 50)
+        legs = sum(leg.ground_contact for leg in self.legs)
+        shaping = -100 * (math.hypot(x - self.pad, y) + speed + abs(self.lander.angle)) + 10 * legs
+        reward, self.shaping = 0.0 if self.shaping is None else shaping - self.shaping, shaping
+        reward -= {0: 0.0, 1: 0.03, 2: 0.3, 3: 0.03}[action]
+        off_pad = self.rule and legs > 0 and abs(x - self.pad) > 0.2
+        terminated = bool(self.game_over or abs(x) >= 1 or off_pad or not self.lander.awake)
+        if terminated:
+            reward = -100.0 if self.lander.awake else 100.0
+        return obs, reward, terminated, False, {"success": not self.lander.awake}
+
+
+def fly(task, reference, episodes, through=1000):
+    """The same actions in both, a controller's with noise; how episodes ended and where they touched down."""
+    rng, ends, rested, where = np.random.default_rng(0), [], 0, []
+    for seed in range(episodes):
+        obs, _ = task.reset(seed=seed)
+        np.testing.assert_array_equal(obs, reference.reset(seed=seed)[0])
+        target = rng.choice([0, task.pad])  # some land in the middle, off the pad
+        for _ in range(through):
+            seen = obs - np.array([target, 0, 0, 0, 0, 0, 0, 0])
+            action = int(heuristic(task, seen)) if rng.random() < 0.95 else int(rng.integers(4))
+            obs, reward, terminated, truncated, info = task.step(action)
+            expected = reference.step(action)
+            np.testing.assert_array_equal(obs, expected[0])
+            assert reward == pytest.approx(expected[1], abs=1e-9)
+            assert (terminated, truncated) == expected[2:4] and info.get("success") == expected[4].get("success")
+            if terminated:
+                break
+        ends.append(reward)
+        rested += not task.lander.awake
+        where.append(obs[0])
+    return np.array(ends), rested, np.array(where)
+
+
+@pytest.mark.parametrize("task", [0, 1, 6, 11, 12, 19])
+def test_goal_landers_are_gymnasiums_with_another_pad(task):
+    """Terrain, reward, ends, through whole flights to the pad and to the middle."""
+    params = dict(lunarlander.GOAL_TASKS[task])
+    pad = params.pop("pad")
+    reference = SlowLander(pad, True, enable_wind=params["wind_power"] > 0, **params)
+    ends, rested, where = fly(lunarlander.LunarLanderGoalTask(task), reference, 8)
+    assert (ends == -100).any() and len(set(where)) == 8
+    assert all(abs(x - pad) <= 0.2 for x, end in zip(where, ends) if end == 100)
+
+
+def test_goal_landers_land_and_are_refused_off_the_pad():
+    """Over some tasks the controller does both, so that the test above has seen both."""
+    landed = refused = 0
+    for task in (1, 2, 13, 14):
+        pad = lunarlander.GOAL_TASKS[task]["pad"]
+        env = lunarlander.LunarLanderGoalTask(task)
+        ends, rested, where = fly(env, lunarlander.LunarLanderGoalTask(task), 6)
+        landed += rested
+        refused += sum((ends == -100) & (np.abs(where - pad) > 0.2) & (np.abs(where) < 1))
+    assert landed >= 3 and refused >= 3
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_without_a_pad_elsewhere_and_its_rule_it_is_gymnasiums_lander(monkeypatch, continuous):
+    """Step for step: pad 0 and no rule."""
+    params = {"gravity": -10.0, "wind_power": 10.0, "turbulence_power": 1.0}
+    monkeypatch.setattr(lunarlander.LunarLanderGoalTask, "all_tasks", [params | {"pad": 0.0}])
+    monkeypatch.setattr(lunarlander.LunarLanderGoalTask, "pad_half_width", math.inf)
+    env = lunarlander.LunarLanderGoalTask(0, continuous)
+    reference = LunarLander(enable_wind=True, continuous=continuous, **params)
+    for seed in range(4):
+        obs, _ = env.reset(seed=seed)
+        np.testing.assert_array_equal(obs, reference.reset(seed=seed)[0])
+        terminated = False
+        while not terminated:
+            action = heuristic(env, obs)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            expected = reference.step(action)
+            np.testing.assert_array_equal(obs, expected[0])
+            assert (reward, terminated, truncated) == expected[1:4]
+
+
+def test_lander_goals_are_twenty_tasks_that_the_observation_does_not_tell():
+    env = envs.make("lunarlander20-goals", 1)
+    tasks = env.task_params
+    assert len({tuple(params.values()) for params in tasks}) == len(set(env.task_names)) == 20
+    assert {params["pad"] for params in tasks} == {-0.6, -0.2, 0.2, 0.6}
+    observations, _ = env.reset(seed=[0] * 20)
+    rng, same = np.random.default_rng(0), 0
+    for _ in range(40):  # in the air: the four pads of one physics see the same
+        observations, _, terminated, _, _ = env.step(np.repeat(rng.integers(4), 20))
+        if terminated.any():
+            break
+        np.testing.assert_array_equal(*np.broadcast_arrays(*(observations.reshape(5, 4, 8), observations[::4, None])))
+        same += 1
+    assert same > 20
+
+
+def test_a_landers_success_is_in_final_info():
+    env = envs.make("lunarlander20-goals", 2, [1, 2])
+    single, obs = lunarlander.LunarLanderGoalTask(1), env.reset(seed=[0, 1, 2, 3])[0]
+    pads, ended, successes = np.repeat([params["pad"] for params in env.task_params], 2), 0, 0
+    single.reset(seed=0)
+    while ended < 8:
+        actions = np.array([heuristic(single, x - np.array([pad] + [0] * 7)) for x, pad in zip(obs, pads)])
+        obs, rewards, terminated, truncated, infos = env.step(actions)
+        if infos:
+            success, done = infos["final_info"]["success"], infos["_final_info"]
+            assert (infos["final_info"]["_success"] == done).all() and success.dtype == bool
+            np.testing.assert_array_equal(success[done], rewards[done] == 100)
+            ended, successes = ended + done.sum(), successes + success.sum()
+    assert successes
+
+
+def test_a_landers_picture_shows_the_pad(monkeypatch):
+    """Between the flags the ground is flat, and a film's rewards are those of training."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    for task, pad in ((0, -0.6), (3, 0.6)):
+        env, plain = lunarlander.LunarLanderGoalTask(task, render_mode="rgb_array"), lunarlander.LunarLanderGoalTask(task)
+        env.reset(seed=0)
+        plain.reset(seed=0)
+        picture = env.render()
+        yellow = np.flatnonzero((picture == (204, 204, 0)).all(2).any(0))
+        assert yellow.min() >= (1 + pad - 0.2) * 300 - 1 and yellow.max() <= (1 + pad + 0.2) * 300 + 26
+        for action in (2, 1, 3, 0, 2):
+            assert env.step(action)[1] == pytest.approx(plain.step(action)[1], abs=1e-9)
