@@ -102,8 +102,8 @@ def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[
     return policy
 
 
-def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
-    """Play and film; names of the tasks, returns and lengths (task, episode) each, and the films' paths."""
+def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray | None, list[Path]]:
+    """Play and film; names of the tasks, `Evaluation` (task, episode), and the films' paths."""
     for name, least in (("episodes", 1), ("ensemble_size", 1), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
@@ -139,7 +139,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
     draws, at_a_time = {"mean": 0, "sample": 1, "ensemble": args.ensemble_size}[args.weights], ENVS_PER_TASK
     if draws:
         at_a_time = max(1, min(at_a_time, WEIGHTS_AT_A_TIME // (agent.weights().numel() * draws)))
-    results, films = [], []  # results: (return or length, task, env)
+    results, films = [], []
     for start in range(0, args.episodes, at_a_time):
         part, noise = seeds[:, start : start + at_a_time], None
         if draws:  # (draw, env, task, weight)
@@ -153,7 +153,8 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, list[Path]]:
         env = make_envs(part.shape[1], tasks)
         results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))
         env.close()
-    return names, *np.concatenate(results, axis=2), films
+    played = (None if x[0] is None else np.concatenate(x, axis=1) for x in zip(*results))
+    return names, *played, films
 
 
 def caption(tile: Image.Image, name: str, total: float, over: bool) -> Image.Image:
@@ -240,16 +241,17 @@ def save_films(folder: Path, names: list[str], reels: list[list[Image.Image]], d
 
 def main(args: Args) -> None:
     """Play and print."""
-    names, returns, lengths, films = play(args)
+    names, returns, lengths, successes, films = play(args)
     weights = {"mean": "mean weights", "sample": "sampled weights"}.get(
         args.weights, f"ensembles of {args.ensemble_size} sampled weights"
     )
     print(f"{args.run}: {args.episodes} episodes per task, {weights}, deterministic actions")
-    print(f"{'task':>24} {'return':>9} {'std':>8} {'min':>8} {'max':>8} {'length':>8}")
-    for name, x, length in zip(
-        [*names, "mean over tasks"], [*returns, returns.mean(1)], [*lengths, lengths.mean(1)]
-    ):
-        print(f"{name:>24} {x.mean():9.1f} {x.std():8.1f} {x.min():8.1f} {x.max():8.1f} {length.mean():8.1f}")
+    head = f"{'task':>24} {'return':>9} {'std':>8} {'min':>8} {'max':>8} {'length':>8}"
+    print(head if successes is None else f"{head} {'success':>8}")
+    for i, name in enumerate([*names, "mean over tasks"]):
+        x, length = (y[i] if i < len(names) else y.mean(1) for y in (returns, lengths))
+        row = f"{name:>24} {x.mean():9.1f} {x.std():8.1f} {x.min():8.1f} {x.max():8.1f} {length.mean():8.1f}"
+        print(row if successes is None else f"{row} {successes[i : i + 1 or None].mean():8.0%}")
     for path in films:
         print(f"film  {path}")
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
 from envs import make
-from envs.evaluation import evaluate
+from envs.normalisation import RunningNorm
 from envs.rewards import scale_rewards
 from envs.runs import Episodes, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
@@ -42,8 +42,9 @@ class Args:
     tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
     seed: NonNegativeInt = 1  # seed of every random draw
     total_timesteps: PositiveInt = 1_000_000  # environment steps of the run, all tasks together
-    eval_episodes: PositiveInt = 20  # episodes per task of an evaluation; the last one is of the final policy
-    eval_interval: NonNegativeInt = 0  # steps between evaluations during training, 0: only the last one
+    eval_episodes: PositiveInt = 20  # episodes per task of the evaluation of the final policy
+    eval_interval: NonNegativeInt = 0  # steps between evaluations on the way, 0: none
+    eval_interval_episodes: PositiveInt = 20  # episodes per task of these
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
@@ -66,6 +67,8 @@ class Args:
     update_epochs: PositiveInt = 4  # epochs over each rollout
     norm_adv: bool = True  # normalise the advantages of each task in each rollout
     norm_reward: bool = False  # divide each task's rewards by the running std of its discounted return
+    norm_obs: bool = False  # normalise observations by their running mean and std, of all tasks together
+    norm_value: bool = False  # normalise the critic's targets by their running mean and std of each task
     clip_coef: PositiveFloat = 0.2  # clip range of the ratio
     clip_vloss: bool = False  # clip the value loss too
     ent_coef: NonNegativeFloat = 0.0  # weight of the entropy
@@ -120,7 +123,7 @@ class Agent(nn.Module):
     weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "logvar", "return_stats")
+    per_task = ("mu", "logvar", "return_stats", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -134,6 +137,8 @@ class Agent(nn.Module):
         self.logvar = nn.Parameter(torch.full_like(self.mu, 2 * math.log(args.sigma_init)))  # (task, weight)
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
+        self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
+        self.value_norm = RunningNorm((envs.num_tasks, 1), args.norm_value, decay=0.9)
 
     def init_weights(self, obs_dim: int, hidden: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor]:
         """One draw of all weights of a task, by name."""
@@ -172,7 +177,7 @@ class Agent(nn.Module):
 
     def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
         """Action probabilities, or the Gaussian's mean, (task, sample, action), for the evaluation."""
-        out = mlp(obs, W, "actor")
+        out = mlp(self.obs_norm(obs), W, "actor")
         return out.softmax(-1) if self.discrete else out
 
     def log_prob_entropy(self, W: dict[str, Tensor], out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,7 +277,8 @@ def rollout(agent, W, envs, next_obs: np.ndarray, episodes: Episodes, args: Args
     rewards, terminated, truncated = np.zeros((3, *final_obs.shape[:2]), np.float32)
     obs[0] = next_obs
     for t in range(args.num_steps):
-        out.append(mlp(torch.from_numpy(obs[t]).to(device).unflatten(0, size), W, "actor"))
+        x = agent.obs_norm(torch.from_numpy(obs[t]).to(device).unflatten(0, size))
+        out.append(mlp(x, W, "actor"))
         actions.append(agent.act(W, out[t], noise[t]))
         step = envs.step(actions[t].flatten(0, 1).cpu().numpy())
         obs[t + 1], rewards[t], terminated[t], truncated[t], infos = step
@@ -294,10 +300,11 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
     """Values, advantages and returns; discounted (task, env) is for `scale_rewards`."""
 
     def value(obs: Tensor) -> Tensor:  # (step, task, env, obs) -> (step, task, env)
-        return (
-            mlp(by_task(obs), W, "critic").unflatten(1, (-1, args.envs_per_task)).squeeze(-1).transpose(0, 1)
-        )
+        values = mlp(by_task(agent.obs_norm(obs)), W, "critic").squeeze(-1)
+        return agent.value_norm.inverse(values).unflatten(1, (len(obs), -1)).transpose(0, 1)
 
+    if not args.load:  # else theirs are the statistics that the loaded weights are used to
+        agent.obs_norm.see(data.obs[:-1])
     values = value(data.obs)
     values, next_values = values[:-1], values[1:].clone()
     truncated_at = data.truncated.any(2).any(1)  # steps at which an episode was truncated
@@ -312,10 +319,13 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
     logprobs, _ = agent.log_prob_entropy(W, by_task(data.out), by_task(data.actions))
     advantages, values = by_task(advantages), by_task(values)
     returns = advantages + values
+    agent.value_norm.see(returns.T.unsqueeze(-1))
+    values, returns = agent.value_norm(values), agent.value_norm(returns)
     if args.norm_adv:
         advantages = advantages - advantages.mean(1, keepdim=True)
         advantages /= advantages.std(1, keepdim=True) + 1e-8
-    return Batch(by_task(data.obs[:-1]), by_task(data.actions), logprobs, advantages, returns, values)
+    obs = agent.obs_norm(by_task(data.obs[:-1]))
+    return Batch(obs, by_task(data.actions), logprobs, advantages, returns, values)
 
 
 def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
@@ -360,7 +370,6 @@ def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
     envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
-    eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
     batch_size = envs.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
     if not num_iterations:
@@ -373,7 +382,7 @@ def train(args: Args) -> Path:
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
     if args.load and not run.checkpoint:
-        load_agent(agent, Path(args.load), envs.task_names)
+        load_agent(agent, args, envs.task_names)
     optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
     episodes = Episodes(envs)
@@ -399,11 +408,9 @@ def train(args: Args) -> Path:
             run.log_explained_variance(batch.values, batch.returns)
             log_method(run, agent, args)
         if run.eval_due:
-            with run.stopped_clock():
-                run.log_evaluation(*evaluate(agent, eval_envs, args.seed))
+            run.evaluate(args.eval_interval_episodes)
 
-    run.finish(*evaluate(agent, eval_envs, args.seed))
-    return run.folder
+    return run.finish()
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
 from envs import make
-from envs.evaluation import evaluate
+from envs.normalisation import RunningNorm
 from envs.replay import ReplayBuffer
 from envs.runs import Episodes, Means, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
@@ -48,8 +48,9 @@ class Args:
     tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
     seed: NonNegativeInt = 1  # seed of every random draw
     total_timesteps: PositiveInt = 300_000  # environment steps of the run, all tasks together
-    eval_episodes: PositiveInt = 20  # episodes per task of an evaluation; the last one is of the final policy
-    eval_interval: NonNegativeInt = 0  # steps between evaluations during training, 0: only the last one
+    eval_episodes: PositiveInt = 20  # episodes per task of the evaluation of the final policy
+    eval_interval: NonNegativeInt = 0  # steps between evaluations on the way, 0: none
+    eval_interval_episodes: PositiveInt = 20  # episodes per task of these
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
     exp_name: str = Path(__file__).stem  # name of the experiment
@@ -71,6 +72,8 @@ class Args:
     gamma: UnitFloat = 0.99  # discount
     tau: UnitFloat = 0.05  # step of the target critics towards the critics
     reward_scale: PositiveFloat = 0.1  # factor of the rewards
+    norm_obs: bool = False  # normalise observations by their running mean and std, of all tasks together
+    norm_value: bool = False  # normalise the critic's targets by their running mean and std of each task
     target_entropy: NonNegativeFloat = 0.2  # times log(actions), or times -dimensions (1 is usual)
     alpha_init: PositiveFloat = 0.2  # initial temperature
     critics: Literal["min", "mean"] = "min"  # of both critics' values, what targets and actor take
@@ -118,7 +121,7 @@ class Agent(nn.Module):
     per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "logvar", "log_alpha", "target")
+    per_task = ("mu", "logvar", "log_alpha", "target", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -133,6 +136,8 @@ class Agent(nn.Module):
         self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
         # averages the mean weights, of which the actor's are not used
         self.register_buffer("target", self.weights().detach().clone())
+        self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
+        self.value_norm = RunningNorm((envs.num_tasks, 1, 1), args.norm_value, decay=0.999)
         if self.discrete:
             self.target_entropy = args.target_entropy * math.log(self.act_dim)
         else:  # actions are bias + scale * tanh(u)
@@ -178,7 +183,7 @@ class Agent(nn.Module):
 
     def act(self, W: dict[str, Tensor], obs: Tensor, noise: Tensor) -> Tensor:
         """Draw actions (task, env) or (task, env, action) at obs (task, env, obs)."""
-        out = mlp(obs, W, "actor")
+        out = mlp(self.obs_norm(obs), W, "actor")
         return (out + noise).argmax(-1) if self.discrete else self.squash(out, noise)[0]
 
     def random_actions(self, noise: Tensor) -> Tensor:
@@ -198,7 +203,7 @@ class Agent(nn.Module):
 
     def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
         """Action probabilities, or the mean's action, (task, sample, action): an ensemble averages these."""
-        out = mlp(obs, W, "actor")
+        out = mlp(self.obs_norm(obs), W, "actor")
         if self.discrete:
             return out.softmax(-1)
         return self.action_bias + self.action_scale * out.chunk(2, -1)[0].tanh()
@@ -210,10 +215,10 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
 
-def q_values(W: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+def q_values(agent: Agent, W: dict[str, Tensor], *inputs: Tensor) -> Tensor:
     """Q of both critics, (critic, task, sample, action): of obs for every action, or of obs and an action."""
     x = torch.cat(inputs, -1)
-    return torch.stack([mlp(x, W, net) for net in ("critic1", "critic2")])
+    return agent.value_norm.inverse(torch.stack([mlp(x, W, net) for net in ("critic1", "critic2")]))
 
 
 def of_both(q: Tensor, args: Args) -> Tensor:
@@ -224,11 +229,11 @@ def of_both(q: Tensor, args: Args) -> Tensor:
 def discrete_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, ...]:
     """Q of the actions taken (critic, task, sample); V of next_obs, actor's loss, entropy (task, sample)."""
     alpha = agent.log_alpha.exp().view(-1, 1, 1)
-    q = q_values(W, b.obs)
+    q = q_values(agent, W, b.obs)
     q_taken = q.gather(3, b.actions.view(1, *b.actions.shape, 1).expand(2, -1, -1, -1)).squeeze(3)
     with torch.no_grad():
         logp = mlp(b.next_obs, W, "actor").log_softmax(-1)
-        next_q = of_both(q_values(target, b.next_obs), args)
+        next_q = of_both(q_values(agent, target, b.next_obs), args)
         next_value = (logp.exp() * (next_q - alpha * logp)).sum(-1)
     logp = mlp(b.obs, W, "actor").log_softmax(-1)
     actor_loss = (logp.exp() * (alpha * logp - of_both(q.detach(), args))).sum(-1)
@@ -238,22 +243,24 @@ def discrete_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -
 def continuous_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, ...]:
     """The same, from one action drawn at next_obs and one at obs."""
     alpha = agent.log_alpha.exp().view(-1, 1)
-    q_taken = q_values(W, b.obs, b.actions).squeeze(3)
+    q_taken = q_values(agent, W, b.obs, b.actions).squeeze(3)
     with torch.no_grad():
         next_actions, logp = agent.squash(mlp(b.next_obs, W, "actor"), b.next_noise)
-        next_value = of_both(q_values(target, b.next_obs, next_actions), args).squeeze(2) - alpha * logp
+        next_q = of_both(q_values(agent, target, b.next_obs, next_actions), args)
+        next_value = next_q.squeeze(2) - alpha * logp
     actions, logp = agent.squash(mlp(b.obs, W, "actor"), b.noise)
     fixed = {name: x.detach() for name, x in W.items()}  # so that the critics do not follow the actor's loss
-    actor_loss = alpha * logp - of_both(q_values(fixed, b.obs, actions), args).squeeze(2)
+    actor_loss = alpha * logp - of_both(q_values(agent, fixed, b.obs, actions), args).squeeze(2)
     return q_taken, next_value, actor_loss, -logp
 
 
-def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """Bellman errors of both critics and actor's loss: each task's loss, and what to log, (task,) each."""
+def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, dict, Tensor]:
+    """Bellman errors of both critics and actor's loss: each task's loss, what to log (task,), and targets."""
     losses = discrete_losses if agent.discrete else continuous_losses
     q_taken, next_value, actor_loss, entropy = losses(agent, W, target, b, args)
     target_q = args.reward_scale * b.rewards + args.gamma * (1 - b.terminated) * next_value
-    qf_loss = 0.5 * (q_taken - target_q).square().sum(0).mean(1)
+    td_error = (q_taken - target_q) / agent.value_norm.std.squeeze(2)
+    qf_loss = 0.5 * td_error.square().sum(0).mean(1)
     actor_loss = actor_loss.mean(1)
     stats = {
         "losses/qf1_values": q_taken[0].detach().mean(1),
@@ -262,7 +269,7 @@ def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple
         "losses/actor_loss": actor_loss.detach(),
         "losses/entropy": entropy.detach().mean(1),
     }
-    return qf_loss + actor_loss, stats
+    return qf_loss + actor_loss, stats, target_q
 
 
 def parameter_gradients(agent: Agent, G: Tensor, noise: Tensor, num_stored: Tensor, args: Args) -> dict:
@@ -277,15 +284,15 @@ def parameter_gradients(agent: Agent, G: Tensor, noise: Tensor, num_stored: Tens
 
 @torch.no_grad()
 def minibatch_gradients(agent: Agent, b: Batch, noise: Tensor, num_stored: Tensor, args: Args) -> tuple:
-    """Gradients of the objective by the parameters, from one minibatch, and what to log."""
+    """Gradients of the objective by the parameters, from one minibatch, what to log, and Q's targets."""
     weights = agent.weights(noise).detach().requires_grad_()
     with torch.enable_grad():
-        losses, stats = sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
+        losses, stats, target_q = sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
         (G,) = torch.autograd.grad(losses.sum(), weights)
     grads = parameter_gradients(agent, G, noise, num_stored, args)
     # alpha (entropy - target entropy), which is its own derivative by log alpha
     alpha_loss = agent.log_alpha.exp() * (stats["losses/entropy"] - agent.target_entropy)
-    return grads | {"log_alpha": alpha_loss}, stats | {"losses/alpha_loss": alpha_loss}
+    return grads | {"log_alpha": alpha_loss}, stats | {"losses/alpha_loss": alpha_loss}, target_q
 
 
 @torch.no_grad()
@@ -303,6 +310,8 @@ def step_all(agent, buffer: ReplayBuffer, envs, obs, episodes, at_random: bool, 
     noise = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
     action_noise = agent.action_noise(size, rng)
     x = torch.from_numpy(obs).to(device).unflatten(0, size)
+    if not args.load:  # else theirs are the statistics that the loaded weights are used to
+        agent.obs_norm.see(x)
     if at_random:
         actions = agent.random_actions(action_noise)
     else:
@@ -322,14 +331,16 @@ def update(agent, optimizer, buffer: ReplayBuffer, gradients: Callable, args: Ar
     if not agent.discrete:
         noises = {x: agent.action_noise((len(agent.mu), args.batch_size), rng) for x in noises}
     batch = Batch(**buffer.sample(args.batch_size, rng), **noises)
+    batch = batch._replace(obs=agent.obs_norm(batch.obs), next_obs=agent.obs_norm(batch.next_obs))
     num_stored = torch.tensor(float(buffer.num_stored()), device=rng.device)  # a number would be compiled in
-    grads, stats = gradients(agent, batch, agent.draw_noise(rng), num_stored, args)
+    grads, stats, target_q = gradients(agent, batch, agent.draw_noise(rng), num_stored, args)
     for name, grad in grads.items():
         getattr(agent, name).grad = grad
     optimizer.step()
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
     agent.target.lerp_(agent.weights(), args.tau)
+    agent.value_norm.see(target_q.T.unflatten(1, (-1, 1, 1)))
     return stats
 
 
@@ -360,7 +371,6 @@ def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
     envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
-    eval_envs = build(make, args.env_id, args.eval_episodes, args.tasks or None)
     num_iterations = args.total_timesteps // envs.num_envs  # a step of all environments each
     random_steps = math.ceil(args.learning_starts / args.envs_per_task)
     starts = max(1, random_steps)  # step of the first update
@@ -375,7 +385,7 @@ def train(args: Args) -> Path:
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
     if args.load and not run.checkpoint:
-        load_agent(agent, Path(args.load), envs.task_names)
+        load_agent(agent, args, envs.task_names)
         agent.target.copy_(agent.weights().detach())
     optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, fused=True)
     gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
@@ -402,13 +412,11 @@ def train(args: Args) -> Path:
             run.log_tasks("losses/alpha", agent.log_alpha.detach().exp())
             log_method(run, agent, buffer.num_stored(), args)
         if run.eval_due:
-            with run.stopped_clock():
-                run.log_evaluation(*evaluate(agent, eval_envs, args.seed))
+            run.evaluate(args.eval_interval_episodes)
         if step == num_iterations:
             buffer.clear()  # a finished run has no use for it
 
-    run.finish(*evaluate(agent, eval_envs, args.seed))
-    return run.folder
+    return run.finish()
 
 
 if __name__ == "__main__":

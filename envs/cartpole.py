@@ -40,8 +40,9 @@ NAMES = ["g{gravity:g}-m{masscart:g}-p{masspole:g}-l{length:g}".format(**task) f
 GOALS = (-1.5, -1.2, -0.8, -0.5, -0.2, 0.2, 0.5, 0.8, 1.2, 1.5)
 GOAL_WIDTH = 0.5  # m
 GOAL_TASKS = [TASKS[0] | {"goal": goal} for goal in GOALS]
-# shuffled, so that neither follows from the other
-GOAL_PHYSICS_TASKS = [task | {"goal": GOALS[i]} for task, i in zip(TASKS, (6, 1, 8, 4, 9, 0, 5, 2, 7, 3))]
+# Shuffled, so that neither follows from the other; only the two in low gravity have theirs near: from 1.2 m
+# away they learn, even alone, to rush there and fall.
+GOAL_PHYSICS_TASKS = [task | {"goal": GOALS[i]} for task, i in zip(TASKS, (6, 3, 5, 4, 9, 0, 8, 2, 7, 1))]
 
 
 def goal_reward(x: np.ndarray | float, goal: np.ndarray | float) -> np.ndarray:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 
 import gymnasium as gym
 import numpy as np
 import torch
+
+# (task, episode) each; successes are None where environments do not report any
+Evaluation = namedtuple("Evaluation", "returns lengths successes")
 
 
 def spread_seeds(seed: int, stream: int, num_envs: int) -> list[int]:
@@ -28,7 +32,7 @@ def greedy(policy: torch.Tensor, space: gym.Space) -> torch.Tensor:
 @torch.no_grad()
 def play_episodes(
     policy: Callable[[torch.Tensor], torch.Tensor], envs: gym.vector.VectorEnv, seeds: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Evaluation:
     """Play one episode in each environment, with deterministic actions.
 
     One episode an environment, not the first episodes to end, which would favour short ones.
@@ -39,10 +43,11 @@ def play_episodes(
         seeds: of the environments.
 
     Returns:
-        Undiscounted returns and lengths in steps, (task, env) each.
+        Undiscounted returns, lengths in steps, and successes as final_info's "success" reports them.
     """
     obs, _ = envs.reset(seed=list(seeds))
-    returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
+    returns, lengths, successes = np.zeros((3, envs.num_envs))
+    reported = False
     running = np.ones(envs.num_envs, dtype=bool)
     while running.any():
         policies = policy(torch.from_numpy(obs).view(envs.num_tasks, envs.envs_per_task, -1))
@@ -52,11 +57,15 @@ def play_episodes(
         if first.any():
             episode = infos["final_info"]["episode"]
             returns[first], lengths[first] = episode["r"][first], episode["l"][first]
+            reported = "success" in infos["final_info"]
+            if reported:
+                successes[first] = infos["final_info"]["success"][first]
             running &= ~first
-    return returns.reshape(envs.num_tasks, -1), lengths.reshape(envs.num_tasks, -1)
+    returns, lengths, successes = (x.reshape(envs.num_tasks, -1) for x in (returns, lengths, successes))
+    return Evaluation(returns, lengths, successes if reported else None)
 
 
-def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> Evaluation:
     """Play with an agent's mean weights, in the same episodes whenever it is asked during a run.
 
     Args:
@@ -65,7 +74,7 @@ def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> t
         seed: of the run; the episodes are those of its stream 1, which training has not seen.
 
     Returns:
-        Undiscounted returns and lengths in steps, (task, episode) each.
+        As `play_episodes`.
     """
     W = agent.unpack(agent.weights().detach())
     device = next(agent.parameters()).device

@@ -1,11 +1,12 @@
 """LunarLander under twenty gravities and winds, and under five of them with a hidden place to land at.
 
 `LunarLanderTask` is Gymnasium's LunarLander with less Python around the physics: the same seed and actions
-give the same numbers, bit for bit. `LunarLanderGoalTask` moves the pad, of which the observation says nothing.
+give the same numbers, bit for bit. `LunarLanderGoalTask` moves the pad, which the observation does not tell.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -169,7 +170,9 @@ class LunarLanderTask(LunarLander):
 
         self.world.Step(1.0 / FPS, 6 * 30, 2 * 30)
 
-    def _outcome(self, m_power: float, s_power: float) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def _outcome(
+        self, m_power: float, s_power: float
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Observation, reward and end of the step that has been made."""
         lander = self.lander
         left_leg, right_leg = self.legs
@@ -208,8 +211,8 @@ class LunarLanderTask(LunarLander):
 class LunarLanderGoalTask(LunarLanderTask):
     """One physics and one pad, which the observation does not tell: its x is from the middle of the picture.
 
-    The terrain is rolled so that it is flat at the pad, and shaping is relative to the pad. A leg that touches
-    the ground while the lander's centre is not above the pad ends the episode with a reward of -100.
+    The terrain is rolled so that it is flat at the pad, and shaping is relative to the pad. A leg that
+    touches the ground while the lander's centre is not above the pad ends the episode with a reward of -100.
     info["success"] says whether the lander has come to rest, which by this rule it does on the pad only.
     """
 
@@ -229,7 +232,7 @@ class LunarLanderGoalTask(LunarLanderTask):
             for fixture in reversed(self.moon.fixtures[1:]):
                 self.moon.DestroyFixture(fixture)
             self.sky_polys = []
-            for p1, p2 in zip(ground, ground[1:]):
+            for p1, p2 in itertools.pairwise(ground):
                 self.moon.CreateEdgeFixture(vertices=[p1, p2], density=0, friction=0.1)
                 self.sky_polys.append([p1, p2, (p2[0], 2 * HALF_H), (p1[0], 2 * HALF_H)])
             middle = len(xs) // 2 + chunks

@@ -39,7 +39,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs.evaluation import spread_seeds
+from envs import make
+from envs.evaluation import evaluate, spread_seeds
 from envs.types import BOUNDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,16 +125,21 @@ def read(path: Path, kind: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load_agent(agent: torch.nn.Module, path: Path, task_names: Sequence[str]) -> None:
-    """Copy a saved model, of a run's folder or in a file, into an agent.
+def load_agent(agent: torch.nn.Module, args: Any, task_names: Sequence[str]) -> None:
+    """Copy the saved model --load, of a run's folder or in a file, into an agent.
 
-    Every shared tensor is copied, and of the tensors in `agent.per_task`, (task, ...), the rows of the tasks
-    that the model knows by name; the rows of other tasks stay as they are.
+    Every shared tensor is copied, and of the tensors and modules in `agent.per_task`, (task, ...), the rows
+    of the tasks that the model knows by name; the rows of other tasks stay as they are.
     """
+    path = Path(args.load)
     saved = read(path / "model.pt" if path.is_dir() else path, "model")
+    for flag in ("norm_obs", "norm_value"):
+        if (theirs := saved["args"].get(flag, False)) != getattr(args, flag):
+            fail(f"{path} was trained {'with' if theirs else 'without'} --{flag.replace('_', '-')}")
     known = {task: row for row, task in enumerate(saved["task_names"])}
     for name, value in agent.state_dict().items():
-        old, rows = saved["agent"].get(name, torch.empty(0)), name in agent.per_task
+        rows = name.partition(".")[0] in agent.per_task
+        old = saved["agent"].get(name, torch.empty(0))
         if old.shape[rows:] != value.shape[rows:]:
             fail(f"{path} does not fit: its {name} is {list(old.shape)}, here it is {list(value.shape)}")
         if not rows:
@@ -144,28 +150,31 @@ def load_agent(agent: torch.nn.Module, path: Path, task_names: Sequence[str]) ->
 
 
 class Episodes:
-    """Returns and lengths of the training episodes of each task, between two logs.
+    """Returns, lengths and successes of the training episodes of each task, between two logs.
 
     Attributes:
-        latest: (2, task), mean return and length at the latest log with an episode of the task, NaN before.
+        latest: (3, task), their means at the latest log with an episode of the task; NaN before, and where
+            environments report no success.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv):
-        self.sums = np.zeros((3, envs.num_envs))  # since the last log: returns, lengths, number of episodes
-        self.latest = np.full((2, envs.num_tasks), np.nan)
+        # since the last log: returns, lengths, successes, number of episodes
+        self.sums = np.zeros((4, envs.num_envs))
+        self.latest = np.full((3, envs.num_tasks), np.nan)
 
     def add(self, infos: dict[str, Any]) -> None:
         """Count the episodes that ended in a step of `envs.vector.TaskVectorEnv`."""
         if "final_info" in infos:
             ended, episode = infos["_final_info"], infos["final_info"]["episode"]
-            for total, x in zip(self.sums, (episode["r"], episode["l"], 1)):
+            success = infos["final_info"].get("success", np.nan)
+            for total, x in zip(self.sums, (episode["r"], episode["l"], success, 1)):
                 total += np.where(ended, x, 0)
 
     def means(self) -> np.ndarray:
-        """Mean return and length (2, task) since the last call, NaN where no episode ended."""
-        returns, lengths, number = self.sums.reshape(3, len(self.latest[0]), -1).sum(2)
+        """Mean return, length and success (3, task) since the last call, NaN where no episode ended."""
+        *sums, number = self.sums.reshape(4, len(self.latest[0]), -1).sum(2)
         new = number > 0
-        self.latest[:, new] = np.stack((returns, lengths))[:, new] / number[new]
+        self.latest[:, new] = np.stack(sums)[:, new] / number[new]
         self.sums[:] = 0
         return np.where(new, self.latest, np.nan)
 
@@ -441,8 +450,10 @@ class Run:
 
     def log_charts(self, episodes: Episodes, learning_rate: float) -> None:
         """Log, and print some of the time, how far the run has come."""
-        for name, new, latest in zip(("return", "length"), episodes.means(), episodes.latest):
-            self.log(f"charts/episodic_{name}", latest.mean(), new)
+        names = ("episodic_return", "episodic_length", "success_rate")
+        for name, new, latest in zip(names, episodes.means(), episodes.latest):
+            if name != "success_rate" or not np.isnan(latest).all():  # few environments report it
+                self.log(f"charts/{name}", latest.mean(), new)
         step, start = self.clock
         self.log("charts/SPS", (self.global_step - step) / (time.perf_counter() - start))
         self.log("charts/wall_time", self._wall_time())
@@ -460,10 +471,17 @@ class Run:
         spent = time.perf_counter() - start
         self.clock, self.last_time = (self.clock[0], self.clock[1] + spent), self.last_time + spent
 
-    def log_evaluation(self, returns: np.ndarray, lengths: np.ndarray) -> None:
-        """Log returns and lengths of an evaluation, (task, episode) each."""
-        self.log("eval/episodic_return", returns.mean(), returns.mean(1))
-        self.log("eval/episodic_length", lengths.mean(), lengths.mean(1))
+    def evaluate(self, episodes: int) -> np.ndarray:
+        """Log an evaluation of the agent kept, outside the clock; returns its returns, (task, episode)."""
+        args = self.args
+        with self.stopped_clock():
+            envs = make(args.env_id, episodes, args.tasks or None)
+            played = evaluate(self.kept["agent"], envs, args.seed)
+            envs.close()
+        for name, x in zip(("episodic_return", "episodic_length", "success_rate"), played):
+            if x is not None:
+                self.log(f"eval/{name}", x.mean(), x.mean(1))
+        return played.returns
 
     def _save(self, kind: str, **content: Any) -> None:
         """Write a "model" or a "checkpoint", whole or not at all."""
@@ -476,9 +494,9 @@ class Run:
             os.fsync(file.fileno())
         os.replace(path, path.with_suffix(".pt"))
 
-    def finish(self, returns: np.ndarray, lengths: np.ndarray) -> None:
-        """Log the final evaluation, (task, episode) each, save the model, print both and what to do next."""
-        self.log_evaluation(returns, lengths)
+    def finish(self) -> Path:
+        """Evaluate for the last time, save the model, print both and what to do next; returns the folder."""
+        returns = self.evaluate(self.args.eval_episodes)
         self._flush()
         self._save("model", agent=self.kept["agent"].state_dict())
         self.close()
@@ -486,6 +504,7 @@ class Run:
             print(f"{task:>24}  return {x.mean():8.1f} +- {x.std():.1f}")
         print(f"saved  {self.folder}")
         print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
+        return self.folder
 
     def close(self) -> None:
         """Close the files; Ctrl-C is Python's own again."""

@@ -132,7 +132,7 @@ def assert_same_episodes(returns, starts, expected, expected_starts):
 
 def test_mean_weights_give_the_final_evaluation_of_the_run(run, part, pendulum):
     for folder, episodes in ((run, EPISODES), (part, EPISODES), (pendulum, 1)):
-        names, returns, lengths, films = play(Args(folder, episodes=episodes))
+        names, returns, lengths, _, films = play(Args(folder, episodes=episodes))
         with open(folder / "heartbeat.csv", newline="") as file:
             rows = {(row["metric"], row["task"]): float(row["value"]) for row in csv.DictReader(file)}
         assert names == read_model(folder)["task_names"] and not films
@@ -141,13 +141,13 @@ def test_mean_weights_give_the_final_evaluation_of_the_run(run, part, pendulum):
 
 
 def test_mean_weights_by_hand(run, played):
-    _, returns, lengths, _ = play(Args(run, episodes=6))
+    _, returns, lengths, _, _ = play(Args(run, episodes=6))
     assert_played_as_by_hand(run, returns, *played, draws=0)
     assert np.array_equal(returns, lengths) and returns.std() > 0
 
 
 def test_every_episode_draws_its_own_weights(run, played):
-    _, returns, _, _ = play(Args(run, "sample", episodes=6))
+    _, returns, _, _, _ = play(Args(run, "sample", episodes=6))
     assert_played_as_by_hand(run, returns, *played, draws=1)
     assert not np.array_equal(returns, play(Args(run, episodes=6))[1])
     assert not np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=4))[1])
@@ -155,7 +155,7 @@ def test_every_episode_draws_its_own_weights(run, played):
 
 
 def test_an_ensemble_averages_policies(run, played):
-    _, returns, _, _ = play(Args(run, "ensemble", ensemble_size=3, episodes=3))
+    _, returns, _, _, _ = play(Args(run, "ensemble", ensemble_size=3, episodes=3))
     assert_played_as_by_hand(run, returns, *played, draws=3)
     sample, single = (play(Args(run, how, ensemble_size=1, episodes=5))[1] for how in ("sample", "ensemble"))
     assert np.array_equal(sample, single)
@@ -185,10 +185,10 @@ def test_episodes_do_not_depend_on_rounds_or_on_the_tasks_played(run, part, weig
         played.clear()
         return play(args)[1], first_steps(played)
 
-    _, returns, lengths, _ = play(Args(run, weights, 2, episodes=7))
+    _, returns, lengths, _, _ = play(Args(run, weights, 2, episodes=7))
     starts = first_steps(played)
     assert returns.shape == lengths.shape == (10, 7) and (lengths > 0).all()
-    names, some, _, _ = play(Args(run, weights, 2, episodes=7, tasks=(3, 0)))
+    names, some, _, _, _ = play(Args(run, weights, 2, episodes=7, tasks=(3, 0)))
     assert names == [read_model(run)["task_names"][i] for i in (3, 0)]
     assert np.array_equal(some, returns[[3, 0]])
     for name, size, tasks in (("ENVS_PER_TASK", 3, range(10)), ("WEIGHTS_AT_A_TIME", 1, (0,))):
@@ -209,7 +209,7 @@ def test_more_episodes_than_a_round(run, monkeypatch, played):
 
 
 def test_table(run, capsys):
-    _, returns, lengths, _ = play(Args(run, episodes=5))
+    _, returns, lengths, _, _ = play(Args(run, episodes=5))
     enjoy.main(Args(run, episodes=5))
     *_, last, mean = capsys.readouterr().out.splitlines()
     values = [returns[-1].mean(), returns[-1].std(), returns[-1].min(), returns[-1].max(), lengths[-1].mean()]
@@ -220,7 +220,9 @@ def test_table(run, capsys):
 def test_films(run, tmp_path, monkeypatch, capsys):
     recorded, record = [], enjoy.record
     monkeypatch.setattr(enjoy, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
-    names, returns, lengths, films = play(Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True))
+    names, returns, lengths, _, films = play(
+        Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True)
+    )
     (reels, duration, totals), longest = recorded[0], lengths[:, 0].max()
     assert np.array_equal(totals, returns[:, 0])  # the first episode of the table
     assert films == [run / "videos" / f"{name}.gif" for name in (*names, "all-tasks")]
@@ -240,7 +242,7 @@ def test_films(run, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(enjoy, "MAX_FRAMES", 4)  # a long episode shows fewer steps for longer
     other = Args(run, "sample", episodes=1, tasks=(0,), capture_video=True, video_dir=tmp_path / "a" / "b")
-    films = play(other)[3]
+    films = play(other)[4]
     (reels, duration, _) = recorded[-1]
     assert films[0].parent == tmp_path / "a" / "b" and len(films) == 1
     assert len(reels[0]) <= 5 and duration >= 80
@@ -248,7 +250,7 @@ def test_films(run, tmp_path, monkeypatch, capsys):
 
 def test_a_film_of_continuous_actions(pendulum, monkeypatch):
     monkeypatch.setattr(enjoy, "FRAME_SKIP", 20)
-    _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
+    _, _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
     with Image.open(films[0]) as image:
         assert films == [pendulum / "videos/Pendulum-v1.gif"] and image.n_frames == 11
         assert image.width == 2 * enjoy.WIDTH
@@ -318,7 +320,7 @@ def test_refuses_numbers_and_tasks(run, part, capsys):
 @pytest.mark.usefixtures("elsewhere")
 def test_plays_the_model_of_every_script(script, capsys):
     folder = probes.run(script, total_timesteps=5120)
-    names, returns, _, _ = play(Args(folder, episodes=2))
+    names, returns, _, _, _ = play(Args(folder, episodes=2))
     rows = {
         row[2]: float(row[3]) for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"
     }

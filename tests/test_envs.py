@@ -390,26 +390,38 @@ def test_episodes_are_averaged_by_task_between_two_logs(register):
             episodes.add(env.step(np.zeros(6, dtype=int))[4])
         return episodes.means()
 
-    nan = np.nan
+    nan, none = np.nan, [np.nan] * 3
     assert np.isnan(episodes.latest).all()
-    np.testing.assert_array_equal(advance(1), np.full((2, 3), nan))  # nothing has ended
+    np.testing.assert_array_equal(advance(1), np.full((3, 3), nan))  # nothing has ended
     assert np.isnan(episodes.latest).all()
     expected = [(2 + 2 + 3) / 3, 4, nan]  # by step 4; environment 3 has length 5
-    np.testing.assert_array_equal(advance(3), [expected, expected])
-    np.testing.assert_array_equal(episodes.latest, [expected, expected])
+    np.testing.assert_array_equal(advance(3), [expected, expected, none])
+    np.testing.assert_array_equal(episodes.latest, [expected, expected, none])
     expected = [(2 + 3) / 2, 5, 6]  # of steps 5 and 6
-    np.testing.assert_array_equal(advance(2), [expected, expected])
-    np.testing.assert_array_equal(episodes.latest, [expected, expected])
-    np.testing.assert_array_equal(advance(1), [[nan, nan, 7]] * 2)  # step 7
-    np.testing.assert_array_equal(episodes.latest, [[2.5, 5, 7]] * 2)
+    np.testing.assert_array_equal(advance(2), [expected, expected, none])
+    np.testing.assert_array_equal(episodes.latest, [expected, expected, none])
+    np.testing.assert_array_equal(advance(1), [[nan, nan, 7]] * 2 + [none])  # step 7
+    np.testing.assert_array_equal(episodes.latest, [[2.5, 5, 7]] * 2 + [none])
 
     episodes.add(env.step(np.zeros(6, dtype=int))[4])  # what a checkpoint is to keep: step 8
     restored = Episodes(env)
     restored.load_state_dict(save_and_load(episodes.state_dict()))
     for one in (episodes, restored):
-        np.testing.assert_array_equal(one.latest, [[2.5, 5, 7]] * 2)
-        np.testing.assert_array_equal(one.means(), [[2, 4, nan]] * 2)
-        np.testing.assert_array_equal(one.latest, [[2, 4, 7]] * 2)
+        np.testing.assert_array_equal(one.latest, [[2.5, 5, 7]] * 2 + [none])
+        np.testing.assert_array_equal(one.means(), [[2, 4, nan]] * 2 + [none])
+        np.testing.assert_array_equal(one.latest, [[2, 4, 7]] * 2 + [none])
+
+
+def test_successes_are_averaged_where_they_are_reported():
+    episodes, ended = (
+        Episodes(envs.make("lunarlander20-goals", 2, tasks=[0, 1])),
+        np.array([True, True, False, True]),
+    )
+    numbers = {"r": np.arange(4.0), "l": np.arange(4)}
+    for success in ([True, False, True, False], [True, True, False, True]):
+        final = {"episode": numbers, "success": np.array(success), "_success": ended}
+        episodes.add({"final_info": final, "_final_info": ended})
+    np.testing.assert_array_equal(episodes.means()[2], [3 / 4, 1 / 2])
 
 
 def test_episodes_ignore_what_others_report_of_environments_that_go_on():
@@ -418,7 +430,7 @@ def test_episodes_ignore_what_others_report_of_environments_that_go_on():
     numbers = {"r": np.array([nan, 5.0]), "l": np.array([99, 7])}
     episodes.add({"final_info": {"episode": numbers}, "_final_info": ended})
     episodes.add({"more": 1})
-    np.testing.assert_array_equal(episodes.means(), [[nan, 5], [nan, 7]])
+    np.testing.assert_array_equal(episodes.means(), [[nan, 5], [nan, 7], [nan, nan]])
 
 
 # Registration

@@ -102,7 +102,7 @@ def test_a_picture_shows_the_goal(monkeypatch):
 
 
 class SlowLander(LunarLander):
-    """LunarLander with a rolled terrain, from Gymnasium's own source, and the definition's reward in plain words."""
+    """LunarLander with a rolled terrain, from Gymnasium's own source, and the reward of the definition."""
 
     def __init__(self, pad, rule, render_mode=None, **params):
         super().__init__(render_mode=render_mode, **params)
@@ -152,7 +152,9 @@ def fly(task, reference, episodes, through=1000):
             expected = reference.step(action)
             np.testing.assert_array_equal(obs, expected[0])
             assert reward == pytest.approx(expected[1], abs=1e-9)
-            assert (terminated, truncated) == expected[2:4] and info.get("success") == expected[4].get("success")
+            assert (terminated, truncated) == expected[2:4] and info.get("success") == expected[4].get(
+                "success"
+            )
             if terminated:
                 break
         ends.append(reward)
@@ -167,7 +169,7 @@ def test_goal_landers_are_gymnasiums_with_another_pad(task):
     params = dict(lunarlander.GOAL_TASKS[task])
     pad = params.pop("pad")
     reference = SlowLander(pad, True, enable_wind=params["wind_power"] > 0, **params)
-    ends, rested, where = fly(lunarlander.LunarLanderGoalTask(task), reference, 8)
+    ends, _, where = fly(lunarlander.LunarLanderGoalTask(task), reference, 8)
     assert (ends == -100).any() and len(set(where)) == 8
     assert all(abs(x - pad) <= 0.2 for x, end in zip(where, ends) if end == 100)
 
@@ -215,7 +217,9 @@ def test_lander_goals_are_twenty_tasks_that_the_observation_does_not_tell():
         observations, _, terminated, _, _ = env.step(np.repeat(rng.integers(4), 20))
         if terminated.any():
             break
-        np.testing.assert_array_equal(*np.broadcast_arrays(*(observations.reshape(5, 4, 8), observations[::4, None])))
+        np.testing.assert_array_equal(
+            *np.broadcast_arrays(*(observations.reshape(5, 4, 8), observations[::4, None]))
+        )
         same += 1
     assert same > 20
 
@@ -227,7 +231,7 @@ def test_a_landers_success_is_in_final_info():
     single.reset(seed=0)
     while ended < 8:
         actions = np.array([heuristic(single, x - np.array([pad] + [0] * 7)) for x, pad in zip(obs, pads)])
-        obs, rewards, terminated, truncated, infos = env.step(actions)
+        obs, rewards, _, _, infos = env.step(actions)
         if infos:
             success, done = infos["final_info"]["success"], infos["_final_info"]
             assert (infos["final_info"]["_success"] == done).all() and success.dtype == bool
@@ -240,7 +244,10 @@ def test_a_landers_picture_shows_the_pad(monkeypatch):
     """Between the flags the ground is flat, and a film's rewards are those of training."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     for task, pad in ((0, -0.6), (3, 0.6)):
-        env, plain = lunarlander.LunarLanderGoalTask(task, render_mode="rgb_array"), lunarlander.LunarLanderGoalTask(task)
+        env, plain = (
+            lunarlander.LunarLanderGoalTask(task, render_mode="rgb_array"),
+            lunarlander.LunarLanderGoalTask(task),
+        )
         env.reset(seed=0)
         plain.reset(seed=0)
         picture = env.render()

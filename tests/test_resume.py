@@ -19,6 +19,7 @@ from envs.runs import Run
 
 BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
 EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1, "eval_interval": 6_000}
+EVERYTHING |= {"norm_obs": True, "norm_value": True}
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -16,7 +16,9 @@ from probes import learn, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
+from envs import runs
 from envs.evaluation import greedy, play_episodes, spread_seeds
+from envs.normalisation import RunningNorm
 from envs.rewards import scale_rewards
 from envs.runs import load_agent
 
@@ -25,7 +27,97 @@ TASKS = 3
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-# Rewards and evaluation
+# Normalisation and evaluation
+
+
+def test_running_norms_are_those_of_all_that_was_seen():
+    rng, norm, seen = np.random.default_rng(0), RunningNorm((5,), on=True, limit=3), []
+    x = torch.from_numpy(rng.normal(size=(7, 5)))
+    assert torch.equal(norm(x), x.clamp(-3, 3)) and torch.equal(norm.inverse(x), x)  # nothing seen
+    for shape in ((4, 3, 2), (1,), (50,)):
+        seen.append(rng.normal(size=(*shape, 5)) * [1, 1e-3, 1e3, 0, 1] + [0, 1, -1e4, 7, 0])
+        norm.see(torch.from_numpy(seen[-1]).float())
+    seen = np.concatenate([x.reshape(-1, 5) for x in seen])
+    np.testing.assert_allclose(norm.mean, seen.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(norm.std, np.sqrt(seen.var(0) + 1e-8), rtol=1e-3)
+    x = torch.from_numpy(seen).float()
+    expected = np.clip((seen - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -3, 3)
+    np.testing.assert_allclose(norm(x), expected, atol=2e-3)
+    inside = norm(x).abs() < 3
+    torch.testing.assert_close(norm.inverse(norm(x))[inside], x[inside], rtol=1e-3, atol=1e-3)
+    assert not norm(x[:, 3:4].expand(-1, 5))[:, 3].any()  # a constant is 0
+
+
+def test_running_norms_forget_and_are_off_unless_told():
+    norm, off = RunningNorm((2, 1), on=True, decay=0.5), RunningNorm((2, 1), on=False, limit=0.1)
+    for x in ([[1.0, 3.0], [10.0, 10.0]], [[5.0], [20.0]]):
+        norm.see(torch.tensor(x).T.unsqueeze(-1))
+        off.see(torch.tensor(x).T.unsqueeze(-1))
+    weights, x = np.array([0.5, 0.5, 1]) / 2, np.array([[1, 3, 5], [10, 10, 20]])
+    np.testing.assert_allclose(norm.mean[:, 0], x @ weights)
+    np.testing.assert_allclose(norm.std[:, 0], np.sqrt(x**2 @ weights - (x @ weights) ** 2), rtol=1e-6)
+    x = torch.randn(2, 7)
+    assert off(x) is off.inverse(x) is x and not off.sums.any()
+
+
+def test_what_was_normalised_is_what_the_update_sees(trunk):
+    """Observations, values, advantages and returns of `make_batch` against plain NumPy of one rollout."""
+    changes = {"norm_obs": True, "norm_value": True, "norm_adv": False, "gamma": 0.9}
+    agent, args = probes.make_agent(trunk, **changes), probes.settings(trunk, **changes)
+    rng = np.random.default_rng(0)
+    before = 10 + 5 * torch.from_numpy(rng.normal(size=(30, TASKS, 1)))
+    agent.value_norm.see(before)
+    agent.obs_norm.see(torch.from_numpy(rng.normal(size=(30, probes.OBS)) + 3))
+    size = (args.num_steps, TASKS, args.envs_per_task)
+    obs = torch.from_numpy(rng.normal(size=(size[0] + 1, *size[1:], probes.OBS)) * 9 + 4)
+    rewards, done = torch.from_numpy(rng.normal(size=size)) * 20, torch.zeros(size).double()
+    W, old = (
+        agent.unpack(agent.weights().detach()),
+        agent.value_norm.mean.clone(),
+    )
+    scale = agent.value_norm.std.clone()
+    with torch.no_grad():
+        out = trunk.mlp(agent.obs_norm(trunk.by_task(obs[:-1])), W, "actor").unflatten(1, size[::2])
+        out = out.transpose(0, 1)  # what has acted, with the statistics of then
+    actions = agent.act(
+        W, trunk.by_task(out), agent.action_noise((TASKS, size[0] * size[2]), torch.Generator())
+    )
+    logprobs, _ = agent.log_prob_entropy(W, trunk.by_task(out), actions)
+    actions = actions.unflatten(1, size[::2]).transpose(0, 1)
+    data = trunk.Rollout(obs, out, actions, rewards, done, done, torch.zeros_like(obs[1:]))
+    batch = trunk.make_batch(W, data, agent, torch.zeros(size[1:]), args)
+
+    mean, std = agent.obs_norm.mean, agent.obs_norm.std
+    assert agent.obs_norm.sums[0, 0] == 30 + np.prod(size)
+    expected = ((trunk.by_task(obs[:-1]) - mean) / std).clamp(-10, 10)
+    torch.testing.assert_close(batch.obs, expected)
+    torch.testing.assert_close(batch.logprobs, logprobs)  # of the policy that has acted
+    everything = ((obs - mean) / std).clamp(-10, 10).transpose(0, 1).flatten(1, 2)
+    values = trunk.mlp(everything, W, "critic").squeeze(-1) * scale + old  # of the critic before the update
+    values = values.unflatten(1, (size[0] + 1, -1)).detach()
+    advantages = torch.zeros(TASKS, size[0] + 1, size[2]).double()
+    for t in reversed(range(size[0])):
+        delta = rewards[t] + 0.9 * values[:, t + 1] - values[:, t]
+        advantages[:, t] = delta + 0.9 * args.gae_lambda * advantages[:, t + 1]
+    advantages, values = advantages[:, :-1].flatten(1), values[:, :-1].flatten(1)
+    torch.testing.assert_close(batch.advantages, advantages)  # in the units of the rewards
+    returns = advantages + values
+    weights = torch.cat((torch.full((30,), 0.9), torch.ones(returns.shape[1])))
+    seen = torch.cat((before[..., 0].T, returns), dim=1)
+    mean = (weights * seen).sum(1, keepdim=True) / weights.sum()
+    std = ((weights * seen.square()).sum(1, keepdim=True) / weights.sum() - mean.square()).sqrt()
+    torch.testing.assert_close(batch.returns, (returns - mean) / std, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.values, (values - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["norm_obs", "norm_value"])
+def test_a_model_is_loaded_with_the_normalisation_it_was_trained_with(trunk, capsys, flag):
+    for theirs in (False, True):
+        folder = run(trunk, f"trained-{theirs}", total_timesteps=2560, **{flag: theirs})
+        with pytest.raises(SystemExit):
+            run(trunk, "other", load=str(folder), **{flag: not theirs})
+        message = f"was trained {'with' if theirs else 'without'} --{flag.replace('_', '-')}"
+        assert message in capsys.readouterr().err
 
 
 def test_rewards_are_scaled_by_the_std_of_their_tasks_discounted_return():
@@ -77,8 +169,8 @@ def test_evaluation_plays_one_episode_in_each_environment(env_id):
     def policy(obs):
         return F.one_hot(balance(obs), int(suite.single_action_space.n)).float()
 
-    returns, lengths = play_episodes(policy, suite, spread_seeds(5, 1, 9))
-    assert returns.shape == lengths.shape == (3, episodes)
+    returns, lengths, successes = play_episodes(policy, suite, spread_seeds(5, 1, 9))
+    assert returns.shape == lengths.shape == (3, episodes) and successes is None
     seeds = iter(spread_seeds(5, 1, 9))
     for (m, task), i in itertools.product(enumerate(tasks), range(episodes)):
         env = envs.make_single(env_id, task)
@@ -322,7 +414,7 @@ def test_greedy_actions():
 def test_final_evaluation_is_of_the_saved_model(script):
     folder = run(script)
     agent, W = probes.load_agent(script, folder)
-    returns, _ = play_episodes(
+    returns, _, _ = play_episodes(
         lambda x: agent.policy(W, x), envs.make("cartpole10", 2), spread_seeds(1, 1, 20)
     )
     rows = [row[2:] for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"]
@@ -351,7 +443,7 @@ def test_other_environments_run(name, env_id, capsys):
 
 def test_evaluations_on_the_way_change_nothing_and_do_not_count_as_time(trunk, monkeypatch):
     """By steps, 10 rollouts of 2,560: after the one that passes a multiple of the interval."""
-    plain, evaluate = run(trunk, "plain", total_timesteps=25_600), trunk.evaluate
+    plain, evaluate = run(trunk, "plain", total_timesteps=25_600), runs.evaluate
     seen, late, now = [], [0], time.perf_counter
     monkeypatch.setattr(time, "perf_counter", lambda: now() + late[0])
 
@@ -360,12 +452,12 @@ def test_evaluations_on_the_way_change_nothing_and_do_not_count_as_time(trunk, m
         seen.append(evaluate(agent, envs, seed))
         return seen[-1]
 
-    monkeypatch.setattr(trunk, "evaluate", slowly)
+    monkeypatch.setattr(runs, "evaluate", slowly)
     folder = run(trunk, "evaluated", total_timesteps=25_600, eval_interval=7_000)
     rows = probes.read_heartbeat(folder)
     evaluations = [row for row in rows if row[1] == "eval/episodic_return" and row[2] == "mean"]
     assert [int(row[0]) for row in evaluations] == [7_680, 15_360, 23_040, 25_600]  # 21,000 is passed there
-    assert [float(row[3]) for row in evaluations] == [returns.mean() for returns, _ in seen]
+    assert [float(row[3]) for row in evaluations] == [played.returns.mean() for played in seen]
     assert len({row[3] for row in evaluations}) > 1
     logs = [
         [
@@ -386,25 +478,27 @@ def test_training_on_some_tasks_only(script):
     folder = run(script, tasks=(5, 1), total_timesteps=2560)
     model = probes.load(folder)
     assert model["task_names"] == [envs.cartpole.NAMES[5], envs.cartpole.NAMES[1]]
-    assert all(len(model["agent"][name]) == 2 for name in script.Agent.per_task)
+    own = [x for name, x in model["agent"].items() if name.partition(".")[0] in script.Agent.per_task]
+    assert own and all(len(x) == 2 for x in own)
 
 
 def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
-    folder = run(script, tasks=(0, 1, 2), norm_reward=True, total_timesteps=5120)
+    norms = {"norm_reward": True, "norm_obs": True, "norm_value": True}
+    folder = run(script, tasks=(0, 1, 2), total_timesteps=5120, **norms)
     saved = probes.load(folder)["agent"]
     tasks = (2, 5, 0)
+    args = script.Args(tasks=tasks, load=str(folder), **norms)
     fresh, agent = (
-        script.Agent(
-            envs.make("cartpole10", 1, tasks), script.Args(tasks=tasks), torch.Generator().manual_seed(7)
-        )
+        script.Agent(envs.make("cartpole10", 1, tasks), args, torch.Generator().manual_seed(7))
         for _ in range(2)
     )
-    load_agent(agent, folder, [envs.cartpole.NAMES[task] for task in tasks])
-    assert set(script.Agent.per_task) <= saved.keys()
+    load_agent(agent, args, [envs.cartpole.NAMES[task] for task in tasks])
+    own = {name for name in saved if name.partition(".")[0] in script.Agent.per_task}
+    assert {name.partition(".")[0] for name in own} == set(script.Agent.per_task)
     # the statistics of the returns, and something else, where anything is a task's own
-    assert (len(script.Agent.per_task) > 1) == (script.Args.exp_name != "shared_ppo")
+    assert (len(script.Agent.per_task) > 2) == (script.Args.exp_name != "shared_ppo")
     for name, x in agent.state_dict().items():
-        if name in script.Agent.per_task:
+        if name in own:
             assert torch.equal(x[[0, 2]], saved[name][[2, 0]]) and len(saved[name]) == 3
             assert torch.equal(x[1], fresh.state_dict()[name][1])
         else:
@@ -413,8 +507,10 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
     # a run starts there: with steps too small to move, it ends there too
     for path in (folder, folder / "model.pt"):
         changes = {"learning_rate": 1e-30, "total_timesteps": 2560}
-        still = run(script, f"still-{path.name}", load=str(path), tasks=tasks, **changes)
+        still = run(script, f"still-{path.name}", load=str(path), tasks=tasks, **changes, **norms)
         ended = probes.load(still)["agent"]
+        for name in ("obs_norm.sums", "obs_norm.mean", "obs_norm.std"):  # which the weights are used to
+            assert torch.equal(ended[name], saved[name])
         for name, x in agent.named_parameters():
             rows = [0, 2] if name in script.Agent.per_task else ...
             torch.testing.assert_close(ended[name][rows], x.detach()[rows], rtol=0, atol=1e-20)
@@ -428,7 +524,7 @@ def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(script):
     still = probes.load(run(script, "still", learning_rate=1e-30, **changes))["agent"]
     moved = probes.load(run(script, "moved", **changes))["agent"]
     assert torch.equal(moved["theta"], probes.load(folder)["agent"]["theta"])
-    for name in set(script.Agent.per_task) - {"return_stats"}:
+    for name in set(script.Agent.per_task) - {"return_stats", "value_norm"}:
         assert len(moved[name]) == 1 and not torch.equal(moved[name], still[name])
 
 

@@ -127,7 +127,7 @@ def test_losses_and_what_follows_which_equal_a_computation_task_by_task(space, c
     # atanh, in the log-probability of a saturated action, is rough: small weights
     weights = 0.3 * agent.weights(torch.randn(agent.mu.shape, generator=rng).double())
     weights.requires_grad_()
-    loss, stats = sac.sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
+    loss, stats, _ = sac.sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
     bellman, actor, _ = losses_task_by_task(agent, weights, b, args).unbind(1)
     torch.testing.assert_close(loss, bellman + actor)
     torch.testing.assert_close(stats["losses/qf_loss"], bellman.detach())
@@ -141,6 +141,36 @@ def test_losses_and_what_follows_which_equal_a_computation_task_by_task(space, c
     torch.testing.assert_close(grad, torch.where(is_actor, of[1], of[0]))
 
 
+@BOTH
+def test_normalised_values_are_those_of_other_critics_and_the_error_is_over_the_std(space):
+    """Critics say (Q - mean) / std of each task: losses are in Q's own units, but for the Bellman error."""
+    plain, normed = make_agent(space), make_agent(space, norm_value=True)
+    targets = torch.tensor([3.0, -40.0, 0.5]) + torch.tensor([1.0, 7.0, 0.1]) * torch.randn(500, TASKS)
+    normed.value_norm.see(targets.unflatten(1, (-1, 1, 1)))
+    mean, std = targets.mean(0).double(), targets.std(0, correction=0).double()
+    torch.testing.assert_close(
+        normed.value_norm.std.flatten(), std.to(normed.value_norm.std), rtol=1e-4, atol=0
+    )
+    mean, std = (x.flatten().double() for x in (normed.value_norm.mean, normed.value_norm.std))
+    nets = []
+    for agent in (plain, normed):
+        weights = [x.detach().clone() for x in (plain.weights(), plain.target)]
+        if agent is plain:  # what the other's critics stand for
+            for W in weights:
+                for net in ("critic1", "critic2"):
+                    W[:, columns(agent, f"{net}.2.weight")] *= std[:, None]
+                    bias = columns(agent, f"{net}.2.bias")
+                    W[:, bias] = W[:, bias] * std[:, None] + mean[:, None]
+        nets.append([agent.unpack(W) for W in weights])
+    b, args = make_batch(plain, 20), settings(norm_value=True)
+    (_, one, target), (_, other, same) = (
+        sac.sac_loss(agent, *net, b, args) for agent, net in zip((plain, normed), nets)
+    )
+    torch.testing.assert_close(target, same)
+    for name, x in one.items():
+        torch.testing.assert_close(other[name], x / std**2 if name == "losses/qf_loss" else x)
+
+
 @pytest.mark.parametrize("space", [DISCRETE, ASYMMETRIC], ids=["Discrete", "Box"])
 @pytest.mark.parametrize("freeze_theta", [False, True])
 def test_gradients_equal_those_of_the_whole_objective(space, freeze_theta):
@@ -151,8 +181,8 @@ def test_gradients_equal_those_of_the_whole_objective(space, freeze_theta):
         agent.theta *= 0.3
         agent.mu *= 0.3
     noise = torch.randn(agent.mu.shape, generator=rng).double()
-    grads, stats = sac.minibatch_gradients(agent, b, noise, torch.tensor(50.0), args)
-    losses, expected_stats = sac.sac_loss(
+    grads, stats, _ = sac.minibatch_gradients(agent, b, noise, torch.tensor(50.0), args)
+    losses, expected_stats, _ = sac.sac_loss(
         agent, agent.unpack(agent.weights(noise)), agent.unpack(agent.target), b, args
     )
     prior = Normal(torch.zeros(()).double(), args.sigma_prior)
@@ -194,7 +224,7 @@ def test_discrete_losses_by_hand():
         "losses/alpha_loss": 0.5 * (entropy - agent.target_entropy),
     }
     noise = torch.zeros_like(agent.mu)
-    _, stats = sac.minibatch_gradients(
+    _, stats, _ = sac.minibatch_gradients(
         agent, b, noise, torch.tensor(9.0), settings(gamma=0.9, reward_scale=1.0)
     )
     assert stats.keys() == expected.keys()
@@ -206,7 +236,7 @@ def test_discrete_losses_by_hand():
 def test_a_task_does_not_touch_another(space):
     agent = make_agent(space)
     nets = agent.unpack(agent.weights()), agent.unpack(agent.target)
-    loss, _ = sac.sac_loss(agent, *nets, make_batch(agent, 20), settings())
+    loss, _, _ = sac.sac_loss(agent, *nets, make_batch(agent, 20), settings())
     for m, x in enumerate(loss):
         theta, mu = torch.autograd.grad(x, (agent.theta, agent.mu), retain_graph=True)
         for j in range(TASKS):
@@ -243,7 +273,7 @@ def test_temperatures_move_towards_their_target_entropy():
         agent.mu.zero_()
         agent.mu[0, columns(agent, "actor.2.bias")] = torch.tensor([100.0, 0, 0, 0]).double()
     # the first task always acts the same, the others do not
-    grads, _ = sac.minibatch_gradients(
+    grads, _, _ = sac.minibatch_gradients(
         agent,
         make_batch(agent, 20),
         torch.zeros_like(agent.mu),
@@ -414,7 +444,7 @@ def test_final_evaluation_is_of_the_saved_model_and_enjoy_repeats_it():
     rows = {
         row[2]: float(row[3]) for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"
     }
-    names, returns, _, _ = enjoy.play(enjoy.Args(folder, episodes=2))
+    names, returns, _, _, _ = enjoy.play(enjoy.Args(folder, episodes=2))
     assert [rows[name] for name in names] == returns.mean(1).tolist()
     assert enjoy.play(enjoy.Args(folder, "ensemble", episodes=2, ensemble_size=2))[1].shape == (10, 2)
 
@@ -424,10 +454,10 @@ def test_loading_and_a_frozen_theta():
     saved = probes.load(folder)["agent"]
     agent = sac.Agent(
         probes.envs.make("cartpole10", 1, (2, 5)),
-        sac.Args(hidden_sizes=(16,)),
+        args := sac.Args(hidden_sizes=(16,), load=str(folder)),
         torch.Generator().manual_seed(7),
     )
-    load_agent(agent, folder, [probes.envs.cartpole.NAMES[task] for task in (2, 5)])
+    load_agent(agent, args, [probes.envs.cartpole.NAMES[task] for task in (2, 5)])
     assert torch.equal(agent.theta, saved["theta"]) and torch.equal(agent.mu[0], saved["mu"][2])
     assert not agent.mu[1].any() and agent.log_alpha[1].exp().item() == pytest.approx(sac.Args.alpha_init)
     new = {"tasks": (5,), "load": str(folder), "total_timesteps": 100}
@@ -504,7 +534,7 @@ def learn(env_id, steps, **changes):
         inputs = [torch.tensor(x).view(1, -1, 1).expand(num_tasks, -1, 1) for x in inputs]
         policy = agent.policy(W, inputs[0])
         actions = policy.argmax(-1) if agent.discrete else policy
-        return sac.q_values(W, *inputs)[0].numpy(), actions.numpy()
+        return sac.q_values(agent, W, *inputs)[0].numpy(), actions.numpy()
 
     return at
 
