@@ -2,6 +2,9 @@
 # Seeded grids of runs, then the report. A finished run is skipped, an interrupted one continues from its checkpoint:
 # after any interruption give the same command again.
 #
+#   bash benchmark.sh power         can a suite tell methods apart? task-blind against three, on every suite -> results/power/
+#   bash benchmark.sh ceilings      what each task allows: an agent of its own, 1 M steps of it -> results/ceilings/
+#   bash benchmark.sh normalisation --norm-obs and --norm-value on the suites with hidden goals -> results/normalisation/
 #   bash benchmark.sh cartpole      every method on cartpole10, at a short and at a long budget -> results/cartpole/
 #   bash benchmark.sh identical     the same methods on ten copies of one task                  -> results/identical/
 #   bash benchmark.sh lunarlander   the same methods on lunarlander20, 2 M steps (hours)        -> results/lunarlander/
@@ -14,8 +17,8 @@
 #   bash benchmark.sh report SUITE       the report alone, of whatever has finished
 #
 # Environment variables:
-#   METHODS   of the first five suites (default: all that the suite compares; see the table below)
-#   ENVS, SEEDS, STEPS   lists that replace those of the first four suites, e.g. SEEDS="1 2 3" STEPS=500000
+#   METHODS   of the suites of all methods (default: all that the suite compares; see the table below)
+#   ENVS, SEEDS, STEPS   lists that replace those of a suite of methods, e.g. SEEDS="1 2 3" STEPS=500000
 #   FLAGS     further flags of every run of these suites, e.g. FLAGS="--cuda"
 #   JOBS      runs at a time, one thread each (default: number of cores; with Slurm: no limit)
 #   OUT       folder of runs/ and results/ (default: the project's)
@@ -31,6 +34,7 @@ export OMP_NUM_THREADS=1
 # their own: the largest norm of the gradient)
 methods() {
     cat <<'END'
+task-blind         baselines/shared_ppo.py          max-grad-norm   0.5 2 10
 varshare           varshare_ppo.py                  beta            0.01 0.1 1
 varshare-recentred varshare_ppo.py                  reptile-alpha   0.1 0.3 1
 l2soft             baselines/l2soft_ppo.py          l2-coef         0.05 0.5 5
@@ -99,6 +103,54 @@ search_runs() { # 3 to 6 learning rates x 3 or 4 values of the coefficient x 3 s
     done
 }
 
+run_of() { # name without seed, method, env, steps, seed, flags: the line of a run
+    printf '%s\t%s --exp-name %s --env-id %s --total-timesteps %s --seed %s %s\n' "$1__$5" \
+        "$(methods | awk -v method="${2%%@*}" '$1 == method { print $2 }')" "$2" "$3" "$4" "$5" "$6"
+}
+
+power_runs() { # CartPoles at three step sizes, named method@step size, of which each method's best counts
+    local seed env rate method
+    for seed in 1 2 3 4 5; do
+        for env in cartpole10 cartpole-identical10 cartpole-goals10 cartpole-goals-physics10; do
+            for rate in 0.003 0.006 0.012; do for method in task-blind independent hard-sharing varshare; do
+                run_of "power__${env}__500000__$method@$rate" "$method@$rate" "$env" 500000 "$seed" \
+                    "--learning-rate $rate --eval-interval 50000"
+            done; done
+        done
+    done
+    for seed in 1 2 3; do for env in lunarlander20-goals lunarlander20; do
+        for method in task-blind hard-sharing varshare; do
+            run_of "power__${env}__2000000__$method@0.003" "$method@0.003" "$env" 2000000 "$seed" \
+                "--learning-rate 0.003 --eval-interval 200000"
+        done
+    done; done
+}
+
+ceilings_runs() { # a million steps of each task
+    local seed env tasks
+    for seed in 1 2 3; do for env in cartpole10 cartpole-goals10 cartpole-goals-physics10 lunarlander20-goals; do
+        case $env in lunar*) tasks=20 ;; *) tasks=10 ;; esac
+        run_of "ceilings__${env}" independent "$env" ${tasks}000000 "$seed" "--ent-coef 0.01"
+    done; done
+}
+
+normalisation_runs() { # on seeds of which no result is reported; L2Soft and VarShare with the same penalty
+    local seed env steps rate beta flags method norm coef
+    for env in cartpole-goals10 cartpole-goals-physics10 lunarlander20-goals; do for seed in 101 102 103; do
+        case $env in lunar*) steps=2000000 rate=0.003 beta=0.001 ;; *) steps=500000 rate=0.006 beta=0.002 ;; esac
+        for norm in none obs value obs+value; do
+            flags="--learning-rate $rate"
+            case $norm in *obs*) flags="$flags --norm-obs" ;; *) flags="$flags --no-norm-obs" ;; esac
+            case $norm in *value*) flags="$flags --norm-value" ;; *) flags="$flags --no-norm-value" ;; esac
+            for method in task-blind hard-sharing l2soft varshare; do
+                case $method in l2soft) coef=" --l2-coef 0.01" ;; varshare) coef=" --beta $beta" ;; *) coef="" ;; esac
+                run_of "normalisation__${env}__${steps}__$method@$norm" "$method@$norm" "$env" "$steps" "$seed" \
+                    "$flags$coef"
+            done
+        done
+    done; done
+}
+
 main_runs() { # the longest first
     local seed env
     for seed in 1 2; do printf 'main__lunarlander20__%s\tvarshare_ppo.py --env-id lunarlander20 --seed %s\n' $seed $seed; done
@@ -138,7 +190,7 @@ suite_runs() {
         identical) grid identical cartpole-identical10 500000 ;;
         sac) grid sac cartpole10 102400 ;;
         lunarlander) grid lunarlander lunarlander20 2000000 ;;
-        search | main | noise) "$1_runs" ;;
+        search | main | noise | power | ceilings | normalisation) "$1_runs" ;;
         *) echo "benchmark.sh: unknown suite $1: bash benchmark.sh help" >&2 && exit 2 ;;
     esac
 }
@@ -146,6 +198,7 @@ suite_runs() {
 report() {
     case $1 in
         search | main | noise) python "$root/results/tables.py" "$1" ;;
+        power | ceilings | normalisation) python "$root/bench/controls.py" "$1" ;;
         *) python "$root/report.py" runs --suite "$1" --out "results/$1" ;;
     esac
 }

@@ -91,8 +91,15 @@ class Args:
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
+LUNARLANDER |= dict(eval_interval_episodes=5)
 LUNARLANDER |= dict(beta=0.001, sigma_init=0.01)
+CARTPOLE_GOALS = dict(norm_value=True)
+CARTPOLE_GOALS |= dict(beta=0.002)
+LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000)
+LUNARLANDER_GOALS |= dict(beta=0.0001)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
+ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
+ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER_GOALS}
 
 # each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
 # of an episode that ended in this step, else 0
@@ -354,8 +361,6 @@ def log_method(run: Run, agent: Agent, args: Args) -> None:
     run.log_tasks("varshare/kl_loss", kl * args.beta / args.samples_per_task)
     run.log_tasks("varshare/sigma", sigma)
     run.log_tasks("varshare/sigma_over_theta", sigma / agent.theta.abs().median())
-    run.log_tasks("varshare/mu_norm", agent.mu.norm(dim=1))
-    run.log("varshare/theta_norm", agent.theta.norm())
     run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu))
 
 

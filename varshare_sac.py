@@ -90,9 +90,11 @@ class Args:
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
 LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0)
+LUNARLANDER |= dict(eval_interval_episodes=5)
 LUNARLANDER |= dict(beta=0.01, sigma_init=0.01)
 DISCRETE = dict(gamma=0.99, target_entropy=0.08, critics="mean")
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
+ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER | DISCRETE}
 
 # each (task, sample, ...); the noises are of continuous actions at next_obs and obs
 Batch = namedtuple("Batch", "obs next_obs actions rewards terminated next_noise noise")
@@ -353,8 +355,6 @@ def log_method(run: Run, agent: Agent, num_stored: int, args: Args) -> None:
     run.log_tasks("varshare/kl_loss", kl * args.beta / num_stored)
     run.log_tasks("varshare/sigma", sigma)
     run.log_tasks("varshare/sigma_over_theta", sigma / agent.theta.abs().median())
-    run.log_tasks("varshare/mu_norm", agent.mu.norm(dim=1))
-    run.log("varshare/theta_norm", agent.theta.norm())
     run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu))
 
 

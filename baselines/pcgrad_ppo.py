@@ -82,7 +82,12 @@ class Args:
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
+LUNARLANDER |= dict(eval_interval_episodes=5)
+CARTPOLE_GOALS = dict(norm_value=True)
+LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
+ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
+ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER_GOALS}
 
 # each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
 # of an episode that ended in this step, else 0

@@ -434,16 +434,26 @@ class Run:
         self.log("losses/explained_variance", overall.item(), (1 - unexplained / variance).tolist())
 
     def log_sharing(self, theta: dict[str, Tensor], mu: dict[str, Tensor]) -> None:
-        """Log |theta|^2 / (|theta|^2 + |mu_m|^2) of every layer; for all tasks with mean_m |mu_m|^2.
+        """Log |theta|, |mu_m|, and of every layer |theta|^2 / (|theta|^2 + |mu_m|^2), its sharing ratio.
+
+        The ratio for all tasks is with mean_m |mu_m|^2. As theta + c with mu_m - c is the same network, theta
+        is measured as theta + mean_m(mu_m), and mu_m as mu_m - mean_m(mu_m); but where theta is frozen.
 
         Args:
             theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...).
         """
+        if not getattr(self.args, "freeze_theta", False):
+            common = {name: x.mean(0, keepdim=True) for name, x in mu.items()}
+            theta = {name: x + common[name] for name, x in theta.items()}
+            mu = {name: x - common[name] for name, x in mu.items()}
         squares: dict[str, Tensor] = {}  # layer -> |theta|^2, |mu_m|^2, ... (1 + task,)
         for name in theta:
             layer = name.rpartition(".")[0] or name
             both = torch.cat((theta[name], mu[name])).square().flatten(1).sum(1)
             squares[layer] = squares.get(layer, 0) + both
+        theta_norm, *mu_norms = sum(squares.values()).sqrt().tolist()
+        self.log("varshare/theta_norm", theta_norm)
+        self.log("varshare/mu_norm", sum(mu_norms) / len(mu_norms), mu_norms)
         for layer, (theta2, *mu2) in ((layer, x.tolist()) for layer, x in squares.items()):
             overall = theta2 / (theta2 + sum(mu2) / len(mu2))
             self.log(f"varshare/sharing_ratio/{layer}", overall, [theta2 / (theta2 + x) for x in mu2])

@@ -33,7 +33,7 @@ SIBLINGS = {
     "baselines/shared_ppo.py": Sibling(
         "varshare_ppo.py",
         "plain PPO, one network for all tasks, no task information",
-        {"imports": 1, "LUNARLANDER": 1, "Agent.__init__": 3}
+        {"imports": 1, "LUNARLANDER": 1, "CARTPOLE_GOALS": 1, "LUNARLANDER_GOALS": 1, "Agent.__init__": 3}
         | {"minibatch_gradients": 6, "update": 4, "train": 3},
     ),
     "baselines/independent_ppo.py": Sibling(
@@ -64,7 +64,7 @@ SIBLINGS = {
     "baselines/l2soft_ppo.py": Sibling(
         "varshare_ppo.py",
         "a residual per task, with a squared penalty",
-        {"imports": 1, "LUNARLANDER": 2, "Agent.__init__": 1}
+        {"imports": 1, "LUNARLANDER": 2, "CARTPOLE_GOALS": 2, "LUNARLANDER_GOALS": 2, "Agent.__init__": 1}
         | {"minibatch_gradients": 6, "update": 2, "train": 3},
     ),
 }

@@ -18,6 +18,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 import envs
 from envs.evaluation import greedy
 from envs.rewards import scale_rewards
+from envs.runs import Run
 
 varshare = probes.load_script("varshare_ppo.py")
 
@@ -490,7 +491,7 @@ def test_the_first_minibatch_sees_the_policy_that_acted(monkeypatch, weights, si
 
 
 def test_metrics_of_varshare():
-    folder = probes.run(varshare, reptile_alpha=0.5)
+    folder = probes.run(varshare)  # without re-centring: theta and mu_m have a common part to move
     rows = probes.read_heartbeat(folder)
     last = {row[1:3]: float(row[3]) for row in rows if row[0] == "25600"}
     agent, _ = probes.load_agent(varshare, folder)
@@ -500,20 +501,22 @@ def test_metrics_of_varshare():
         *("kl", "kl_loss", "sigma", "sigma_over_theta", "mu_norm", "theta_norm", *layers)
     }
     first = slice(0, 64 * 5)  # weights and biases of the actor's first layer
-    theta2, mu2 = agent.theta[first].square().sum(), agent.mu[:, first].square().sum(1)
+    theta, mu = agent.theta + agent.mu.mean(0), agent.mu - agent.mu.mean(0)
+    assert (agent.mu.mean(0).norm() > 0.1 * mu.norm(dim=1)).all()
+    theta2, mu2 = theta[first].square().sum(), mu[:, first].square().sum(1)
     for m, task in enumerate(envs.cartpole.NAMES):
         expected = {
             "kl": kl[m],
             "kl_loss": varshare.Args.beta * kl[m] / (32 * 8),
             "sigma": (0.5 * agent.logvar[m]).exp().median(),
             "sigma_over_theta": (0.5 * agent.logvar[m]).exp().median() / agent.theta.abs().median(),
-            "mu_norm": agent.mu[m].norm(),
+            "mu_norm": mu[m].norm(),
             "sharing_ratio/actor.0": theta2 / (theta2 + mu2[m]),
         }
         for name, value in expected.items():
             assert last[f"varshare/{name}", task] == pytest.approx(value.item(), rel=1e-4)
     assert last["varshare/kl", "mean"] == pytest.approx(kl.mean().item(), rel=1e-4)
-    assert last["varshare/theta_norm", "mean"] == pytest.approx(agent.theta.norm().item(), rel=1e-4)
+    assert last["varshare/theta_norm", "mean"] == pytest.approx(theta.norm().item(), rel=1e-4)
     assert {row[2] for row in rows if row[1] == "varshare/theta_norm"} == {"mean"}
     assert last["varshare/sharing_ratio/actor.0", "mean"] == pytest.approx(
         (theta2 / (theta2 + mu2.mean())).item(), rel=1e-4
@@ -529,9 +532,9 @@ def test_sharing_ratio_of_a_gaussian_policys_deviation_is_a_layers_of_its_own():
         if row[0] == "64" and row[1] == "varshare/sharing_ratio/logstd" and row[2] != "mean"
     }
     agent, W = probes.load_agent(varshare, folder)
-    theta2, mu2 = agent.theta[-1].square(), agent.mu[0, -1].square()
+    theta2 = W["logstd"].square()  # of one task all is shared: theta + mean_m mu_m is its own weight
     assert W["logstd"].item() == pytest.approx((agent.theta[-1] + agent.mu[0, -1]).item())
-    assert float(value) == pytest.approx((theta2 / (theta2 + mu2)).item(), rel=1e-4)
+    assert float(value) == 1 and theta2 > 0
 
 
 def test_reptile_moves_the_mean_of_the_residuals_into_theta():
@@ -559,3 +562,26 @@ def test_compiled_gradients_equal_the_eager_ones_and_a_compiled_run_finishes(mon
     _, folder = probes.learn(varshare, "RewardOfBoth", rollouts=3, compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # a minibatch, whole and once
     assert all(x.isfinite().all() for x in probes.load(folder)["agent"].values())
+
+
+def test_what_is_measured_of_sharing_does_not_depend_on_the_gauge():
+    """theta + c with mu_m - c is the same network; where theta is frozen it is not free to move."""
+    agent = make_agent()
+    measured = []
+    for freeze_theta in (False, True):
+        for _ in range(2):
+            run, logged = Run.__new__(Run), {}
+            run.args = varshare.Args(freeze_theta=freeze_theta)
+            run.log = lambda name, x, per_task=(), to=logged: to.update({name: [x, *per_task]})
+            run.log_sharing(agent.unpack(agent.theta.detach()[None]), agent.unpack(agent.mu.detach()))
+            measured.append(logged)
+            with torch.no_grad():
+                c = torch.randn(agent.theta.shape, dtype=agent.theta.dtype)
+                agent.theta += c
+                agent.mu -= c
+    free, same, frozen, moved = measured
+    assert len(free) == 2 + 6 and len(free["varshare/mu_norm"]) == 1 + TASKS
+    for name, x in free.items():
+        assert same[name] == pytest.approx(x)
+        assert moved[name] != pytest.approx(frozen[name], rel=1e-3)
+    assert frozen["varshare/theta_norm"][0] != pytest.approx(free["varshare/theta_norm"][0], rel=1e-3)
