@@ -1,0 +1,1 @@
+"""What stands behind benchmark.sh and report.py: statistics, and the tables of the control suites."""

@@ -1,0 +1,162 @@
+"""Intervals cover what they claim, comparisons are corrected for their number, weak suites refuse."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bench.statistics import (
+    Difference,
+    Interval,
+    can_tell,
+    difference,
+    holm,
+    mean_interval,
+    median_interval,
+    verdict,
+)
+
+RUNS = 10
+
+
+def normal(rng, shape):
+    """Returns far from any ceiling, and their mean."""
+    return rng.normal(400, 20, shape), 400.0
+
+
+def below_ceiling(rng, shape):
+    """Returns that fall short of 500 by the size of a normal number: most are near it."""
+    return 500 - 10 * np.abs(rng.normal(size=shape)), 500 - 10 * math.sqrt(2 / math.pi)
+
+
+def cut_off(rng, shape):
+    """Returns that would be normal around 495 if 500 were not the most: more than a third are 500."""
+    z = (500 - 495) / 15
+    mean = 495 * stats.norm.cdf(z) - 15 * stats.norm.pdf(z) + 500 * stats.norm.sf(z)
+    return np.minimum(500, rng.normal(495, 15, shape)), mean
+
+
+def percentile_bootstrap(x):
+    found = stats.bootstrap(
+        (x,), np.mean, axis=-1, method="percentile", n_resamples=500, rng=np.random.default_rng(0)
+    )
+    return found.confidence_interval
+
+
+def coverage(interval, data, trials):
+    samples, mean = data(np.random.default_rng(1), (trials, RUNS))
+    low, high = interval(samples)
+    return np.mean((low <= mean) & (mean <= high))
+
+
+@pytest.mark.parametrize("data", [normal, below_ceiling, cut_off])
+def test_intervals_of_ten_runs_cover(data):
+    """And those of the percentile bootstrap do not, by the same measure."""
+
+    def student(samples):
+        _, low, high = np.array([mean_interval(x) for x in samples]).T
+        return low, high
+
+    assert coverage(student, data, 4000) > 0.92
+    assert coverage(percentile_bootstrap, data, 1000) < 0.92
+
+
+def test_intervals_of_a_difference_cover_and_pairing_helps():
+    rng, hits, widths = np.random.default_rng(0), np.zeros(2), np.zeros(2)
+    for _ in range(2000):
+        common, own = rng.normal(0, 20, RUNS), rng.normal(0, 10, (2, RUNS))
+        x, y = (pd.Series(400 + common + o) for o in own)
+        for i, other in enumerate((y, y.set_axis(range(100, 110)))):  # the same seeds, and others
+            d = difference(x, other).interval
+            hits[i] += d.low <= 0 <= d.high
+            widths[i] += d.high - d.low
+    assert 0.94 < hits[0] / 2000 < 0.96 and hits[1] / 2000 > 0.94  # not paired it is too wide here
+    assert widths[0] < 0.7 * widths[1]
+
+
+def test_differences_are_those_of_the_t_tests():
+    x, y = pd.Series([3.0, 5, 4], [1, 2, 3]), pd.Series([1.0, 1, 2.5], [3, 1, 2])
+    d = difference(x, y)
+    assert d.interval.center == pytest.approx(4 - 1.5)
+    deltas = np.array([3 - 1, 5 - 2.5, 4 - 1])
+    half = stats.t.ppf(0.975, 2) * deltas.std(ddof=1) / math.sqrt(3)
+    assert d.interval.low == pytest.approx(2.5 - half) and d.interval.high == pytest.approx(2.5 + half)
+    assert d.p == pytest.approx(stats.ttest_1samp(deltas, 0).pvalue)
+    other = y.set_axis([7, 8, 9])
+    assert difference(x, other).p == pytest.approx(stats.ttest_ind(x, other, equal_var=False).pvalue)
+    same = pd.Series([500.0, 500.0], [1, 2])
+    assert difference(same, same) == Difference(Interval(0, 0, 0), 1)
+    assert difference(same, same - 1) == Difference(Interval(1, 1, 1), 0)
+    assert math.isnan(difference(same[:1], same).p)
+
+
+def test_medians_may_be_infinite_and_their_intervals_cover():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(2000):
+        x = np.where((u := rng.random(RUNS)) < 0.7, 10 + u, math.inf)  # 0.5 is the median of u
+        _, low, high = median_interval(x)
+        hits += low <= 10.5 <= high
+    assert 0.95 < hits / 2000 < 0.99  # order statistics cover 97.9 %
+    assert median_interval([1, 2, math.inf, math.inf, math.inf, math.inf]) == (math.inf, 1, math.inf)
+    assert median_interval(range(10)) == (4.5, 1, 8)
+    assert median_interval([3, 1, 2])[0] == 2 and math.isnan(median_interval([3, 1, 2])[1])
+    assert median_interval([math.inf] * 10).text(0) == "- [-, -]"
+
+
+def test_holms_correction():
+    p = [0.01, 0.04, math.nan, 0.03, 0.005]
+    np.testing.assert_allclose(holm(p), [0.03, 0.06, math.nan, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1, 1] and not len(holm([]))
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(1000):  # ten comparisons without a difference
+        wrong += (holm(stats.ttest_1samp(rng.normal(size=(10, RUNS)), 0, axis=1).pvalue) < 0.05).any()
+    assert wrong / 1000 < 0.07
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        (10, 30, 0.01, "better"),
+        (10, 30, 0.2, "undecided"),  # after the correction
+        (-30, -10, 0.01, "worse"),
+        (-3, 4, 0.5, "the same"),
+        (1, 4, 0.01, "the same"),  # a difference, of no importance
+        (-20, 4, 0.5, "undecided"),
+        (math.nan, math.nan, math.nan, "undecided"),
+    ],
+)
+def test_verdicts(low, high, p, expected):
+    assert verdict(Difference(Interval((low + high) / 2, low, high), p), p, margin=5) == expected
+
+
+def runs(mean, spread=5.0, seed=0, n=RUNS):
+    return pd.Series(mean + spread * np.random.default_rng(seed).normal(size=n), range(n))
+
+
+def test_a_suite_on_which_task_blind_does_as_well_cannot_tell():
+    """Whatever the others among themselves."""
+    able, why = can_tell({"task-blind": runs(490), "varshare": runs(490, seed=1), "pcgrad": runs(300)}, 500)
+    assert not able and why.startswith("task-blind is not beaten") and "varshare" in why
+    able, why = can_tell({"task-blind": runs(130), "varshare": runs(400, seed=1), "pcgrad": runs(300)}, 500)
+    assert able and "varshare" in why and "task-blind 13" in why
+    able, why = can_tell(
+        {"task-blind": runs(130), "varshare": runs(499, 0.5, 1), "pcgrad": runs(498, 0.5)}, 500
+    )
+    assert not able and "ceiling" in why
+    assert not can_tell({"varshare": runs(400)}, 500)[0]  # without the control
+    assert not can_tell({"task-blind": runs(400)}, None)[0]
+    assert not can_tell({"task-blind": runs(100, n=1), "varshare": runs(400, n=1)}, None)[0]
+
+
+def test_the_best_of_many_equal_methods_does_not_show_power():
+    """Chosen among twenty, it beats task-blind by chance more often than in one case of twenty."""
+    rng, uncorrected, corrected = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        suite = {f"m{i}": pd.Series(rng.normal(size=RUNS)) for i in range(20)}
+        suite["task-blind"] = pd.Series(rng.normal(size=RUNS))
+        best = max((m for m in suite if m != "task-blind"), key=lambda m: suite[m].mean())
+        uncorrected += difference(suite[best], suite["task-blind"]).interval.low > 0
+        corrected += can_tell(suite, None)[0]
+    assert uncorrected / 300 > 0.15 and corrected / 300 < 0.06
