@@ -128,7 +128,7 @@ power_runs() { # CartPoles at three step sizes, named method@step size, of which
 
 ceilings_runs() { # a million steps of each task
     local seed env tasks
-    for seed in 1 2 3; do for env in cartpole10 cartpole-goals10 cartpole-goals-physics10 lunarlander20-goals; do
+    for seed in 1 2 3; do for env in cartpole-goals10 cartpole-goals-physics10 lunarlander20-goals; do
         case $env in lunar*) tasks=20 ;; *) tasks=10 ;; esac
         run_of "ceilings__${env}" independent "$env" ${tasks}000000 "$seed" "--ent-coef 0.01"
     done; done
@@ -198,7 +198,7 @@ suite_runs() {
 report() {
     case $1 in
         search | main | noise) python "$root/results/tables.py" "$1" ;;
-        power | ceilings | normalisation) python "$root/bench/controls.py" "$1" ;;
+        power | ceilings | normalisation) PYTHONPATH=$root python -m bench.controls "$1" ;;
         *) python "$root/report.py" runs --suite "$1" --out "results/$1" ;;
     esac
 }

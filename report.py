@@ -9,11 +9,13 @@ that is not finished is drawn as far as it went. Of a suite, for every environme
 
     runs.csv            every number used: env, steps, method, seed, metric, task, step, value (long)
     configs.csv         script, settings, commit and hardware of every run
-    table.md            final evaluation (IQM and mean over tasks, worst task); of the training return the
-                        area under the curve and the steps to 90 % of what the best method ends with; each
-                        with a 95 % bootstrap interval over runs; cost
+    table.md            whether the suite can tell methods apart; task-blind and then every method by its mean
+                        final evaluation: worst task, difference from task-blind; of the evaluations on the
+                        way the area under their curve and the steps to 80 % of what the tasks allow; cost
     curves_*.png, tasks_*.png, improvement_*.png, sharing_*.png, cost_*.png
     claims.md           verdicts on those of the README's claims that the suite can answer
+
+Intervals and verdicts are those of bench/statistics.py.
 
 A method is what --exp-name says, by default the script's name.
 """
@@ -22,7 +24,6 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -35,6 +36,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
+
+from bench.controls import ceiling, markdown
+from bench.statistics import (
+    BLIND,
+    MARGIN,
+    Interval,
+    can_tell,
+    difference,
+    holm,
+    mean_interval,
+    median_interval,
+    verdict,
+)
 
 # Okabe and Ito's palette, told apart with any kind of colour vision
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -323,9 +337,21 @@ def plot_run(run: Run) -> list[Path]:
 
 EVALUATION, TRAINING = "eval/episodic_return", "charts/episodic_return"
 RUN = ["env", "steps", "method", "seed"]  # what names a run
-CURVES = [TRAINING, "charts/wall_time", "varshare/mu_norm"]  # kept over time, of all tasks together
-LAST = ["charts/SPS", "varshare/mu_norm", "varshare/theta_norm"]  # kept at the end, and for every task
+SUCCESS = "eval/success_rate"
+CURVES = [
+    EVALUATION,
+    TRAINING,
+    "charts/wall_time",
+    "varshare/mu_norm",
+]  # kept over time, of all tasks together
+LAST = [
+    "charts/SPS",
+    SUCCESS,
+    "varshare/mu_norm",
+    "varshare/theta_norm",
+]  # kept at the end, and for every task
 TITLES = {
+    BLIND: "Task-blind",
     "varshare": "VarShare",
     "varshare-recentred": "VarShare, re-centred",
     "l2soft": "L2Soft",
@@ -340,9 +366,8 @@ TITLES = {
 }
 RESIDUAL = ("varshare", "varshare-recentred", "l2soft", "l2soft-recentred")  # methods with a mu_m per task
 RESIDUAL += ("varshare-ppo", "varshare-sac")
-NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias")
-RESAMPLES = 2000
-NEVER = 1e18  # steps; finite, so that it can be averaged
+NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
+THRESHOLD = 0.8  # share of a suite's ceiling that methods are timed to
 
 
 def collect_run(folder: Path) -> tuple[pd.DataFrame, dict]:
@@ -357,14 +382,18 @@ def collect_run(folder: Path) -> tuple[pd.DataFrame, dict]:
     parts.append(ends[ends.global_step == run.log.global_step.max()])
     rows = pd.concat(parts).drop_duplicates().rename(columns={"global_step": "step"})
     agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
-    agent = {name: x for name, x in agent.items() if name not in NOT_TRAINED}
+    agent = {name: x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED}
     own = {name: x for name, x in agent.items() if x.ndim == 2}  # (task, weight)
     extra = [
         ("parameters/own", "mean", sum(x.shape[1] for x in own.values())),
         ("parameters/all", "mean", sum(x.numel() for x in agent.values())),
     ]
-    if "mu" in agent:
-        mu = agent["mu"] / agent["mu"].norm(dim=1, keepdim=True)
+    if "mu" in agent:  # what all residuals have in common counts as shared
+        common = agent["mu"].mean(0)
+        mu = agent["mu"] - common
+        ratio = mu.norm(dim=1).mean() / (agent["theta"] + common).norm()
+        extra.append(("residual/ratio", "mean", ratio))
+        mu = mu / mu.norm(dim=1, keepdim=True)
         for (i, j), cosine in np.ndenumerate((mu @ mu.T).numpy()):
             if i < j:
                 extra.append(("cosine", f"{run.tasks[i]}|{run.tasks[j]}", cosine))
@@ -399,16 +428,22 @@ def collect(folder: Path, suite: str, out: Path) -> None:
 
 @dataclass
 class Scores:
-    """What a method reached in one environment with one budget; the first axis is the run.
+    """What a method reached in one environment with one budget; rows are runs, by seed.
 
     Attributes:
         final: (run, task) return of the final evaluation.
-        steps, curve: (step,) and (run, step), mean training return over tasks.
+        curve: (run, step) mean return over tasks of the evaluations on the way and of the final one.
+        training: (run, step) mean training return over tasks.
     """
 
-    final: np.ndarray
-    steps: np.ndarray
-    curve: np.ndarray
+    final: pd.DataFrame
+    curve: pd.DataFrame
+    training: pd.DataFrame
+
+    @property
+    def means(self) -> pd.Series:
+        """Mean over tasks of the final evaluation, by seed."""
+        return self.final.mean(axis=1)
 
 
 def scores(group: pd.DataFrame) -> dict[str, Scores]:
@@ -417,104 +452,84 @@ def scores(group: pd.DataFrame) -> dict[str, Scores]:
     result = {}
     for method in methods:
         rows = group[group.method == method]
+        mean = rows[rows.task == "mean"]
         final = rows[(rows.metric == EVALUATION) & (rows.task != "mean")]
-        curve = rows[rows.metric == TRAINING].pivot(index="seed", columns="step", values="value")
-        curve = curve.ffill(axis=1).bfill(axis=1)  # before the first episode of a task ended
+        curve, training = (
+            mean[mean.metric == metric].pivot(index="seed", columns="step", values="value")
+            for metric in (EVALUATION, TRAINING)
+        )
         final = final.pivot_table(index="seed", columns="task", values="value", sort=False)
-        result[method] = Scores(final.to_numpy(), curve.columns.to_numpy(), curve.to_numpy())
+        training = training.ffill(axis=1).bfill(axis=1)  # before the first episode of a task ended
+        result[method] = Scores(final.sort_index(), curve, training)
     return result
 
 
-def iqm(x: np.ndarray) -> float:
-    """Mean of the middle half of all numbers (Agarwal et al. 2021)."""
-    return float(stats.trim_mean(x, 0.25, axis=None))
-
-
 def steps_to(s: Scores, target: float) -> np.ndarray:
-    """(run,) steps until the training return first reaches the target, NEVER where it does not."""
-    reached = s.curve >= target
-    return np.where(reached.any(1), s.steps[reached.argmax(1)], NEVER)
+    """(run,) steps of the first evaluation that reaches the target, infinite where none does."""
+    reached = s.curve.to_numpy() >= target
+    return np.where(reached.any(1), s.curve.columns.to_numpy(float)[reached.argmax(1)], math.inf)
 
 
-def interval(statistic: Callable[..., float], *samples: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of a statistic of samples whose runs, the first axis, are resampled."""
-    if min(map(len, samples)) < 2 or any(np.isnan(x).any() for x in samples):
-        return math.nan, math.nan
-    found = stats.bootstrap(
-        [np.arange(len(x)) for x in samples],
-        lambda *rows: statistic(*(x[row] for x, row in zip(samples, rows))),
-        vectorized=False,
-        paired=False,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def area(s: Scores) -> pd.Series:
+    """Mean return over the steps between the first evaluation and the last, by seed."""
+    steps = s.curve.columns.to_numpy(float)
+    return pd.Series(np.trapezoid(s.curve, steps, axis=1) / (steps[-1] - steps[0]), s.curve.index)
 
 
-def curve_interval(curve: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap interval of the IQM over runs at every step: (run, step) -> (step,) twice."""
-    found = stats.bootstrap(
-        (curve,),
-        lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
-        axis=0,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return found.low, found.high
+def bands(curve: pd.DataFrame) -> np.ndarray:
+    """Mean over runs and its interval at every step: (run, step) -> (3, step)."""
+    return np.array([mean_interval(x) for x in curve.to_numpy().T]).T
 
 
-def improvement(x: np.ndarray, y: np.ndarray) -> float:
+def improvement(x: pd.DataFrame, y: pd.DataFrame) -> float:
     """P(a run of x scores above one of y on a task), ties half, mean over tasks; (run, task) each."""
-    return float(np.mean((x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])))
+    x, y = x.to_numpy()[:, None], y.to_numpy()[None]
+    return float(np.mean((x > y) + 0.5 * (x == y)))
 
 
-def with_interval(x: float, low: float, high: float, digits: int = 1) -> str:
-    """x [low, high]; of NEVER and NaN a dash."""
-    x, low, high = (f"{v:,.{digits}f}" if abs(v) < 1e12 else "-" for v in (x, low, high))
-    return f"{x} [{low}, {high}]"
+def make_table(group: pd.DataFrame, target: float | None) -> str:
+    """The table of one environment and budget: task-blind, then the others, best mean first.
 
-
-def make_table(group: pd.DataFrame) -> str:
-    """The table of one environment and budget, best IQM first."""
+    Args:
+        group: rows of runs.csv.
+        target: return that methods are timed to, None for no such column.
+    """
     by_method = scores(group)
-    target = 0.9 * max(s.curve[:, -1].mean() for s in by_method.values())
-    # IQM over runs and tasks; the rest are means over runs
-    measures = {
-        "IQM": (lambda s: s.final, iqm, 1),
-        "mean": (lambda s: s.final, np.mean, 1),
-        "worst task": (lambda s: s.final.min(1), np.mean, 1),
-        "area under the curve": (lambda s: s.curve.mean(1), np.mean, 1),
-        f"steps to {target:.0f} (median)": (lambda s: steps_to(s, target), np.median, 0),
-    }
+    others = [method for method in by_method if method != BLIND]
+    differences, corrected = {}, {}
+    if BLIND in by_method:
+        differences = {m: difference(by_method[m].means, by_method[BLIND].means) for m in others}
+        corrected = dict(zip(others, holm([d.p for d in differences.values()])))
+    margin = MARGIN * max(abs(s.means.mean()) for s in by_method.values())
+    timed = all(s.curve.shape[1] > 1 for s in by_method.values())  # evaluated on the way
     cost = group[group.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
     cost = cost.groupby("method").median()
     rows = []
-    for method, s in by_method.items():
-        cells = [TITLES.get(method, method), str(len(s.final))]
-        for select, statistic, digits in measures.values():
-            sample = select(s)
-            cells.append(with_interval(statistic(sample), *interval(statistic, sample), digits))
-        c = cost.loc[method]
-        cells += [f"{c['parameters/own']:,.0f}", f"{c['parameters/all']:,.0f}"]
-        cells += [f"{c['charts/wall_time']:.1f}", f"{c['charts/SPS']:,.0f}"]
-        rows.append(((iqm(s.final), s.final.mean()), cells))
-    columns = [
-        "method",
-        "runs",
-        *measures,
-        "parameters of a task's own",
-        "parameters",
-        "seconds",
-        "env steps/s",
-    ]
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *(cells for _, cells in sorted(rows, key=lambda row: row[0], reverse=True)),
-    ]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    for method in sorted(by_method, key=lambda m: (m != BLIND, -by_method[m].means.mean())):
+        s, c = by_method[method], cost.loc[method]
+        row = {"method": TITLES.get(method, method), "runs": str(len(s.final))}
+        row |= {
+            "mean": mean_interval(s.means).text(),
+            "worst task": mean_interval(s.final.min(axis=1)).text(),
+        }
+        if SUCCESS in c:
+            row["success"] = f"{c[SUCCESS]:.0%}"
+        if differences:
+            row |= dict.fromkeys(("minus task-blind", "p (Holm)", "against task-blind"), "")
+        if method in differences:
+            d, p = differences[method], corrected[method]
+            row |= {"minus task-blind": d.interval.text(), "p (Holm)": f"{p:.2g}"}
+            row["against task-blind"] = verdict(d, p, margin)
+        if timed:
+            row["area under evaluations"] = mean_interval(area(s)).text()
+        if timed and target is not None:
+            steps = steps_to(s, target)
+            row[f"steps to {target:.0f} (median)"] = median_interval(steps).text(0)
+            row["runs that get there"] = f"{np.isfinite(steps).sum()} of {len(steps)}"
+        row |= {"parameters of a task's own": f"{c['parameters/own']:,.0f}"}
+        row |= {"parameters": f"{c['parameters/all']:,.0f}", "seconds": f"{c['charts/wall_time']:.1f}"}
+        rows.append(row | {"env steps/s": f"{c['charts/SPS']:,.0f}"})
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def panels_of(methods: list[str]) -> list[list[str]]:
@@ -535,25 +550,30 @@ def color_of(method: str) -> str:
     return colors.get(method, "0.5")
 
 
+def draw_curves(ax: Axes, by_method: dict[str, Scores], methods: list[str], evaluated: bool) -> None:
+    """Return of methods against steps: mean over runs and tasks, 95 % intervals."""
+    for method in methods:
+        s, color = by_method[method], color_of(method)
+        curve = s.curve if evaluated else s.training
+        mean, low, high = bands(curve)
+        ax.plot(curve.columns, mean, color=color, lw=1.8, label=TITLES.get(method, method))
+        ax.fill_between(curve.columns, low, high, color=color, alpha=0.15, lw=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xlabel("environment steps, all tasks together")
+    ax.legend(fontsize=8, loc="lower right")
+
+
 def plot_curves(group: pd.DataFrame, title: str) -> Figure:
-    """Training return of every method: IQM over runs of the mean over tasks, 95 % intervals."""
+    """Evaluations on the way of every method, or where there are none its training return."""
     by_method = scores(group)
+    evaluated = all(s.curve.shape[1] > 1 for s in by_method.values())
     panels = panels_of(list(by_method))
     figure = Figure(figsize=(5.6 * len(panels), 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, methods in zip(axes, panels):
-        for method in methods:
-            s, color = by_method[method], color_of(method)
-            ax.plot(
-                s.steps, [iqm(x) for x in s.curve.T], color=color, lw=1.8, label=TITLES.get(method, method)
-            )
-            if len(s.curve) > 1:
-                ax.fill_between(s.steps, *curve_interval(s.curve), color=color, alpha=0.15, lw=0)
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.set_xlabel("environment steps, all tasks together")
-        ax.legend(fontsize=8, loc="lower right")
-    axes[0].set_ylabel("training return, mean over tasks")
+        draw_curves(ax, by_method, methods, evaluated)
+    axes[0].set_ylabel(f"{'evaluation' if evaluated else 'training return'}, mean over tasks")
     return figure
 
 
@@ -565,20 +585,16 @@ def plot_cost(group: pd.DataFrame, title: str) -> Figure | None:
     figure = Figure(figsize=(11.2, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 2, sharey=True)
+    draw_curves(axes[0], by_method, list(by_method), evaluated=False)
     for method, s in by_method.items():
         rows = group[(group.method == method) & (group.metric == "charts/wall_time")]
-        seconds = rows.groupby("step").value.median()[s.steps]  # of the runs
-        for ax, x in zip(axes, (s.steps, seconds.to_numpy())):
-            color, name = color_of(method), TITLES.get(method, method)
-            ax.plot(x, [iqm(y) for y in s.curve.T], color=color, lw=1.8, label=name)
-            if len(s.curve) > 1:
-                ax.fill_between(x, *curve_interval(s.curve), color=color, alpha=0.15, lw=0)
-    axes[0].set_xlabel("environment steps, all tasks together")
-    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+        seconds = rows.groupby("step").value.median()[s.training.columns].to_numpy()  # of the runs
+        mean, low, high = bands(s.training)
+        axes[1].plot(seconds, mean, color=color_of(method), lw=1.8)
+        axes[1].fill_between(seconds, low, high, color=color_of(method), alpha=0.15, lw=0)
     axes[1].set_xlabel("seconds on one core")
     axes[1].set_xscale("log")
     axes[0].set_ylabel("training return, mean over tasks")
-    axes[0].legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -594,11 +610,9 @@ def plot_tasks(group: pd.DataFrame, title: str) -> Figure:
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     names = [TITLES.get(method, method) for method in by_method]
-    for i, (ax, task) in enumerate(zip(axes, tasks)):
+    for ax, task in zip(axes, tasks):
         for name, (method, s) in zip(names, by_method.items()):
-            values = s.final[:, i]
-            low, high = interval(np.mean, values)
-            mean = values.mean()
+            mean, low, high = mean_interval(s.final[task])
             error = None if math.isnan(low) else [[max(0, mean - low)], [max(0, high - mean)]]
             ax.barh(name, mean, color=color_of(method), xerr=error, error_kw={"lw": 1, "ecolor": "0.35"})
         ax.set_title(task, fontsize=8)
@@ -668,18 +682,18 @@ def plot_sharing_map(group: pd.DataFrame, title: str) -> Figure | None:
 
 
 def plot_residuals(groups: dict[str, pd.DataFrame]) -> Figure | None:
-    """|mu_m| over time on identical and on different tasks."""
+    """Size of the residuals over time on identical and on different tasks."""
     names = {name: rows[rows.metric == "varshare/mu_norm"] for name, rows in groups.items()}
     methods = [m for m in RESIDUAL if all((rows.method == m).any() for rows in names.values())]
     if len(groups) < 2 or not methods:
         return None
     figure = Figure(figsize=(3.4 * len(methods), 3.4), layout="constrained")
-    figure.suptitle("norm of the residuals, mean over tasks, IQM over runs", fontsize=11)
+    figure.suptitle("norm of the residuals, mean over tasks and runs", fontsize=11)
     for ax, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods):
         for color, (name, rows) in zip(CYCLE, names.items()):
             rows = rows[(rows.method == method) & (rows.task == "mean")]
             curve = rows.pivot_table(index="seed", columns="step", values="value")
-            ax.plot(curve.columns, [iqm(x) for x in curve.to_numpy().T], color=color, label=name)
+            ax.plot(curve.columns, curve.mean(), color=color, label=name)
         ax.set_title(TITLES[method])
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -693,13 +707,34 @@ def plot_residuals(groups: dict[str, pd.DataFrame]) -> Figure | None:
 
 SEARCHED = ("cartpole10",)  # where every method's settings were searched with the same budget
 BASELINES = ("independent", "hard-sharing", "contextual", "pcgrad", "cagrad")
-MARGIN = 0.05  # two methods are the same if their means differ by less than this share of the better one
 SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
 
 
-def difference(x: Scores, y: Scores) -> tuple[float, float, float]:
-    """Mean final evaluation of x minus that of y, and its 95 % interval."""
-    return x.final.mean() - y.final.mean(), *interval(lambda a, b: a.mean() - b.mean(), x.final, y.final)
+def compare(by_method: dict[str, Scores], pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Verdict and a line of a table for each pair of methods, corrected for their number."""
+    found = [difference(by_method[x].means, by_method[y].means) for x, y in pairs]
+    result = []
+    for (x, y), d, p in zip(pairs, found, holm([d.p for d in found])):
+        margin = MARGIN * abs(max(by_method[x].means.mean(), by_method[y].means.mean()))
+        decision = verdict(d, p, margin)
+        chance = improvement(by_method[x].final, by_method[y].final)
+        cells = [
+            TITLES[x],
+            TITLES[y],
+            d.interval.text(),
+            f"{p:.2g}",
+            f"{margin:.1f}",
+            f"{chance:.2f}",
+            decision,
+        ]
+        result.append((decision, cells))
+    return result
+
+
+def comparisons(rows: list[list[str]]) -> str:
+    """The table of `compare`."""
+    columns = ["method", "and", "difference of means", "p (Holm)", "margin", "probability of improvement"]
+    return markdown([*columns, "verdict"], rows)
 
 
 def claim_1(by_method: dict[str, Scores]) -> str | None:
@@ -707,102 +742,77 @@ def claim_1(by_method: dict[str, Scores]) -> str | None:
     pairs = [(m, b) for m in ("varshare", "l2soft") for b in BASELINES if m in by_method and b in by_method]
     if not pairs:
         return None
-    lines, won, decided = [], 0, True
-    for method, baseline in pairs:
-        x, y = by_method[method], by_method[baseline]
-        center, low, high = difference(x, y)
-        chance = improvement(x.final, y.final), *interval(improvement, x.final, y.final)
-        won, decided = won + (low > 0), decided and not math.isnan(low)
-        lines.append(
-            f"| {TITLES[method]} | {TITLES[baseline]} | {with_interval(center, low, high)} | "
-            f"{with_interval(*chance, 2)} | {'yes' if low > 0 else 'no'} |"
-        )
-    verdict = "supported" if won == len(pairs) else f"supported in {won} of {len(pairs)} comparisons"
-    verdict = verdict if won else "not supported"
-    test = (
-        "test: in every comparison the 95 % interval of the difference lies above 0; no correction for their"
-    )
-    columns = "| method | baseline | difference of means | probability of improvement | above 0 |"
-    head = f"**{verdict if decided else 'not decided'}** ({test} number)\n\n{columns}\n|---|---|---|---|---|"
-    return "\n".join([head, *lines])
+    verdicts, rows = zip(*compare(by_method, pairs))
+    won = verdicts.count("better")
+    answer = "supported" if won == len(pairs) else f"supported in {won} of {len(pairs)} comparisons"
+    test = "p below 5 % in every comparison, and not the same within the margin"
+    return f"**{answer if won else 'not supported'}** (test: {test})\n\n{comparisons(rows)}"
 
 
 def claim_2(by_method: dict[str, Scores]) -> str | None:
     """VarShare and L2Soft are the same."""
     pairs = [("varshare", "l2soft"), ("varshare-recentred", "l2soft-recentred")]
     pairs = [(x, y) for x, y in pairs if x in by_method and y in by_method]
-    lines, same, apart = [], [], []  # apart: by more than the margin
-    for x, y in pairs:
-        center, low, high = difference(by_method[x], by_method[y])
-        margin = MARGIN * abs(max(by_method[x].final.mean(), by_method[y].final.mean()))
-        same.append(max(abs(low), abs(high)) < margin)
-        apart.append(low > margin or high < -margin)
-        lines.append(
-            f"- {TITLES[x]} minus {TITLES[y]}: {with_interval(center, low, high)}, margin {margin:.1f}; "
-            f"{'within it' if same[-1] else 'beyond it' if apart[-1] else 'not decided'}"
-        )
-    if not lines:
+    if not pairs:
         return None
-    verdict = "not supported" if any(apart) else "supported" if all(same) else "not decided"
+    verdicts, rows = zip(*compare(by_method, pairs))
+    apart = {"better", "worse"} & set(verdicts)
+    answer = "not supported" if apart else "supported" if set(verdicts) == {"the same"} else "not decided"
     test = f"the 95 % interval of the difference lies within {MARGIN:.0%} of the better mean"
-    return f"**{verdict}** (test: {test})\n\n" + "\n".join(lines)
+    return f"**{answer}** (test: {test})\n\n{comparisons(rows)}"
 
 
-def claim_6(by_method: dict[str, Scores]) -> str | None:
+def claim_6(by_method: dict[str, Scores], target: float | None) -> str | None:
     """SAC needs fewer samples than PPO."""
     if not {"varshare-sac", "varshare-ppo"} <= by_method.keys():
         return None
     sac, ppo = by_method["varshare-sac"], by_method["varshare-ppo"]
-    target = 0.9 * max(s.curve[:, -1].mean() for s in (sac, ppo))
+    if target is None or min(sac.curve.shape[1], ppo.curve.shape[1]) < 2:
+        return "**not decided**: the runs were not evaluated on the way (--eval-interval)"
     needed = steps_to(sac, target), steps_to(ppo, target)
-
-    def quotient(x: np.ndarray, y: np.ndarray) -> float:
-        return float(np.median(x) / np.median(y))
-
-    low, high = interval(quotient, *needed)
-    verdict = "supported" if high < 1 else "not supported: PPO needs fewer" if low > 1 else "not decided"
+    p = stats.mannwhitneyu(*needed).pvalue
+    fewer = np.mean(needed[0][:, None] < needed[1]) - np.mean(needed[0][:, None] > needed[1])
+    answer = (
+        "supported"
+        if p < 0.05 and fewer > 0
+        else "not supported: PPO needs fewer"
+        if p < 0.05
+        else "not decided"
+    )
     lines = [
-        f"- {TITLES[name]}: median {with_interval(np.median(x), *interval(np.median, x), 0)} steps to a "
-        f"training return of {target:.0f}, reached in {(x < NEVER).sum()} of {len(x)} runs"
+        f"- {TITLES[name]}: median {median_interval(x).text(0)} steps to an evaluation of {target:.0f}, "
+        f"reached in {np.isfinite(x).sum()} of {len(x)} runs"
         for name, x in zip(("varshare-sac", "varshare-ppo"), needed)
     ]
-    lines.append(
-        f"- quotient: {with_interval(quotient(*needed), low, high, 2)}, a run that never gets there "
-        "counting as infinitely long"
-    )
-    center, *ends = difference(sac, ppo)
-    lines.append(f"- final evaluation, VarShare-SAC minus VarShare-PPO: {with_interval(center, *ends)}")
-    test = "the 95 % interval of the quotient of medians lies below 1; at the step sizes and beta searched"
-    return f"**{verdict}** (test: {test})\n\n" + "\n".join(lines)
+    lines.append(f"- Mann-Whitney test of these steps: p = {p:.2g}, a run that never gets there the longest")
+    center = difference(sac.means, ppo.means).interval
+    lines.append(f"- final evaluation, VarShare-SAC minus VarShare-PPO: {center.text()}")
+    return f"**{answer}** (test: p below 5 %; at the step sizes and beta searched)\n\n" + "\n".join(lines)
 
 
 def claim_8(different: pd.DataFrame, identical: pd.DataFrame) -> str | None:
     """On identical tasks mu shrinks to 0, on different tasks it does not."""
     lines, small, less = [], [], []
     for method in RESIDUAL:
-        ratios = []
-        for rows in (identical, different):
-            rows = rows[(rows.method == method) & (rows.task == "mean")]
-            last = rows.groupby(["seed", "metric"]).value.last().unstack()
-            if not len(last):
-                break
-            ratios.append((last["varshare/mu_norm"] / last["varshare/theta_norm"]).to_numpy())
-        if len(ratios) < 2:
+        rows = [x[(x.method == method) & (x.metric == "residual/ratio")] for x in (identical, different)]
+        ratios = [x.set_index("seed").value for x in rows]
+        if min(map(len, ratios)) < 2:
             continue
-        share = ratios[0].mean() / ratios[1].mean()
-        low, high = interval(lambda a, b: a.mean() / b.mean(), *ratios)
-        small.append(high < SMALL)
-        less.append(high < 1)
+        d = difference(*map(np.log, ratios))  # whose difference is the logarithm of a quotient
+        share = Interval(*np.exp(d.interval))
+        small.append(share.high < SMALL)
+        less.append(share.high < 1)
         lines.append(
             f"- {TITLES[method]}: mean |mu_m| / |theta| {ratios[0].mean():.4f} on identical and "
-            f"{ratios[1].mean():.4f} on different tasks, quotient {with_interval(share, low, high, 2)}"
+            f"{ratios[1].mean():.4f} on different tasks, quotient {share.text(2)}"
         )
     if not lines:
         return None
-    verdict = "supported" if all(small) else "not supported"
+    answer = "supported" if all(small) else "not supported"
     if not all(small) and all(less):
-        verdict += ": smaller on identical tasks, but not small"
-    return f"**{verdict}** (test: the quotient's 95 % interval lies below {SMALL})\n\n" + "\n".join(lines)
+        answer += ": smaller on identical tasks, but not small"
+    test = f"the quotient's 95 % interval lies below {SMALL}; what all mu_m have in common counts as theta"
+    return f"**{answer}** (test: {test})\n\n" + "\n".join(lines)
 
 
 def write_suite(out: Path) -> None:
@@ -813,11 +823,17 @@ def write_suite(out: Path) -> None:
     runs, configs = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "configs.csv")
     missing = (out / "missing.txt").read_text().split()
     notes = [f"Missing: {len(missing)} runs, as {', '.join(missing[:5])}.\n"] if missing else []
-    tables, claims = [], []
+    summary, tables, claims = [], [], []
     with rc_context(STYLE):
         for (env, steps), group in runs.groupby(["env", "steps"]):
-            title = f"{env}, {steps:,} steps"
-            tables.append(f"## {title}\n\n{make_table(group)}")
+            title, by_method, highest = f"{env}, {steps:,} steps", scores(group), ceiling(env)
+            target = None if highest is None else THRESHOLD * highest
+            able, why = can_tell(
+                {TITLES.get(m, m) if m != BLIND else m: s.means for m, s in by_method.items()}, highest
+            )
+            power = f"{title}: **this suite {'can' if able else 'cannot'} tell methods apart**: {why}"
+            summary.append(f"- {power}\n")
+            tables.append(f"## {title}\n\n{make_table(group, target)}")
             for name, plot in SUITE_PLOTS.items():
                 if figure := plot(group, title):
                     figure.savefig(out / f"{name}_{env}_{steps}.png")
@@ -830,13 +846,17 @@ def write_suite(out: Path) -> None:
                 if figure := plot_residuals({"identical tasks": group, "different tasks": different}):
                     figure.savefig(out / f"residuals_{env}_{steps}.png")
                 continue
-            if env not in SEARCHED:
-                claims.append(
-                    f"## C1, C2 ({title})\n\nno verdict: the methods' settings were not searched here\n"
-                )
+            if text := claim_6(by_method, target):
+                claims.append(f"## C6 ({title}): {claim_6.__doc__}\n\n{text}\n")
                 continue
-            for number, claim in ((1, claim_1), (2, claim_2), (6, claim_6)):
-                if text := claim(scores(group)):
+            if not able or env not in SEARCHED:
+                reason = f"**this suite cannot tell**: {why}"
+                if able:
+                    reason = "no verdict: the methods' settings were not searched here"
+                claims.append(f"## C1, C2 ({title})\n\n{reason}\n")
+                continue
+            for number, claim in ((1, claim_1), (2, claim_2)):
+                if text := claim(by_method):
                     claims.append(f"## C{number} ({title}): {claim.__doc__}\n\n{text}\n")
     where = (
         ", ".join(configs.hardware.unique()),
@@ -845,8 +865,8 @@ def write_suite(out: Path) -> None:
     seconds = runs[(runs.metric == "charts/wall_time")].groupby(RUN).value.last().sum()
     notes.append(f"{len(configs)} runs, {seconds / 60:.0f} minutes of training on one core each ({where[0]};")
     notes.append(f"commit {where[1]}).")
-    notes.append("In brackets 95 % bootstrap intervals over runs.\n")
-    (out / "table.md").write_text("\n".join([*notes, *tables]))
+    notes.append("In brackets 95 % intervals over runs: Student's t, of medians order statistics.\n")
+    (out / "table.md").write_text("\n".join([*summary, *notes, *tables]))
     (out / "claims.md").write_text(
         "\n".join([*notes, *claims]) if claims else "No claim can be answered by this suite.\n"
     )

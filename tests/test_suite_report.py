@@ -18,13 +18,8 @@ TASKS = ["a", "b", "c"]
 LAYERS = ["actor.0", "critic.0"]
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(report, "RESAMPLES", 200)
-
-
-def write_run(folder, env, method, seed, final, mu_norm=1.0, steps=1000):
-    """A finished run whose training return rises linearly to the final one; final is (task,)."""
+def write_run(folder, env, method, seed, final, mu_norm=1.0, steps=1000, evaluations=True, success=False):
+    """A finished run whose returns rise linearly to the final ones; final is (task,)."""
     name = f"suite__{env}__{steps}__{method}__{seed}"
     folder = folder / name
     folder.mkdir(parents=True)
@@ -49,11 +44,18 @@ def write_run(folder, env, method, seed, final, mu_norm=1.0, steps=1000):
             log(step, "varshare/mu_norm", np.full(3, mu_norm))
             for layer in LAYERS:
                 log(step, f"varshare/sharing_ratio/{layer}", np.full(3, 0.9))
+        if evaluations and step % 200 == 0 and step < steps:
+            log(step, "eval/episodic_return", final * step / steps)
     log(steps, "eval/episodic_return", final)
+    if success:
+        log(steps, "eval/success_rate", np.array([1.0, 0.5, 0.0]))
     (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
-    agent = {"theta": torch.ones(5), "return_stats": torch.zeros(3, 3)}
-    if method in report.RESIDUAL:
-        agent["mu"] = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
+    agent = {"theta": torch.ones(5), "return_stats": torch.zeros(3, 3), "obs_norm.std": torch.ones(4)}
+    if method in report.RESIDUAL:  # what they have in common is to make no difference
+        mu = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
+        common = torch.tensor([seed, 0.0, 1, 0, 2])
+        agent["mu"] = mu_norm * (mu - mu.mean(0)) + common
+        agent["theta"] -= common
     torch.save({"kind": "model", "agent": agent}, folder / "model.pt")
     return name
 
@@ -71,66 +73,61 @@ def write_suite(folder, means, env="cartpole10", runs=6, spread=5.0, **options):
 
 
 def scores(final, curve=None, steps=(100, 200)):
-    final = np.asarray(final, float)
-    return Scores(
-        final, np.array(steps), np.asarray(curve if curve is not None else np.zeros((len(final), 2)))
+    final = pd.DataFrame(np.asarray(final, float))
+    curve = pd.DataFrame(
+        np.zeros((len(final), 2)) if curve is None else np.asarray(curve, float), columns=steps
     )
+    return Scores(final, curve, curve)
 
 
-def test_iqm_is_the_mean_of_the_middle_half():
-    assert report.iqm(np.array([[0, 1, 2, 3], [4, 5, 6, 1000]])) == pytest.approx((2 + 3 + 4 + 5) / 4)
-
-
-def test_a_run_is_what_is_resampled():
+def test_a_run_is_the_unit():
     """Tasks of a run that all are the same say no more than one task does."""
     runs = np.random.default_rng(0).normal(size=(10, 1))
-    one, many = (report.interval(np.mean, np.repeat(runs, n, axis=1)) for n in (1, 50))
-    assert one == pytest.approx(many) and one[0] < runs.mean() < one[1]
-    width = 2 * 1.96 * runs.std() / np.sqrt(10)
-    assert one[1] - one[0] == pytest.approx(width, rel=0.25)
-    assert all(np.isnan(report.interval(np.mean, np.ones((1, 3)))))
-
-
-def test_interval_of_a_difference_resamples_both():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(5, 1, (10, 2)), rng.normal(0, 1, (10, 2))
-    center, low, high = report.difference(scores(x), scores(y))
-    assert center == pytest.approx(x.mean() - y.mean()) and low < center < high
-    width = 2 * 1.96 * np.sqrt(x.mean(1).var() / 10 + y.mean(1).var() / 10)
-    assert high - low == pytest.approx(width, rel=0.25)
+    one, many = (report.mean_interval(scores(np.repeat(runs, n, axis=1)).means) for n in (1, 50))
+    assert one == pytest.approx(many) and one.low < runs.mean() < one.high
 
 
 def test_improvement_counts_pairs_of_runs_within_tasks():
-    x, y = np.array([[3.0, 1.0], [5.0, 1.0]]), np.array([[4.0, 1.0], [2.0, 1.0]])
+    x, y = pd.DataFrame([[3.0, 1.0], [5.0, 1.0]]), pd.DataFrame([[4.0, 1.0], [2.0, 1.0]])
     assert report.improvement(x, y) == ((1 + 2) / 4 + 0.5) / 2  # first task: 3 of 4 pairs; second: ties
     assert report.improvement(y, x) == 1 - report.improvement(x, y)
 
 
 def test_steps_to_a_target():
     s = scores(np.zeros((2, 1)), [[10, 50, 90], [10, 20, 30]], (100, 200, 300))
-    assert report.steps_to(s, 50).tolist() == [200, report.NEVER]
-    assert report.with_interval(report.NEVER, 200, report.NEVER, 0) == "- [200, -]"
+    assert report.steps_to(s, 50).tolist() == [200, np.inf]
+    assert report.area(s).tolist() == [50, 20]
+    assert report.area(scores(np.zeros((1, 1)), [[0, 10, 10]], (100, 200, 400))).tolist() == [25 / 3]
 
 
 def test_a_suite_and_the_same_again_from_its_csv(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     means = {method: 100.0 + 20 * i for i, method in enumerate(METHODS)}
-    write_suite(tmp_path / "runs", means)
+    write_suite(tmp_path / "runs", means, success=True)
     report.main((tmp_path / "runs",), suite="suite")
     out = tmp_path / "results/suite"
     table = (out / "table.md").read_text()
     order = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][2:]
-    assert order == [report.TITLES[method] for method in reversed(METHODS)]  # best first
+    assert order == ["Task-blind", *(report.TITLES[method] for method in reversed(METHODS[1:]))]  # best first
+    assert table.startswith("- cartpole10, 1,000 steps: **this suite can tell methods apart**")
     runs = pd.read_csv(out / "runs.csv")
     cagrad = runs[(runs.method == "cagrad") & (runs.metric == "eval/episodic_return") & (runs.task != "mean")]
-    row = next(line for line in table.splitlines() if line.startswith("| CAGrad"))
-    cells = [cell.strip().split(" ")[0] for cell in row.split("|")[2:-1]]
-    assert cells[0] == "6" and cells[2] == f"{cagrad.value.mean():.1f}"
-    assert cells[3] == f"{cagrad.groupby('seed').value.min().mean():.1f}"
-    assert cells[4] == f"{cagrad.value.mean() * 0.55:.1f}"  # mean of 0.1, 0.2, ... 1
-    assert cells[6:] == ["0", "5", "100.0", "10"]
-    varshare = next(line for line in table.splitlines() if line.startswith("| VarShare |"))
-    assert [cell.strip() for cell in varshare.split("|")[8:10]] == ["5", "20"]
+    head, _, *lines = [line for line in table.splitlines() if line.startswith("| ")]
+    rows = {line.split("|")[1].strip(): [x.strip() for x in line.split("|")[1:-1]] for line in lines}
+    columns = [x.strip() for x in head.split("|")[1:-1]]
+    row = dict(zip(columns, rows["CAGrad"]))
+    mean = report.mean_interval(cagrad.groupby("seed").value.mean())
+    assert row["runs"] == "6" and row["mean"] == mean.text()
+    assert row["worst task"] == report.mean_interval(cagrad.groupby("seed").value.min()).text()
+    assert row["success"] == "50%" and row["against task-blind"] == "better"
+    blind = runs[(runs.method == "task-blind") & (runs.metric == "eval/episodic_return")]
+    blind = blind[(blind.task == "mean") & (blind.step == 1000)]
+    assert row["minus task-blind"].split(" ")[0] == f"{mean.center - blind.value.mean():.1f}"
+    assert row["area under evaluations"].split(" ")[0] == f"{mean.center * 0.6:.1f}"  # 0.2, 0.4, ... 1
+    assert row["steps to 400 (median)"] == "- [-, -]" and row["runs that get there"] == "0 of 6"
+    assert [*row.values()][-4:] == ["0", "5", "100.0", "10"]
+    assert rows["VarShare"][-4:-2] == ["5", "20"]
+    assert set(rows["Task-blind"][columns.index("minus task-blind") :][:3]) == {""}
     pictures = sorted(out.glob("*.png"))
     assert [p.name.split("_")[0] for p in pictures] == ["curves", "improvement", "sharing", "tasks"]
     for path in pictures:
@@ -155,7 +152,7 @@ def test_older_names_of_layers_and_norms_of_every_task_make_no_difference(tmp_pa
         report.main((tmp_path / suite,), suite="suite", out=tmp_path / "results" / suite)
     out = tmp_path / "results/identical"
     claims, runs = (out / "claims.md").read_text(), pd.read_csv(out / "runs.csv")
-    assert "## C8" in claims and "quotient 0.50" in claims
+    assert "## C8" in claims and "quotient 0.50" in claims  # as the norms, and whatever the gauge
     older = runs.assign(metric=runs.metric.str.replace(r"(actor|critic)\.", r"\1_", regex=True))
     assert set(older.metric) - set(runs.metric) == {
         f"varshare/sharing_ratio/{x}_0" for x in ("actor", "critic")
@@ -202,7 +199,8 @@ def test_partial_results_are_reported_with_what_is_missing(tmp_path, monkeypatch
 
 def test_no_verdict_where_settings_were_not_searched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_suite(tmp_path / "runs", {"varshare": 100, "pcgrad": 90}, env="lunarlander20", runs=2)
+    means = {"task-blind": 10, "varshare": 100, "pcgrad": 90}
+    write_suite(tmp_path / "runs", means, env="lunarlander20", runs=3)
     report.main((tmp_path / "runs",), suite="suite")
     claims = (tmp_path / "results/suite/claims.md").read_text()
     assert "no verdict" in claims and "supported" not in claims
@@ -213,6 +211,7 @@ def test_no_axes_have_more_than_eight_curves(tmp_path, monkeypatch):
     write_suite(tmp_path / "runs", dict.fromkeys(METHODS, 100.0), runs=2)
     report.collect(tmp_path / "runs", "suite", tmp_path / "out")
     figure = report.plot_curves(pd.read_csv(tmp_path / "out/runs.csv"), "title")
+    assert figure.axes[0].get_ylabel() == "evaluation, mean over tasks"
     drawn = [[line.get_label() for line in ax.get_lines()] for ax in figure.axes]
     assert max(map(len, drawn)) <= report.MAX_CURVES
     assert {name for names in drawn for name in names} == {report.TITLES[method] for method in METHODS}
@@ -234,9 +233,25 @@ def test_verdicts_on_claim_1():
         "**supported in 4 of 6 comparisons**"
     )
     assert report.claim_1(make_scores(varshare=50, pcgrad=90)).startswith("**not supported**")
+    text = report.claim_1(make_scores(varshare=100, pcgrad=99))  # significant, of no importance
+    assert text.startswith("**not supported**") and "| the same |" in text
     assert report.claim_1(make_scores(varshare=100)) is None
     single = {name: scores(s.final[:1]) for name, s in best.items()}
-    assert report.claim_1(single).startswith("**not decided**")
+    assert report.claim_1(single).startswith("**not supported**") and "| undecided |" in report.claim_1(
+        single
+    )
+
+
+def test_no_verdict_where_task_blind_does_as_well(tmp_path, monkeypatch):
+    """However far the methods are apart among themselves."""
+    monkeypatch.chdir(tmp_path)
+    for blind, able in ((100, False), (60, True)):
+        means = {"task-blind": blind, "varshare": 100, "l2soft": 99, "pcgrad": 50}
+        write_suite(tmp_path / str(blind), means)
+        report.main((tmp_path / str(blind),), suite="suite", out=tmp_path / f"out{blind}")
+        claims, table = ((tmp_path / f"out{blind}" / name).read_text() for name in ("claims.md", "table.md"))
+        assert ("**this suite cannot tell**" in claims) != able and ("## C1 (" in claims) == able
+        assert f"this suite {'can' if able else 'cannot'} tell methods apart" in table.splitlines()[0]
 
 
 def test_verdicts_on_claim_2():
@@ -259,13 +274,14 @@ def test_verdicts_on_claim_6(tmp_path, monkeypatch):
         return {name: scores(np.full((5, 3), 100.0), np.array(c), steps) for name, c in curves.items()}
 
     fast, slow = [200, 200, 200, 300, 300], [800, 800, 900, 900, 900]
-    text = report.claim_6(both(fast, slow))
-    assert text.startswith("**supported**") and "quotient: 0.22 [" in text and "median 200 [" in text
-    assert report.claim_6(both(slow, fast)).startswith("**not supported: PPO needs fewer**")
-    assert report.claim_6(both(slow, [200, 900, 900, 900, 9999])).startswith("**not decided**")
-    never = report.claim_6(both([9999] * 5, slow))
+    text = report.claim_6(both(fast, slow), 80)
+    assert text.startswith("**supported**") and "median 200 [" in text
+    assert report.claim_6(both(slow, fast), 80).startswith("**not supported: PPO needs fewer**")
+    assert report.claim_6(both(slow, [200, 900, 900, 900, 9999]), 80).startswith("**not decided**")
+    never = report.claim_6(both([9999] * 5, slow), 80)
     assert never.startswith("**not supported") and "reached in 0 of 5" in never
-    assert report.claim_6(make_scores(varshare_ppo=1)) is None
+    assert report.claim_6(both(fast, slow), None).startswith("**not decided**")
+    assert report.claim_6(make_scores(varshare_ppo=1), 80) is None
     write_suite(tmp_path / "runs", dict.fromkeys(SAC, 100.0), runs=3)
     report.main((tmp_path / "runs",), suite="suite")
     claims = Path("results/suite/claims.md").read_text()
