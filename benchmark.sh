@@ -74,9 +74,9 @@ grid() { # suite, environments, budgets: every method with its settings
     local seed steps env method script
     for steps in ${STEPS:-$3}; do for seed in ${SEEDS:-1 2 3 4 5 6 7 8 9 10}; do for env in ${ENVS:-$2}; do
         chosen_methods "$1" | while read -r method script _; do
-            printf '%s\t%s --exp-name %s --env-id %s --total-timesteps %s --seed %s %s\n' \
+            printf '%s\t%s --exp-name %s --env-id %s --total-timesteps %s --seed %s --eval-interval %s %s\n' \
                 "$1__${env}__${steps}__${method}__$seed" "$script" "$method" "$env" "$steps" "$seed" \
-                "$(tuned "$env" "$steps" "$method")${FLAGS:+ $FLAGS}"
+                $((steps / 10)) "$(tuned "$env" "$steps" "$method")${FLAGS:+ $FLAGS}"
         done
     done; done; done
 }

@@ -73,14 +73,18 @@ def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
         script.check(args)
         assert args.resume and args.run_name.startswith(f"cartpole__cartpole10__{args.total_timesteps}__")
     names = [option(command, "--run-name") for command in runs]
-    assert len(names) == len(set(names)) == 2 * 9 * 10
+    assert len(names) == len(set(names)) == 2 * 10 * 10
     assert {option(command, "--seed") for command in runs} == {str(seed) for seed in range(1, 11)}
-    assert len(commands("identical")) == len(commands("lunarlander")) == 90
+    assert {option(command, "--exp-name") for command in runs[:10]} == {
+        option(command, "--exp-name") for command in runs
+    }
+    assert all(option(c, "--eval-interval") == str(int(option(c, "--total-timesteps")) // 10) for c in runs)
+    assert len(commands("identical")) == len(commands("lunarlander")) == 100
     search = commands("search")
     per_method = {}
     for command in search:
         per_method.setdefault(option(command, "--exp-name"), []).append(option(command, "--seed"))
-    assert len(per_method) == 10
+    assert len(per_method) == 11
     sac = per_method.pop("varshare-sac")  # at the short budget only, three step sizes
     assert len(sac) == 27
     more = per_method.pop("contextual")  # of which one more value of the coefficient is tried
@@ -89,6 +93,34 @@ def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
     assert {seed for seeds in per_method.values() for seed in seeds} == set(sac) == {"101", "102", "103"}
     pairs = [(option(c, "--exp-name"), option(c, "--seed")) for c in commands("sac")]
     assert pairs == [(f"varshare-{x}", str(seed)) for seed in range(1, 11) for x in ("ppo", "sac")]
+
+
+@pytest.mark.parametrize(
+    ("suite", "number"), [("power", 4 * 3 * 4 * 5 + 2 * 3 * 3), ("ceilings", 9), ("normalisation", 144)]
+)
+def test_control_suites_have_settings_that_scripts_accept(suite, number):
+    runs = commands(suite)
+    assert len({option(command, "--run-name") for command in runs}) == len(runs) == number
+    seen = {}
+    for command in runs:
+        method, _, setting = option(command, "--exp-name").partition("@")
+        script = Path(command[1]).stem.removesuffix("_ppo")
+        assert script == {"task-blind": "shared"}.get(method, method.replace("-", "_"))
+        seen[method, option(command, "--env-id"), setting] = command
+    for (method, env, setting), command in seen.items():
+        script, args = parse(command)
+        script.check(args)
+        assert args.env_id == env and args.total_timesteps == int(option(command, "--total-timesteps"))
+        if suite == "power":
+            assert args.learning_rate == float(setting) and args.eval_interval == args.total_timesteps // 10
+        if suite == "normalisation":
+            assert (args.norm_obs, args.norm_value) == ("obs" in setting, "value" in setting)
+            if method == "varshare":  # the same penalty as L2Soft's
+                penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
+                assert penalty == pytest.approx(0.01, rel=0.05)
+    if suite == "power":
+        assert {method for method, *_ in seen} == {"task-blind", "independent", "hard-sharing", "varshare"}
+        assert {env for _, env, _ in seen} == set(probes.envs.ENV_IDS) - {"lunarlander20-continuous"}
 
 
 def test_settings_come_from_the_search():

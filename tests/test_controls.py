@@ -1,0 +1,103 @@
+"""Tables of the control suites, from made-up runs."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench import controls
+
+TASKS = ["a", "b"]
+
+
+def write_run(suite, env, method, seed, final, steps=500_000):
+    """A finished run with an evaluation on the way, which is not to count; final is (task,)."""
+    folder = controls.Path("runs", f"{suite}__{env}__{method}__{seed}")
+    folder.mkdir(parents=True)
+    args = {"env_id": env, "total_timesteps": steps, "exp_name": method, "seed": seed}
+    (folder / "config.json").write_text(json.dumps({"args": args, "git_commit": "abc", "hardware": "abacus"}))
+    lines = ["global_step,metric,task,value"]
+    for step, values in ((steps // 2, [-1.0, -1.0]), (steps, final)):
+        for task, value in zip([*TASKS, "mean"], [*values, np.mean(values)]):
+            lines += [f"{step},eval/episodic_return,{task},{value}", f"{step},charts/SPS,{task},5"]
+            lines += [f"{step},eval/success_rate,{task},{value / 1000}"] * (env == "lander")
+    (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
+    (folder / "model.pt").touch()
+
+
+def rows_of(text, env):
+    """Rows of the table below the heading of an environment, by their first cell."""
+    lines = text.split(f"## {env}")[1].split("## ")[0].splitlines()
+    table = [[x.strip() for x in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return {row[0]: dict(zip(table[0], row)) for row in table[2:]}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(controls, "ROOT", tmp_path)
+    return tmp_path
+
+
+def table(suite):
+    controls.main(suite)
+    text = controls.Path("results", suite, "table.md").read_text()
+    for model in controls.Path("runs").glob("*/model.pt"):
+        model.unlink()
+    controls.main(suite)  # from runs.csv alone
+    assert controls.Path("results", suite, "table.md").read_text() == text
+    return text
+
+
+def test_power_takes_each_methods_best_step_size_and_says_whether_a_suite_can_tell():
+    rng = np.random.default_rng(0)
+    means = {"cartpole10": {"task-blind": (390, 480), "varshare": (470, 482)}}
+    means["lander"] = {"task-blind": (-100, -90), "varshare": (100, 50), "hard-sharing": (60, 20)}
+    for env, methods in means.items():
+        for (method, both), seed in ((x, s) for x in methods.items() for s in range(5)):
+            for rate, mean in zip(("0.003", "0.012"), both):
+                write_run(
+                    "power", env, f"{method}@{rate}", seed, mean + 4 * rng.normal() + np.array([-10, 10])
+                )
+    text = table("power")
+    assert text.splitlines()[2].startswith(
+        "| cartpole10 | 500,000 | **cannot tell** | task-blind is not beaten"
+    )
+    assert text.splitlines()[3].startswith(
+        "| lander | 500,000 | can tell | the best method, varshare, has 10"
+    )
+    rows = rows_of(text, "lander")
+    assert list(rows) == ["task-blind", "varshare", "hard-sharing"]  # the control, then by their means
+    runs = pd.read_csv("results/power/runs.csv")
+    best = runs[(runs.env == "lander") & (runs.method == "varshare") & (runs.setting == 0.003)]
+    best = best[best.metric == "eval/episodic_return"]
+    mean = best[best.task == "mean"].value
+    row = rows["varshare"]
+    assert row["runs"] == "5" and row["against task-blind"] == "better"
+    assert row["mean at the best"] == controls.mean_interval(mean).text()
+    assert row["its worst task"].startswith(f"{best[best.task == 'a'].value.mean():.1f} [")
+    assert row["success"] == f"{mean.mean() / 1000:.0%}"
+    assert rows["task-blind"]["minus task-blind"] == rows["task-blind"]["against task-blind"] == ""
+    assert rows["task-blind"]["mean at the best"].startswith("-9")
+
+
+def test_ceilings_are_those_of_every_task_and_known_to_the_reports():
+    for seed, last in ((1, 300.0), (2, 200.0), (3, 400.0)):
+        write_run("ceilings", "goals", "independent", seed, [100.0 * seed, last])
+    rows = rows_of(table("ceilings"), "goals")
+    assert list(rows["a"].values()) == ["a", "100", "200", "300", "200", "300"]
+    assert list(rows["b"].values()) == ["b", "300", "200", "400", "300", "400"]
+    assert controls.ceiling("goals") == pytest.approx(250) and controls.ceiling("cartpole10") == 500
+    assert controls.ceiling("elsewhere") is None
+
+
+def test_normalisation_says_what_either_adds():
+    gains = {"none": 0, "obs": -10, "value": 30, "obs+value": 20}
+    for method, seed in ((m, s) for m in ("l2soft", "varshare") for s in (101, 102)):
+        for norm, gain in gains.items():
+            mean = 100 * seed + gain * (1 + (method == "varshare"))
+            write_run("normalisation", "goals", f"{method}@{norm}", seed, [mean, mean])
+    rows = rows_of(table("normalisation"), "goals")
+    assert list(rows["l2soft"].values())[1:] == [f"{10150 + x:.1f} +- 70.7" for x in gains.values()]
+    assert list(rows["mean gain over none"].values())[2:] == ["-15.0", "+45.0", "+30.0"]
