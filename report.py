@@ -181,7 +181,7 @@ def plot_returns(run: Run) -> Figure | None:
     if not run.metrics("charts/episodic_return"):
         return None
     table = run.values("charts/episodic_return")
-    final = run.values("eval/episodic_return").iloc[-1] if run.finished else None
+    evaluations = run.values("eval/episodic_return") if run.metrics("eval/episodic_return") else table[:0]
     tasks = run.tasks if len(run.tasks) > 1 else []
     columns = min(5, len(tasks)) or 1
     rows = math.ceil(len(tasks) / columns)
@@ -203,13 +203,17 @@ def plot_returns(run: Run) -> Figure | None:
             ax.plot(table[task].dropna(), color=BLUE, lw=1.5)
         finish_axes(ax, run, task, label_x=False)
         ax.tick_params(labelbottom=i + columns >= len(tasks), labelleft=i % columns == 0)
-    if final is not None:
-        for name, ax in panels.items():
-            (mark,) = ax.plot(final.name, final[name], "D", color=BLACK, ms=5, clip_on=False, zorder=3)
-            ax.set_title(f"{ax.get_title()}:  {final[name]:.1f}")
-            if ax is top:
-                mark.set_label(f"final evaluation, deterministic actions: {final[name]:.1f}")
-                ax.legend(fontsize=8, loc="best")
+    for name, ax in panels.items() if len(evaluations) else ():
+        values = evaluations[name]
+        label = "evaluations, deterministic actions"
+        (marks,) = ax.plot(values, "D", color=BLACK, ms=3, clip_on=False, zorder=3)
+        if run.finished:
+            ax.plot(values.index[-1:], values[-1:], "D", color=BLACK, ms=5, clip_on=False, zorder=3)
+            ax.set_title(f"{ax.get_title()}:  {values.iloc[-1]:.1f}")
+            label += f", the final one {values.iloc[-1]:.1f}"
+        if ax is top:
+            marks.set_label(label)
+            ax.legend(fontsize=8, loc="best")
     return figure
 
 
@@ -807,7 +811,8 @@ def claim_8(different: pd.DataFrame, identical: pd.DataFrame) -> str | None:
             f"{ratios[1].mean():.4f} on different tasks, quotient {share.text(2)}"
         )
     if not lines:
-        return None
+        reason = "fewer than two runs, or of before residuals were measured free of what they have in common"
+        return f"**not decided**: {reason}" if set(RESIDUAL) & set(identical.method) else None
     answer = "supported" if all(small) else "not supported"
     if not all(small) and all(less):
         answer += ": smaller on identical tasks, but not small"
@@ -868,7 +873,7 @@ def write_suite(out: Path) -> None:
     notes.append("In brackets 95 % intervals over runs: Student's t, of medians order statistics.\n")
     (out / "table.md").write_text("\n".join([*summary, *notes, *tables]))
     (out / "claims.md").write_text(
-        "\n".join([*notes, *claims]) if claims else "No claim can be answered by this suite.\n"
+        "\n".join([*summary, *notes, *claims]) if claims else "No claim can be answered by this suite.\n"
     )
     print((out / "table.md").read_text() + "\n" + (out / "claims.md").read_text())
 

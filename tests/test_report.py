@@ -53,6 +53,7 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
                 write(step, metric)
             for metric in overall:
                 log.writerow((step, metric, "mean", value(metric, step, 0)))
+        write(STEPS[1], "eval/episodic_return")
         if finished:
             write(STEPS[-1], "eval/episodic_return")
             (folder / "model.pt").touch()
@@ -125,17 +126,20 @@ def test_returns_of_every_task(tmp_path):
     run = report.read_run(write_run(tmp_path / "run", 10))
     top, *panels = report.plot_returns(run).axes
     by_step = np.array([[value("charts/episodic_return", s, i) for s in STEPS] for i in range(10)])
-    worst, mean, mark = lines(top)
+    worst, mean, marks, last = lines(top)
     np.testing.assert_allclose(mean, np.column_stack((STEPS, by_step.mean(0))))
     np.testing.assert_allclose(worst[1:, 1], by_step.min(0)[1:])
     for i, ax in enumerate(panels):
         first = 1 if i == 0 else 0  # the first task had no episode at first
         np.testing.assert_allclose(lines(ax)[1], np.column_stack((STEPS, by_step[i]))[first:])
-        final = value("eval/episodic_return", STEPS[-1], i)
-        np.testing.assert_allclose(lines(ax)[2], [(STEPS[-1], final)])
+        way, final = (value("eval/episodic_return", step, i) for step in (STEPS[1], STEPS[-1]))
+        np.testing.assert_allclose(lines(ax)[2], [(STEPS[1], way), (STEPS[-1], final)])
+        np.testing.assert_allclose(lines(ax)[3], [(STEPS[-1], final)])
         assert ax.get_title() == f"task-{i}:  {final:.1f}"
         assert ax.get_ylim() == top.get_ylim() and ax.get_xlim() == top.get_xlim() == (0, 1000)
-    assert mark[0, 1] == pytest.approx(value("eval/episodic_return", STEPS[-1], 4.5))
+    assert len(marks) == 2 and last[0, 1] == marks[1, 1] == pytest.approx(
+        value("eval/episodic_return", STEPS[-1], 4.5)
+    )
 
 
 def test_one_crash_does_not_flatten_the_rest(tmp_path):

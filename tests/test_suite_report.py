@@ -299,4 +299,9 @@ def test_verdicts_on_claim_8(tmp_path, monkeypatch, identical, verdict):
         report.main((tmp_path / name,), suite="suite", out=Path("results", name))
     claims = Path("results/suite/claims.md").read_text()
     assert "## C8" in claims and verdict in claims and "## C1" not in claims
+    assert claims.startswith("- cartpole-identical10, 1,000 steps: **this suite cannot tell")
+    runs = pd.read_csv("results/suite/runs.csv")  # as collected before
+    runs[runs.metric != "residual/ratio"].to_csv("results/suite/runs.csv", index=False)
+    report.main((Path("results/suite"),))
+    assert "**not decided**" in Path("results/suite/claims.md").read_text()
     assert list(Path("results/suite").glob("residuals_*.png"))
