@@ -249,9 +249,10 @@ def main(args: Args) -> None:
     head = f"{'task':>24} {'return':>9} {'std':>8} {'min':>8} {'max':>8} {'length':>8}"
     print(head if successes is None else f"{head} {'success':>8}")
     for i, name in enumerate([*names, "mean over tasks"]):
-        x, length = (y[i] if i < len(names) else y.mean(1) for y in (returns, lengths))
-        row = f"{name:>24} {x.mean():9.1f} {x.std():8.1f} {x.min():8.1f} {x.max():8.1f} {length.mean():8.1f}"
-        print(row if successes is None else f"{row} {successes[i : i + 1 or None].mean():8.0%}")
+        of = slice(i, i + 1) if i < len(names) else slice(None)
+        x, length = returns[of].mean(0), lengths[of].mean()
+        row = f"{name:>24} {x.mean():9.1f} {x.std():8.1f} {x.min():8.1f} {x.max():8.1f} {length:8.1f}"
+        print(row if successes is None else f"{row} {successes[of].mean():8.0%}")
     for path in films:
         print(f"film  {path}")
 

@@ -41,7 +41,8 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def part(tmp_path_factory):
     folder = tmp_path_factory.mktemp("part")
-    return train(folder, total_timesteps=3 * 8 * 32 * 5, tasks=(5, 2, 7), run_name="three-tasks")
+    norms = {"norm_obs": True, "norm_value": True}  # whose statistics are part of the model
+    return train(folder, total_timesteps=3 * 8 * 32 * 5, tasks=(5, 2, 7), run_name="three-tasks", **norms)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,20 @@ def test_mean_weights_give_the_final_evaluation_of_the_run(run, part, pendulum):
         assert names == read_model(folder)["task_names"] and not films
         for metric, values in (("eval/episodic_return", returns), ("eval/episodic_length", lengths)):
             assert [rows[metric, name] for name in names] == values.mean(1).tolist()
+
+
+def test_successes_are_played_and_printed_where_they_are_reported(run, tmp_path, capsys):
+    changes = {"env_id": "lunarlander20-goals", "tasks": (1, 2), "total_timesteps": 2048}
+    folder = train(tmp_path, run_name="lander", **changes)
+    names, returns, lengths, successes, _ = play(Args(folder, episodes=3))
+    assert successes.shape == returns.shape == lengths.shape == (2, 3) and set(successes.flat) <= {0, 1}
+    enjoy.main(Args(folder, episodes=3))
+    head, *rows = capsys.readouterr().out.splitlines()[-4:]
+    assert head.split()[-1] == "success" and [row.split()[0] for row in rows] == [*names, "mean"]
+    assert [row.split()[-1] for row in rows] == [f"{x.mean():.0%}" for x in (*successes, successes)]
+    assert play(Args(run, episodes=2))[3] is None
+    enjoy.main(Args(run, episodes=2))
+    assert "success" not in capsys.readouterr().out
 
 
 def test_mean_weights_by_hand(run, played):

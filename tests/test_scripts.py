@@ -474,6 +474,27 @@ def test_evaluations_on_the_way_change_nothing_and_do_not_count_as_time(trunk, m
     assert all(float(row[3]) > 100 for row in rows if row[1] == "charts/SPS")
 
 
+def test_evaluations_on_the_way_have_episodes_of_their_own_number(trunk, monkeypatch):
+    sizes, evaluate = [], runs.evaluate
+
+    def record(agent, envs, seed):
+        played = evaluate(agent, envs, seed)
+        sizes.append((played.returns.shape, played.successes is None))
+        return played
+
+    monkeypatch.setattr(runs, "evaluate", record)
+    changes = {"env_id": "lunarlander20-goals", "tasks": (3, 4), "envs_per_task": 2, "num_steps": 16}
+    changes |= {"total_timesteps": 256, "eval_interval": 128, "eval_episodes": 4, "eval_interval_episodes": 1}
+    folder = run(trunk, **changes)
+    assert sizes == [((2, 1), False), ((2, 4), False)]
+    rows = [row for row in probes.read_heartbeat(folder) if row[1] == "eval/success_rate"]
+    assert [(row[0], row[2]) for row in rows] == [
+        (step, task) for step in ("128", "256") for task in (*envs.lunarlander.GOAL_NAMES[3:5], "mean")
+    ]
+    monkeypatch.setattr("sys.argv", ["varshare_ppo.py", "--env-id", "lunarlander20-goals"])
+    assert trunk.parse_args(trunk.Args, trunk.ENV_DEFAULTS, "").eval_interval_episodes == 5
+
+
 def test_training_on_some_tasks_only(script):
     folder = run(script, tasks=(5, 1), total_timesteps=2560)
     model = probes.load(folder)
