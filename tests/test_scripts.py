@@ -590,3 +590,11 @@ def test_learns_cartpole10(script):
 
 def test_learns_identical_tasks(trunk):
     assert final_return(trunk, env_id="cartpole-identical10", total_timesteps=256_000) > 400
+
+
+def test_goals_need_task_information():
+    """VarShare learns them, and a network that is not told the task cannot: the control of the suite."""
+    changes = {"env_id": "cartpole-goals10", "norm_value": True, "learning_rate": 6e-3}
+    varshare, shared = map(probes.load_script, ("varshare_ppo.py", "baselines/shared_ppo.py"))
+    assert final_return(varshare, total_timesteps=204_800, beta=0.002, **changes) > 220
+    assert final_return(shared, total_timesteps=204_800, **changes) < 180
