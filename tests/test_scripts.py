@@ -580,7 +580,7 @@ LEARNED |= dict.fromkeys(("pcgrad_ppo", "cagrad_ppo"), 200)
 
 def final_return(script, **changes):
     size = {"num_steps": 128, "eval_episodes": 10, "checkpoint_interval": 1e9}
-    rows = probes.read_heartbeat(run(script, **size | changes))
+    rows = probes.read_heartbeat(run(script, script.Args.exp_name, **size | changes))
     return next(float(row[3]) for row in rows if row[1:3] == ("eval/episodic_return", "mean"))
 
 
