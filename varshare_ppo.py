@@ -95,7 +95,7 @@ LUNARLANDER |= dict(eval_interval_episodes=5)
 LUNARLANDER |= dict(beta=0.001, sigma_init=0.01)
 CARTPOLE_GOALS = dict(norm_value=True)
 CARTPOLE_GOALS |= dict(beta=0.002)
-LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000)
+LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
 LUNARLANDER_GOALS |= dict(beta=0.0001)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}

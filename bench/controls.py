@@ -138,7 +138,8 @@ def normalisation(runs: pd.DataFrame) -> str:
         rows, gains = [], []
         for method, rows_of in group.groupby("method", sort=False):
             means = {s: by_seed(x) for s, x in rows_of.groupby("setting")}
-            rows.append([method, *(f"{means[s].mean():.1f} +- {means[s].std():.1f}" for s in settings)])
+            spread = {s: f" +- {x.std():.1f}" if len(x) > 1 else "" for s, x in means.items()}
+            rows.append([method, *(f"{means[s].mean():.1f}{spread[s]}" for s in settings)])
             gains.append([means[s].mean() - means["none"].mean() for s in settings[1:]])
         mean = np.mean(gains, axis=0)
         rows.append(["mean gain over none", "", *(f"{x:+.1f}" for x in mean)])
