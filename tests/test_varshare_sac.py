@@ -416,11 +416,11 @@ def run(name="run", **changes):
     return sac.train(sac.Args(**SMALL | {"run_name": name} | changes))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"rollout_weights": "sample", "reptile_alpha": 0.1, "updates_per_step": 0.7}],
-    ids=["", "everything"],
-)
+EVERYTHING = {"rollout_weights": "sample", "reptile_alpha": 0.1, "updates_per_step": 0.7}
+EVERYTHING |= {"norm_obs": True, "norm_value": True, "eval_interval": 700}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["", "everything"])
 def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes):
     """The buffer is full, and came round, before the run is stopped between two logs."""
     reference = tmp_path / run("reference", **changes)
@@ -440,7 +440,7 @@ def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes)
 
 
 def test_final_evaluation_is_of_the_saved_model_and_enjoy_repeats_it():
-    folder = run()
+    folder = run(norm_obs=True, norm_value=True)
     rows = {
         row[2]: float(row[3]) for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"
     }
