@@ -52,7 +52,7 @@ END
 chosen_methods() { # suite
     local method default
     case $1 in
-        sac) default="varshare-ppo varshare-sac" ;;
+        sac) default="task-blind varshare-ppo varshare-sac" ;;
         search) default=$(methods | awk '$1 != "varshare-ppo" { print $1 }') ;; # it is varshare, named beside SAC
         *) default=$(methods | awk '$1 !~ /-(ppo|sac)$/ { print $1 }') ;;
     esac

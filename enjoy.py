@@ -102,7 +102,7 @@ def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[
     return policy
 
 
-def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray | None, list[Path]]:
+def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Path]]:
     """Play and film; names of the tasks, `Evaluation` (task, episode), and the films' paths."""
     for name, least in (("episodes", 1), ("ensemble_size", 1), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
@@ -153,8 +153,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray | No
         env = make_envs(part.shape[1], tasks)
         results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))
         env.close()
-    played = (None if x[0] is None else np.concatenate(x, axis=1) for x in zip(*results))
-    return names, *played, films
+    return names, *(np.concatenate(x, axis=1) for x in zip(*results)), films
 
 
 def caption(tile: Image.Image, name: str, total: float, over: bool) -> Image.Image:
@@ -247,12 +246,13 @@ def main(args: Args) -> None:
     )
     print(f"{args.run}: {args.episodes} episodes per task, {weights}, deterministic actions")
     head = f"{'task':>24} {'return':>9} {'std':>8} {'min':>8} {'max':>8} {'length':>8}"
-    print(head if successes is None else f"{head} {'success':>8}")
+    reported = not np.isnan(successes).all()  # few environments do
+    print(f"{head} {'success':>8}" if reported else head)
     for i, name in enumerate([*names, "mean over tasks"]):
         of = slice(i, i + 1) if i < len(names) else slice(None)
         x, length = returns[of].mean(0), lengths[of].mean()
         row = f"{name:>24} {x.mean():9.1f} {x.std():8.1f} {x.min():8.1f} {x.max():8.1f} {length:8.1f}"
-        print(row if successes is None else f"{row} {successes[of].mean():8.0%}")
+        print(f"{row} {np.nanmean(successes[of]):8.0%}" if reported else row)
     for path in films:
         print(f"film  {path}")
 

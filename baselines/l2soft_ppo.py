@@ -289,8 +289,6 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
         values = mlp(by_task(agent.obs_norm(obs)), W, "critic").squeeze(-1)
         return agent.value_norm.inverse(values).unflatten(1, (len(obs), -1)).transpose(0, 1)
 
-    if not args.load:  # else theirs are the statistics that the loaded weights are used to
-        agent.obs_norm.see(data.obs[:-1])
     values = value(data.obs)
     values, next_values = values[:-1], values[1:].clone()
     truncated_at = data.truncated.any(2).any(1)  # steps at which an episode was truncated
@@ -311,6 +309,8 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
         advantages = advantages - advantages.mean(1, keepdim=True)
         advantages /= advantages.std(1, keepdim=True) + 1e-8
     obs = agent.obs_norm(by_task(data.obs[:-1]))
+    if not args.load:  # else theirs are the statistics that the loaded weights are used to
+        agent.obs_norm.see(data.obs[:-1])
     return Batch(obs, by_task(data.actions), logprobs, advantages, returns, values)
 
 

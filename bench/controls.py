@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, mean_interval, verdict
+from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, margin, mean_interval, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("eval/episodic_return", "eval/success_rate")
@@ -42,7 +42,8 @@ def collect(folder: Path, suite: str) -> pd.DataFrame:
 
 def ceiling(env: str) -> float | None:
     """Mean over tasks of what each allows: the highest there is, or what results/ceilings has measured."""
-    path = ROOT / "results/ceilings/runs.csv"
+    path = Path("results/ceilings/runs.csv")  # of $OUT, else of the project
+    path = path if path.exists() else ROOT / path
     if env in HIGHEST or not path.exists():
         return HIGHEST.get(env)
     runs = pd.read_csv(path)
@@ -78,10 +79,10 @@ def power(runs: pd.DataFrame) -> str:
         chosen = {m: max(x, key=lambda s: x[s].mean()) for m, x in means.items()}
         best = {m: x[chosen[m]] for m, x in means.items()}
         able, why = can_tell(best, ceiling(env))
-        others = [m for m in best if m != BLIND]
+        others = [m for m in best if m != BLIND and BLIND in best]
         differences = {m: difference(best[m], best[BLIND]) for m in others}
         corrected = dict(zip(others, holm([d.p for d in differences.values()])))
-        margin = MARGIN * max(abs(x.mean()) for x in best.values())
+        within = margin(x.mean() for x in best.values())
         rows = []
         for method in sorted(best, key=lambda m: (m != BLIND, -best[m].mean())):
             rows_of = methods[method][methods[method].setting == chosen[method]]
@@ -90,14 +91,14 @@ def power(runs: pd.DataFrame) -> str:
             cells += [mean_interval(x).text() for x in (best[method], worst(rows_of))]
             successes = by_seed(rows_of, METRICS[1])
             cells += [f"{successes.mean():.0%}"] if METRICS[1] in set(group.metric) else []
-            if method != BLIND:
+            if method in differences:
                 d = differences[method]
                 cells += [
                     d.interval.text(),
                     f"{corrected[method]:.2g}",
-                    verdict(d, corrected[method], margin),
+                    verdict(d, corrected[method], within),
                 ]
-            rows.append([*cells, *[""] * 3][: len(cells) + 3 * (method == BLIND)])
+            rows.append(cells if method in differences else [*cells, "", "", ""])
         columns = [
             "method",
             "runs",
@@ -138,10 +139,11 @@ def normalisation(runs: pd.DataFrame) -> str:
         rows, gains = [], []
         for method, rows_of in group.groupby("method", sort=False):
             means = {s: by_seed(x) for s, x in rows_of.groupby("setting")}
+            center = {s: means[s].mean() if s in means else np.nan for s in settings}
             spread = {s: f" +- {x.std():.1f}" if len(x) > 1 else "" for s, x in means.items()}
-            rows.append([method, *(f"{means[s].mean():.1f}{spread[s]}" for s in settings)])
-            gains.append([means[s].mean() - means["none"].mean() for s in settings[1:]])
-        mean = np.mean(gains, axis=0)
+            rows.append([method, *(f"{center[s]:.1f}{spread[s]}" if s in means else "" for s in settings)])
+            gains.append([center[s] - center["none"] for s in settings[1:]])
+        mean = pd.DataFrame(gains).mean()  # of the methods that have both
         rows.append(["mean gain over none", "", *(f"{x:+.1f}" for x in mean)])
         columns = ["method", *settings]
         seeds = group.seed.nunique()

@@ -8,7 +8,7 @@ the ceiling no interval of ten covers, and none is needed: `can_tell` says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -87,16 +87,21 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def verdict(d: Difference, p: float, margin: float) -> Verdict:
+def verdict(d: Difference, p: float, within: float) -> Verdict:
     """What a difference says, with p corrected for the number of comparisons.
 
     The same: the interval lies within the margin, even if it does not hold 0. Better or worse: p < 5 %.
     """
-    if max(-d.interval.low, d.interval.high) < margin:
+    if max(-d.interval.low, d.interval.high) < within:
         return "the same"
     if p < 1 - CONFIDENCE:
         return "better" if d.interval.center > 0 else "worse"
     return "undecided"
+
+
+def margin(means: Iterable[float]) -> float:
+    """Two methods are the same if they differ by less than this: 5 % of the best mean."""
+    return MARGIN * abs(max(means))
 
 
 def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, str]:
@@ -113,6 +118,7 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     others = {method: x for method, x in runs.items() if method != BLIND}
     if BLIND not in runs or not others:
         return False, "there is no task-blind control to beat" if others else "there is nothing to compare"
+    height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
     differences = {method: difference(x, runs[BLIND]) for method, x in others.items()}
     corrected = dict(zip(differences, holm([d.p for d in differences.values()])))
     best = max(others, key=lambda method: others[method].mean())
@@ -120,7 +126,7 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     seen = f"the best method, {best}, has {others[best].mean():.1f}, task-blind {runs[BLIND].mean():.1f}"
     seen += f": {interval.text()} more"
     if not (interval.low > 0 and corrected[best] < 1 - CONFIDENCE):
-        return False, f"task-blind is not beaten; {seen}"
+        return False, f"task-blind is not beaten; {seen}{height}"
     if ceiling is not None and min(x.mean() for x in others.values()) >= AT_CEILING * ceiling:
         return False, f"all methods but task-blind are at the ceiling of {ceiling:.1f}; {seen}"
-    return True, seen
+    return True, f"{seen}{height}"

@@ -9,7 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-# (task, episode) each; successes are None where environments do not report any
+from envs.vector import final_success
+
+# (task, episode) each; successes are NaN where environments do not report any
 Evaluation = namedtuple("Evaluation", "returns lengths successes")
 
 
@@ -46,8 +48,7 @@ def play_episodes(
         Undiscounted returns, lengths in steps, and successes as final_info's "success" reports them.
     """
     obs, _ = envs.reset(seed=list(seeds))
-    returns, lengths, successes = np.zeros((3, envs.num_envs))
-    reported = False
+    returns, lengths, successes = np.full((3, envs.num_envs), np.nan)
     running = np.ones(envs.num_envs, dtype=bool)
     while running.any():
         policies = policy(torch.from_numpy(obs).view(envs.num_tasks, envs.envs_per_task, -1))
@@ -57,12 +58,9 @@ def play_episodes(
         if first.any():
             episode = infos["final_info"]["episode"]
             returns[first], lengths[first] = episode["r"][first], episode["l"][first]
-            reported = "success" in infos["final_info"]
-            if reported:
-                successes[first] = infos["final_info"]["success"][first]
+            successes[first] = np.broadcast_to(final_success(infos), envs.num_envs)[first]
             running &= ~first
-    returns, lengths, successes = (x.reshape(envs.num_tasks, -1) for x in (returns, lengths, successes))
-    return Evaluation(returns, lengths, successes if reported else None)
+    return Evaluation(*(x.reshape(envs.num_tasks, -1) for x in (returns, lengths, successes)))
 
 
 def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> Evaluation:

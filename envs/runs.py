@@ -42,10 +42,11 @@ from tqdm import tqdm
 from envs import make
 from envs.evaluation import evaluate, spread_seeds
 from envs.types import BOUNDS
+from envs.vector import final_success
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_DIFFER = {"run_name", "resume", "checkpoint_interval", "track"}  # between a run and its resumption
-FORMAT = 2  # of models and checkpoints
+FORMAT = 3  # of models and checkpoints
 LOGS = 50  # of a run, at most; every third is printed
 
 
@@ -83,6 +84,8 @@ def check_args(args: Any) -> None:
             fail("--freeze-theta needs a theta from --load")
         if getattr(args, "reptile_alpha", 0):
             fail("--freeze-theta goes without --reptile-alpha, which moves theta")
+    if getattr(args, "clip_vloss", False) and args.norm_value:
+        fail("--clip-vloss goes with --no-norm-value only: what it clips around would be in other units")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch finds no CUDA device")
 
@@ -113,8 +116,8 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise TypeError("not the content of a saved agent")
         found = content["kind"]
-        if "format" not in content and "script" in content:
-            fail(f"{path} is of an earlier version of this project, whose weights had another order")
+        if "script" in content and content.get("format") != FORMAT:
+            fail(f"{path} is of an earlier version of this project")
         if not all(isinstance(x, Tensor) for x in content["agent"].values()) or "args" not in content:
             raise TypeError("not the content of a saved agent")
     except Exception as error:  # a file of another origin can fail in any way
@@ -135,7 +138,9 @@ def load_agent(agent: torch.nn.Module, args: Any, task_names: Sequence[str]) -> 
     saved = read(path / "model.pt" if path.is_dir() else path, "model")
     for flag in ("norm_obs", "norm_value"):
         if (theirs := saved["args"].get(flag, False)) != getattr(args, flag):
-            fail(f"{path} was trained {'with' if theirs else 'without'} --{flag.replace('_', '-')}")
+            name = flag.replace("_", "-")
+            how, cure = ("with", f"--{name}") if theirs else ("without", f"--no-{name}")
+            fail(f"{path} was trained {how} --{name}: add {cure}")
     known = {task: row for row, task in enumerate(saved["task_names"])}
     for name, value in agent.state_dict().items():
         rows = name.partition(".")[0] in agent.per_task
@@ -166,8 +171,7 @@ class Episodes:
         """Count the episodes that ended in a step of `envs.vector.TaskVectorEnv`."""
         if "final_info" in infos:
             ended, episode = infos["_final_info"], infos["final_info"]["episode"]
-            success = infos["final_info"].get("success", np.nan)
-            for total, x in zip(self.sums, (episode["r"], episode["l"], success, 1)):
+            for total, x in zip(self.sums, (episode["r"], episode["l"], final_success(infos), 1)):
                 total += np.where(ended, x, 0)
 
     def means(self) -> np.ndarray:
@@ -259,6 +263,8 @@ class Run:
             fail(f"{self.folder} exists: continue it with --resume, or choose another --run-name")
         if config_file.exists():
             earlier = json.loads(config_file.read_text())["args"]
+            if unknown := self.config["args"].keys() - earlier.keys():
+                fail(f"{self.folder} cannot be resumed: it is of a version without {min(unknown)}")
             for name, value in self.config["args"].items():
                 if name not in MAY_DIFFER and earlier.get(name) != value:
                     fail(f"{self.folder} cannot be resumed: its {name} is {earlier.get(name)}, not {value}")
@@ -462,8 +468,10 @@ class Run:
         """Log, and print some of the time, how far the run has come."""
         names = ("episodic_return", "episodic_length", "success_rate")
         for name, new, latest in zip(names, episodes.means(), episodes.latest):
-            if name != "success_rate" or not np.isnan(latest).all():  # few environments report it
+            if name != "success_rate":
                 self.log(f"charts/{name}", latest.mean(), new)
+            elif not np.isnan(latest).all():  # few environments report it
+                self.log(f"charts/{name}", np.nanmean(latest), new)
         step, start = self.clock
         self.log("charts/SPS", (self.global_step - step) / (time.perf_counter() - start))
         self.log("charts/wall_time", self._wall_time())
@@ -488,9 +496,11 @@ class Run:
             envs = make(args.env_id, episodes, args.tasks or None)
             played = evaluate(self.kept["agent"], envs, args.seed)
             envs.close()
-        for name, x in zip(("episodic_return", "episodic_length", "success_rate"), played):
-            if x is not None:
-                self.log(f"eval/{name}", x.mean(), x.mean(1))
+        self.log("eval/episodic_return", played.returns.mean(), played.returns.mean(1))
+        self.log("eval/episodic_length", played.lengths.mean(), played.lengths.mean(1))
+        successes = played.successes.mean(1)
+        if not np.isnan(successes).all():  # few environments report it
+            self.log("eval/success_rate", np.nanmean(successes), successes)
         return played.returns
 
     def _save(self, kind: str, **content: Any) -> None:

@@ -62,6 +62,12 @@ def _as_float32(space: gym.spaces.Box) -> gym.spaces.Box:
     return gym.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
 
 
+def final_success(infos: dict[str, Any]) -> np.ndarray | float:
+    """Of a step that ended episodes: success of every environment (n,), NaN where none is reported."""
+    final = infos["final_info"]
+    return np.where(final["_success"], final["success"], np.nan) if "_success" in final else np.nan
+
+
 class TaskVectorEnv(gym.vector.VectorEnv):
     """Vector environment of several tasks: environment i belongs to task i // envs_per_task.
 
@@ -73,7 +79,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         _final_obs          (n,) bool          True where an episode ended
         final_info          {"episode": {"r": (n,) float64 return, "l": (n,) int64 length in steps,
                              "_r": mask, "_l": mask}, "_episode": mask}; zero where no episode ended;
-                             "success": (n,) bool, "_success": mask, where an environment reports it
+                             "success": (n,) bool, "_success": mask, where an environment reports it at the
+                             end of an episode
         _final_info         (n,) bool          the same mask
 
     which is Gymnasium's layout (SyncVectorEnv over RecordEpisodeStatistics) except that final_obs is dense.
@@ -167,13 +174,9 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self.episode_lengths[:] = 0
         return seeds
 
-    def _finish_episodes(
-        self, done: np.ndarray, final_obs: np.ndarray, success: Sequence[bool] | None = None
-    ) -> dict[str, Any]:
+    def _finish_episodes(self, done: np.ndarray, final_obs: np.ndarray) -> dict[str, Any]:
         """Infos of a step that ended episodes, done (n,) bool; clears their statistics."""
         infos = _final_infos(done, final_obs, self.episode_returns, self.episode_lengths)
-        if success is not None:
-            infos["final_info"] |= {"success": done & np.array(success, dtype=bool), "_success": done}
         self.episode_returns[done] = 0.0
         self.episode_lengths[done] = 0
         return infos
@@ -270,8 +273,11 @@ class LoopVectorEnv(TaskVectorEnv):
         done = terminated | truncated
         if not done.any():
             return observations, rewards, terminated, truncated, {}
-        success = [info["success"] for info in info_list] if "success" in info_list[0] else None
-        infos = self._finish_episodes(done, observations, success)
+        infos = self._finish_episodes(done, observations)
+        if any("success" in info for info in info_list):
+            reported = done & ["success" in info for info in info_list]
+            success = reported & [bool(info.get("success", False)) for info in info_list]
+            infos["final_info"] |= {"success": success, "_success": reported}
         observations = observations.copy()
         for i in done.nonzero()[0].tolist():
             observations[i] = self.envs[i].reset()[0]

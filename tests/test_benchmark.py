@@ -128,6 +128,10 @@ def test_settings_come_from_the_search():
         rows = [line.strip().split(",")[:4] for line in file][1:]
     both = commands("cartpole", SEEDS="1"), commands("sac", SEEDS="1")
     grid, sac = ([" ".join(command) for command in runs] for runs in both)
+    methods = {option(command, "--exp-name") for command in both[0]}
+    assert {
+        row[2] for row in rows if row[1] == "500000"
+    } >= methods  # none is compared with its settings unsearched
     for env, steps, method, flags in rows:
         (run,) = [run for run in grid + sac if f"__{env}__{steps}__{method}__1 " in f"{run} "]
         assert flags in run

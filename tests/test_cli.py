@@ -186,6 +186,8 @@ BAD = [
     (["--num-threads", "0"], "--num-threads must be positive"),
     (["--checkpoint-interval", "-1"], "--checkpoint-interval must be positive or 0"),
     (["--checkpoint-interval", "nan"], "--checkpoint-interval must be positive or 0"),
+    (["--clip-vloss", "--norm-value"], "--clip-vloss goes with --no-norm-value only"),
+    (["--eval-interval-episodes", "0"], "--eval-interval-episodes must be positive"),
     (["--run-name", "a/b"], "--run-name"),
     (["--run-name", "a/"], "--run-name"),
     (["--run-name", ".."], "--run-name"),

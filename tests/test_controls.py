@@ -80,6 +80,21 @@ def test_power_takes_each_methods_best_step_size_and_says_whether_a_suite_can_te
     assert rows["task-blind"]["mean at the best"].startswith("-8")
 
 
+def test_a_grid_that_is_not_complete_is_reported_as_far_as_it_went():
+    for seed in (1, 2):
+        write_run("power", "cartpole10", "varshare@0.003", seed, [100.0, 90.0 + seed])
+    text = table("power")
+    for seed in (1, 2):
+        write_run("normalisation", "goals", "varshare@none", seed, [100.0, 100.0])
+        write_run("normalisation", "goals", "varshare@obs", seed, [110.0, 110.0])
+    write_run("normalisation", "goals", "l2soft@value", 1, [50.0, 50.0])
+    assert "**cannot tell** | there is no task-blind control" in text
+    assert rows_of(text, "cartpole10")["varshare"]["minus task-blind"] == ""
+    rows = rows_of(table("normalisation"), "goals")
+    assert list(rows["varshare"].values())[1:] == ["100.0 +- 0.0", "110.0 +- 0.0", "", ""]
+    assert list(rows["mean gain over none"].values())[2] == "+10.0"
+
+
 def test_ceilings_are_those_of_every_task_and_known_to_the_reports():
     for seed, last in ((1, 300.0), (2, 200.0), (3, 400.0)):
         write_run("ceilings", "goals", "independent", seed, [100.0 * seed, last])

@@ -7,12 +7,16 @@ import textwrap
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.box2d import lunar_lander
 from gymnasium.envs.box2d.lunar_lander import LunarLander, heuristic
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 import envs
 from envs import cartpole, lunarlander
+from envs.evaluation import play_episodes
+from envs.runs import Episodes
+from envs.vector import LoopVectorEnv
 
 SUITES = pytest.mark.parametrize("env_id", ["cartpole-goals10", "cartpole-goals-physics10"])
 
@@ -238,6 +242,40 @@ def test_a_landers_success_is_in_final_info():
             np.testing.assert_array_equal(success[done], rewards[done] == 100)
             ended, successes = ended + done.sum(), successes + success.sum()
     assert successes
+
+
+class Ends(gym.Env):
+    """Episodes of so many steps; success is reported by some environments, and at their end only."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, length, success=None):
+        self.length, self.success = length, success
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, "f4"), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == self.length
+        info = {"success": self.success} if over and self.success is not None else {}
+        return np.zeros(1, "f4"), 1.0, over, False, info
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 4), (3, 5, 4), (3, 3, 3)])
+def test_success_may_be_reported_by_some_and_at_the_end_only(lengths):
+    """Whichever episode ends first or last."""
+    made = [(lengths[0], True), (lengths[1], None), (lengths[2], False)]
+    env = LoopVectorEnv(6, lambda task: Ends(*made[task]), ["a", "b", "c"], [{}] * 3)
+    played = play_episodes(lambda obs: torch.zeros(3, 2, 2), env, range(6))
+    np.testing.assert_array_equal(played.successes, [[1, 1], [np.nan, np.nan], [0, 0]])
+    np.testing.assert_array_equal(played.lengths, np.repeat(lengths, 2).reshape(3, 2))
+    episodes = Episodes(env)
+    env.reset(seed=0)
+    for _ in range(20):
+        episodes.add(env.step(np.zeros(6, int))[4])
+    np.testing.assert_array_equal(episodes.means()[2], [1, np.nan, 0])
 
 
 def test_a_landers_picture_shows_the_pad(monkeypatch):

@@ -194,10 +194,10 @@ def test_what_a_resumed_run_starts_from(trunk, env_id, new):
 
 @pytest.mark.parametrize("name", ["model", "checkpoint"])
 def test_files_of_an_earlier_version_are_refused(trunk, capsys, name):
-    """Their weights have the same shapes in another order."""
+    """Their weights may have the same shapes in another order."""
     folder = small(trunk)
     content = probes.load(folder, name)
-    del content["format"]
+    content["format"] -= 1
     torch.save(content, folder / f"{name}.pt")
     if name == "checkpoint":
         (folder / "model.pt").unlink()

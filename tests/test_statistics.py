@@ -13,6 +13,7 @@ from bench.statistics import (
     can_tell,
     difference,
     holm,
+    margin,
     mean_interval,
     median_interval,
     verdict,
@@ -128,7 +129,11 @@ def test_holms_correction():
     ],
 )
 def test_verdicts(low, high, p, expected):
-    assert verdict(Difference(Interval((low + high) / 2, low, high), p), p, margin=5) == expected
+    assert verdict(Difference(Interval((low + high) / 2, low, high), p), p, within=5) == expected
+
+
+def test_the_margin_is_a_share_of_the_best_mean_and_not_of_the_worst():
+    assert margin([-168, 17, -162]) == pytest.approx(0.85) and margin([-90, -100]) == pytest.approx(4.5)
 
 
 def runs(mean, spread=5.0, seed=0, n=RUNS):
