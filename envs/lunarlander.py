@@ -67,7 +67,8 @@ ENGINES = ((0.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
 HALF_W, HALF_H = VIEWPORT_W / SCALE / 2, VIEWPORT_H / SCALE / 2
 
 # Places of the pad in half widths of the picture, 10 m, and half of the pad's own width; the terrain is flat
-# there, as it is under Gymnasium's pad at 0. In winds of 15 N and more hardly any controller lands on a pad.
+# there, as it is under Gymnasium's pad at 0. In winds of 15 N and more hardly any controller lands on a pad;
+# here Gymnasium's, told the pad, has a mean return from 99 to 287 (python -m envs.lunarlander).
 CHUNK, PADS = 0.2, (-0.6, -0.2, 0.2, 0.6)
 GOAL_PHYSICS = ((-3.7, 0.0, 0.0), (-5.0, 5.0, 0.5), (-7.0, 10.0, 1.0), (-10.0, 0.0, 0.0), (-10.0, 10.0, 1.0))
 GOAL_TASKS = [dict(zip((*FIELDS, "pad"), (*physics, pad))) for physics in GOAL_PHYSICS for pad in PADS]
