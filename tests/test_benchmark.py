@@ -92,7 +92,8 @@ def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
     per_method["contextual"] = more
     assert {seed for seeds in per_method.values() for seed in seeds} == set(sac) == {"101", "102", "103"}
     pairs = [(option(c, "--exp-name"), option(c, "--seed")) for c in commands("sac")]
-    assert pairs == [(f"varshare-{x}", str(seed)) for seed in range(1, 11) for x in ("ppo", "sac")]
+    methods = ("task-blind", "varshare-ppo", "varshare-sac")
+    assert pairs == [(method, str(seed)) for seed in range(1, 11) for method in methods]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_settings_come_from_the_search():
         (run,) = [run for run in grid + sac if f"__{env}__{steps}__{method}__1 " in f"{run} "]
         assert flags in run
     assert (
-        next(flags for _, steps, method, flags in rows if (steps, method) == ("102400", "varshare")) in sac[0]
+        next(flags for _, steps, method, flags in rows if (steps, method) == ("102400", "varshare")) in sac[1]
     )
     (longer,) = commands("cartpole", SEEDS="1", STEPS="2000000", METHODS="cagrad")
     flags = next(flags for _, steps, method, flags in rows if (steps, method) == ("500000", "cagrad"))

@@ -18,6 +18,12 @@ TASKS = ["a", "b", "c"]
 LAYERS = ["actor.0", "critic.0"]
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Pictures are drawn in a fraction of the time."""
+    monkeypatch.setitem(report.STYLE, "savefig.dpi", 30)
+
+
 def write_run(folder, env, method, seed, final, mu_norm=1.0, steps=1000, evaluations=True, success=False):
     """A finished run whose returns rise linearly to the final ones; final is (task,)."""
     name = f"suite__{env}__{steps}__{method}__{seed}"
