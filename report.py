@@ -50,24 +50,20 @@ from bench.statistics import (
     median_interval,
     verdict,
 )
-
-# Okabe and Ito's palette, told apart with any kind of colour vision
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
+from bench.style import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    GREEN,
+    MAX_CURVES,
+    ORANGE,
+    SKY,
+    STYLE,
+    TITLES,
+    color_of,
 )
-CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
-MAX_CURVES = len(CYCLE)  # in one pair of axes
+
 HEADER = "global_step,metric,task,value"  # of heartbeat.csv
-STYLE = {  # for matplotlib.rc_context
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "axes.axisbelow": True,
-    "savefig.dpi": 130,
-}
 
 
 @dataclass
@@ -355,20 +351,6 @@ LAST = [
     "varshare/mu_norm",
     "varshare/theta_norm",
 ]  # kept at the end, and for every task
-TITLES = {
-    BLIND: "Task-blind",
-    "varshare": "VarShare",
-    "varshare-recentred": "VarShare, re-centred",
-    "l2soft": "L2Soft",
-    "l2soft-recentred": "L2Soft, re-centred",
-    "independent": "Independent",
-    "hard-sharing": "Hard sharing",
-    "contextual": "Contextual",
-    "pcgrad": "PCGrad",
-    "cagrad": "CAGrad",
-    "varshare-ppo": "VarShare-PPO",
-    "varshare-sac": "VarShare-SAC",
-}
 RESIDUAL = ("varshare", "varshare-recentred", "l2soft", "l2soft-recentred")  # methods with a mu_m per task
 RESIDUAL += ("varshare-ppo", "varshare-sac")
 NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
@@ -544,15 +526,6 @@ def panels_of(methods: list[str]) -> list[list[str]]:
     if len(methods) < MAX_CURVES:
         return [methods]
     return [residual, [*residual[:1], *others][:MAX_CURVES]]
-
-
-def color_of(method: str) -> str:
-    """One colour per method in every figure; those with residuals have one also."""
-    order = ["varshare", "independent", "hard-sharing", "contextual", "pcgrad", "cagrad"]
-    order += ["l2soft", "varshare-recentred"]
-    colors = dict(zip(order, (BLUE, BLACK, ORANGE, PURPLE, GREEN, RED, SKY, YELLOW)))
-    colors |= {"varshare-ppo": BLUE, "varshare-sac": ORANGE}  # which are in no figure with the others
-    return colors.get(method, "0.5")
 
 
 def draw_curves(ax: Axes, by_method: dict[str, Scores], methods: list[str], evaluated: bool) -> None:

@@ -1,6 +1,6 @@
 """The control suites of benchmark.sh: runs/SUITE__* -> results/SUITE/runs.csv and table.md.
 
-    python -m bench.controls power           can a suite tell methods apart?
+    python -m bench.controls power           can a suite tell methods apart? (and power.png)
     python -m bench.controls ceilings        what does each task allow an agent of its own?
     python -m bench.controls normalisation   what do --norm-obs and --norm-value change?
 
@@ -11,13 +11,19 @@ are runs.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, margin, mean_interval, verdict
+from bench.style import STYLE, TITLES, color_of
+from envs import ENV_IDS
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("eval/episodic_return", "eval/success_rate")
@@ -27,16 +33,17 @@ HIGHEST = {"cartpole10": 500.0, "cartpole-identical10": 500.0}  # by constructio
 
 
 def collect(folder: Path, suite: str) -> pd.DataFrame:
-    """The final evaluations of all finished runs, long, with commit and hardware."""
+    """The evaluations of all finished runs, long, with commit and hardware; on the way only their means."""
     rows = []
     for model in sorted(folder.glob(f"{suite}__*/model.pt")):
         config = json.loads((model.parent / "config.json").read_text())
         log, args = pd.read_csv(model.parent / "heartbeat.csv"), config["args"]
-        log = log[log.metric.isin(METRICS) & (log.global_step == log.global_step.max())]
+        final = (log.global_step == log.global_step.max()) | (log.metric == RETURN) & (log.task == "mean")
+        log = log[log.metric.isin(METRICS) & final].rename(columns={"global_step": "step"})
         method, _, setting = args["exp_name"].partition("@")
         key = dict(zip(KEY, (args["env_id"], args["total_timesteps"], method, setting, args["seed"])))
         rows.append(log.assign(**key, commit=config["git_commit"], hardware=config["hardware"]))
-    columns = [*KEY, "metric", "task", "value", "commit", "hardware"]
+    columns = [*KEY, "metric", "task", "step", "value", "commit", "hardware"]
     return pd.concat(rows)[columns] if rows else pd.DataFrame(columns=columns)
 
 
@@ -47,8 +54,8 @@ def ceiling(env: str) -> float | None:
     if env in HIGHEST or not path.exists():
         return HIGHEST.get(env)
     runs = pd.read_csv(path)
-    found = runs[(runs.env == env) & (runs.task == "mean") & (runs.metric == RETURN)].value
-    return found.mean() if len(found) else None
+    runs = runs[runs.env == env]
+    return by_seed(runs).mean() if len(runs) else None
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
@@ -59,7 +66,7 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 
 def by_seed(runs: pd.DataFrame, metric: str = RETURN) -> pd.Series:
     """Of the rows of one method and setting: mean over tasks, by seed."""
-    rows = runs[(runs.metric == metric) & (runs.task == "mean")]
+    rows = runs[(runs.metric == metric) & (runs.task == "mean") & (runs.step == runs.step.max())]
     return rows.set_index("seed").value.sort_index()
 
 
@@ -69,15 +76,60 @@ def worst(runs: pd.DataFrame) -> pd.Series:
     return rows.groupby("seed").value.min()
 
 
+def suites(runs: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
+    """(env, steps) -> its rows, in the order in which `envs` names the suites."""
+    order = {env: i for i, env in enumerate(ENV_IDS)}
+    groups = dict(iter(runs.groupby(["env", "steps"])))
+    return {key: groups[key] for key in sorted(groups, key=lambda x: (order.get(x[0], len(order)), *x))}
+
+
+def best_settings(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Of the runs on one suite: method -> rows of the setting with the highest mean."""
+    best = {}
+    for method, rows in group.groupby("method", sort=False):
+        settings = dict(iter(rows.groupby("setting")))
+        best[method] = max(settings.values(), key=lambda x: by_seed(x).mean())
+    return best
+
+
+def plot_power(runs: pd.DataFrame) -> Figure:
+    """For every suite the evaluations on the way, of each method at its best step size, 95 % intervals."""
+    groups = suites(runs)
+    figure = Figure(figsize=(3.6 * math.ceil(len(groups) / 2), 5.6), layout="constrained")
+    axes = figure.subplots(2, math.ceil(len(groups) / 2), squeeze=False).flat
+    for ax, ((env, _), group) in zip(axes, groups.items()):
+        best = best_settings(group)
+        for method in sorted(best, key=list(TITLES).index):
+            rows = best[method]
+            curve = rows[(rows.metric == RETURN) & (rows.task == "mean")]
+            curve = curve.pivot(index="seed", columns="step", values="value")
+            mean, low, high = np.array([mean_interval(x) for x in curve.to_numpy().T]).T
+            color, style = color_of(method), "--" if method == BLIND else "-"
+            ax.plot(curve.columns, mean, style, color=color, lw=1.8, label=TITLES[method])
+            ax.fill_between(curve.columns, low, high, color=color, alpha=0.15, lw=0)
+        if (highest := ceiling(env)) is not None:
+            ax.axhline(highest, color="0.6", lw=1, ls=":", label="what the tasks allow")
+        able, _ = can_tell({m: by_seed(x) for m, x in best.items()}, highest)
+        ax.set_title(f"{env}: {'can tell' if able else 'cannot tell'}")
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.set_xlabel("environment steps, all tasks together", fontsize=8)
+    for ax in list(axes)[len(groups) :]:
+        ax.set_visible(False)
+    figure.axes[0].set_ylabel("evaluation, mean over tasks")
+    lines, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda x: len(x[1]))
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
 def power(runs: pd.DataFrame) -> str:
     """For every suite the control and the others at their step sizes, and whether the suite can tell."""
     summary, tables = [], []
-    for (env, steps), group in runs.groupby(["env", "steps"], sort=False):
+    for (env, steps), group in suites(runs).items():
         settings = sorted(group.setting.unique(), key=float)
         methods = dict(iter(group.groupby("method", sort=False)))
         means = {m: {s: by_seed(x) for s, x in rows.groupby("setting")} for m, rows in methods.items()}
-        chosen = {m: max(x, key=lambda s: x[s].mean()) for m, x in means.items()}
-        best = {m: x[chosen[m]] for m, x in means.items()}
+        rows_of = best_settings(group)
+        best = {m: by_seed(x) for m, x in rows_of.items()}
         able, why = can_tell(best, ceiling(env))
         others = [m for m in best if m != BLIND and BLIND in best]
         differences = {m: difference(best[m], best[BLIND]) for m in others}
@@ -85,11 +137,10 @@ def power(runs: pd.DataFrame) -> str:
         within = margin(x.mean() for x in best.values())
         rows = []
         for method in sorted(best, key=lambda m: (m != BLIND, -best[m].mean())):
-            rows_of = methods[method][methods[method].setting == chosen[method]]
             cells = [method, str(len(best[method]))]
             cells += [f"{means[method][s].mean():.1f}" if s in means[method] else "" for s in settings]
-            cells += [mean_interval(x).text() for x in (best[method], worst(rows_of))]
-            successes = by_seed(rows_of, METRICS[1])
+            cells += [mean_interval(x).text() for x in (best[method], worst(rows_of[method]))]
+            successes = by_seed(rows_of[method], METRICS[1])
             cells += [f"{successes.mean():.0%}"] if METRICS[1] in set(group.metric) else []
             if method in differences:
                 d = differences[method]
@@ -121,8 +172,9 @@ def power(runs: pd.DataFrame) -> str:
 def ceilings(runs: pd.DataFrame) -> str:
     """For every task what an agent of its own reaches, each seed and their mean."""
     tables = []
-    for env, group in runs.groupby("env", sort=False):
-        values = group[group.metric == RETURN].pivot(index="task", columns="seed", values="value")
+    for (env, _), group in suites(runs).items():
+        final = group[(group.metric == RETURN) & (group.step == group.step.max())]
+        values = final.pivot(index="task", columns="seed", values="value")
         values = values.loc[group.task.unique()]
         rows = [
             [task, *(f"{x:.0f}" for x in [*row, row.mean(), row.max()])] for task, row in values.iterrows()
@@ -135,7 +187,7 @@ def ceilings(runs: pd.DataFrame) -> str:
 def normalisation(runs: pd.DataFrame) -> str:
     """For every suite and method the return with either, both and neither, and what they add."""
     settings, tables = ["none", "obs", "value", "obs+value"], []
-    for (env, steps), group in runs.groupby(["env", "steps"], sort=False):
+    for (env, steps), group in suites(runs).items():
         rows, gains = [], []
         for method, rows_of in group.groupby("method", sort=False):
             means = {s: by_seed(x) for s, x in rows_of.groupby("setting")}
@@ -165,6 +217,9 @@ def main(suite: str) -> None:
     table = {"power": power, "ceilings": ceilings, "normalisation": normalisation}[suite]
     text = f"{table(runs)}\n{len(runs[KEY].drop_duplicates())} runs, one core each ({machine}).\n"
     (folder / "table.md").write_text(text)
+    if suite == "power":
+        with rc_context(STYLE):
+            plot_power(runs).savefig(folder / "power.png")
     print(text)
 
 

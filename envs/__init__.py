@@ -34,6 +34,16 @@ _REGISTERED: dict[str, dict[str, Any]] = {
         "vector_entry_point": "envs.cartpole:CartPoleIdentical10",
         "max_episode_steps": 500,
     },
+    "cartpole-goals10": {
+        "entry_point": "envs.cartpole:CartPoleGoalTask",
+        "vector_entry_point": "envs.cartpole:CartPoleGoals10",
+        "max_episode_steps": 500,
+    },
+    "cartpole-goals-physics10": {
+        "entry_point": "envs.cartpole:CartPoleGoalPhysicsTask",
+        "vector_entry_point": "envs.cartpole:CartPoleGoalsPhysics10",
+        "max_episode_steps": 500,
+    },
     "lunarlander20": {
         "entry_point": "envs.lunarlander:LunarLanderTask",
         "vector_entry_point": "envs.lunarlander:LunarLander20",
@@ -49,16 +59,6 @@ _REGISTERED: dict[str, dict[str, Any]] = {
         "entry_point": "envs.lunarlander:LunarLanderGoalTask",
         "vector_entry_point": "envs.lunarlander:LunarLander20Goals",
         "max_episode_steps": 1000,
-    },
-    "cartpole-goals10": {
-        "entry_point": "envs.cartpole:CartPoleGoalTask",
-        "vector_entry_point": "envs.cartpole:CartPoleGoals10",
-        "max_episode_steps": 500,
-    },
-    "cartpole-goals-physics10": {
-        "entry_point": "envs.cartpole:CartPoleGoalPhysicsTask",
-        "vector_entry_point": "envs.cartpole:CartPoleGoalsPhysics10",
-        "max_episode_steps": 500,
     },
 }
 ENV_IDS: tuple[str, ...] = tuple(_REGISTERED)
