@@ -134,7 +134,7 @@ def test_settings_come_from_the_search():
         row[2] for row in rows if row[1] == "500000"
     } >= methods  # none is compared with its settings unsearched
     for env, steps, method, flags in rows:
-        (run,) = [run for run in grid + sac if f"__{env}__{steps}__{method}__1 " in f"{run} "]
+        run, *_ = [run for run in grid + sac if f"__{env}__{steps}__{method}__1 " in f"{run} "]
         assert flags in run
     assert (
         next(flags for _, steps, method, flags in rows if (steps, method) == ("102400", "varshare")) in sac[1]
