@@ -31,7 +31,8 @@ class Interval(NamedTuple):
 
     def text(self, digits: int = 1) -> str:
         """As 12.3 [10.0, 14.6]; what is not finite is a dash."""
-        center, low, high = (f"{x:,.{digits}f}" if math.isfinite(x) else "-" for x in self)
+        # adding 0 turns -0 into 0
+        center, low, high = (f"{round(x, digits) + 0:,.{digits}f}" if math.isfinite(x) else "-" for x in self)
         return f"{center} [{low}, {high}]"
 
 

@@ -104,6 +104,7 @@ def test_medians_may_be_infinite_and_their_intervals_cover():
     assert median_interval(range(10)) == (4.5, 1, 8)
     assert median_interval([3, 1, 2])[0] == 2 and math.isnan(median_interval([3, 1, 2])[1])
     assert median_interval([math.inf] * 10).text(0) == "- [-, -]"
+    assert Interval(-0.04, -1234.56, 2).text() == "0.0 [-1,234.6, 2.0]"
 
 
 def test_holms_correction():
