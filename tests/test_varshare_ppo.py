@@ -477,11 +477,13 @@ def test_every_epoch_goes_once_through_all_samples_and_the_optimizer_gets_the_gr
 # Whole runs
 
 
+@pytest.mark.parametrize("norm", [False, True])  # whose statistics move between rollouts
 @pytest.mark.parametrize(("weights", "sigma"), [("mean", 1e-6), ("sample", 0.3)])
-def test_the_first_minibatch_sees_the_policy_that_acted(monkeypatch, weights, sigma):
+def test_the_first_minibatch_sees_the_policy_that_acted(monkeypatch, weights, sigma, norm):
     if weights == "sample":  # the same draw in rollout and update
         monkeypatch.setattr(varshare.Agent, "draw_noise", lambda agent, rng: torch.ones_like(agent.mu))
     changes = {"num_minibatches": 1, "update_epochs": 1, "sigma_init": sigma, "rollout_weights": weights}
+    changes |= {"norm_obs": norm, "norm_value": norm}
     _, folder = probes.learn(varshare, "RewardOfBoth", rollouts=3, **changes)
     values = {row[1]: [] for row in probes.read_heartbeat(folder)}
     for _, metric, _, value in probes.read_heartbeat(folder):
