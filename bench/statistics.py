@@ -71,8 +71,9 @@ def difference(x: pd.Series, y: pd.Series) -> Difference:
     if min(len(x), len(y)) < 2:
         return Difference(Interval(center, math.nan, math.nan), math.nan)
     paired = set(x.index) == set(y.index)
-    if (x - y).std() == 0 if paired else x.std() == y.std() == 0:  # the same in every run
-        return Difference(Interval(center, center, center), float(center == 0))
+    spread = np.ptp(x - y) if paired else max(np.ptp(x), np.ptp(y))
+    if spread <= 1e-9 * max(1, abs(center)):  # the same in every run, but for rounding
+        return Difference(Interval(center, center, center), float(abs(center) <= 1e-9))
     test = stats.ttest_rel(x, y[x.index]) if paired else stats.ttest_ind(x, y, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     return Difference(Interval(center, float(low), float(high)), float(test.pvalue))

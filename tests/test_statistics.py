@@ -90,6 +90,8 @@ def test_differences_are_those_of_the_t_tests():
     same = pd.Series([500.0, 500.0], [1, 2])
     assert difference(same, same) == Difference(Interval(0, 0, 0), 1)
     assert difference(same, same - 1) == Difference(Interval(1, 1, 1), 0)
+    rounded = pd.Series([500.0, 500.0 + 1e-13], [1, 2])
+    assert difference(rounded, same).p == 1
     assert math.isnan(difference(same[:1], same).p)
 
 

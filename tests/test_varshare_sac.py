@@ -571,8 +571,8 @@ def final_return(folder):
 
 
 def test_learns_cartpole10():
-    folder = sac.train(sac.Args(total_timesteps=20_000, eval_episodes=5, run_name="cartpole10"))
-    assert final_return(folder) > 200  # a random policy has 22
+    folder = sac.train(sac.Args(total_timesteps=14_000, eval_episodes=5, run_name="cartpole10"))
+    assert final_return(folder) > 150  # a random policy has 22
 
 
 def test_learns_pendulum():
