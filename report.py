@@ -339,18 +339,8 @@ def plot_run(run: Run) -> list[Path]:
 EVALUATION, TRAINING = "eval/episodic_return", "charts/episodic_return"
 RUN = ["env", "steps", "method", "seed"]  # what names a run
 SUCCESS = "eval/success_rate"
-CURVES = [
-    EVALUATION,
-    TRAINING,
-    "charts/wall_time",
-    "varshare/mu_norm",
-]  # kept over time, of all tasks together
-LAST = [
-    "charts/SPS",
-    SUCCESS,
-    "varshare/mu_norm",
-    "varshare/theta_norm",
-]  # kept at the end, and for every task
+CURVES = [EVALUATION, TRAINING, "charts/wall_time", "varshare/mu_norm"]  # kept over time, of all tasks
+LAST = ["charts/SPS", SUCCESS, "varshare/mu_norm", "varshare/theta_norm"]  # kept at the end, for every task
 RESIDUAL = ("varshare", "varshare-recentred", "l2soft", "l2soft-recentred")  # methods with a mu_m per task
 RESIDUAL += ("varshare-ppo", "varshare-sac")
 NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
@@ -688,8 +678,8 @@ BASELINES = ("independent", "hard-sharing", "contextual", "pcgrad", "cagrad")
 SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
 
 
-def compare(by_method: dict[str, Scores], pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Verdict and a line of a table for each pair of methods, corrected for their number."""
+def compare(by_method: dict[str, Scores], pairs: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Verdict and a row of a table for each pair of methods, corrected for their number."""
     found = [difference(by_method[x].means, by_method[y].means) for x, y in pairs]
     result = []
     for (x, y), d, p in zip(pairs, found, holm([d.p for d in found])):
@@ -752,13 +742,9 @@ def claim_6(by_method: dict[str, Scores], target: float | None) -> str | None:
     needed = steps_to(sac, target), steps_to(ppo, target)
     p = stats.mannwhitneyu(*needed).pvalue
     fewer = np.mean(needed[0][:, None] < needed[1]) - np.mean(needed[0][:, None] > needed[1])
-    answer = (
-        "supported"
-        if p < 0.05 and fewer > 0
-        else "not supported: PPO needs fewer"
-        if p < 0.05
-        else "not decided"
-    )
+    answer = "not decided"
+    if p < 0.05:
+        answer = "supported" if fewer > 0 else "not supported: PPO needs fewer"
     lines = [
         f"- {TITLES[name]}: median {median_interval(x).text(0)} steps to an evaluation of {target:.0f}, "
         f"reached in {np.isfinite(x).sum()} of {len(x)} runs"

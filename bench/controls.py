@@ -150,13 +150,8 @@ def power(runs: pd.DataFrame) -> str:
                     verdict(d, corrected[method], within),
                 ]
             rows.append(cells if method in differences else [*cells, "", "", ""])
-        columns = [
-            "method",
-            "runs",
-            *(f"step size {s}" for s in settings),
-            "mean at the best",
-            "its worst task",
-        ]
+        columns = ["method", "runs", *(f"step size {s}" for s in settings)]
+        columns += ["mean at the best", "its worst task"]
         columns += ["success"] * (METRICS[1] in set(group.metric))
         columns += ["minus task-blind", "p (Holm)", "against task-blind"]
         answer = "can tell" if able else "**cannot tell**"
