@@ -11,7 +11,8 @@
 #   bash benchmark.sh sac           VarShare-SAC against VarShare-PPO on cartpole10             -> results/sac/
 #   bash benchmark.sh search        settings of every method on cartpole10, the same budget for each -> results/search/
 #   bash benchmark.sh main          VarShare-PPO's and VarShare-SAC's numbers in the README     -> results/main/
-#   bash benchmark.sh noise         rollout weights, sigma_init, sigma_prior, beta              -> results/noise/
+#   bash benchmark.sh noise         beta and lambda = beta / (2 N_m sigma_prior^2), L2Soft beside -> results/noise/
+#   bash benchmark.sh posterior     what a learned sigma buys, over a fixed one and over L2Soft -> results/posterior/
 #   bash benchmark.sh speed         steps and updates per second on one core, nothing else running
 #   bash benchmark.sh SUITE --dry-run    print the commands only
 #   bash benchmark.sh report SUITE       the report alone, of whatever has finished
@@ -44,6 +45,9 @@ hard-sharing       baselines/hard_sharing_ppo.py    max-grad-norm   0.5 2 10
 contextual         baselines/contextual_ppo.py      embedding-size  2 4 8 16
 pcgrad             baselines/pcgrad_ppo.py          max-grad-norm   0.5 2 10
 cagrad             baselines/cagrad_ppo.py          cagrad-c        0.2 0.5 0.8
+varshare-fixed     variants/varshare_fixed_sigma_ppo.py l2-coef     0.05 0.5 5
+varshare-shuffled  variants/varshare_shuffled_sigma_ppo.py beta     0.01 0.1 1
+varshare-samples   variants/varshare_samples_ppo.py beta            0.01 0.1 1
 varshare-ppo       varshare_ppo.py                  beta            0.01 0.1 1
 varshare-sac       varshare_sac.py                  beta            0.01 0.1 1
 END
@@ -53,8 +57,8 @@ chosen_methods() { # suite
     local method default
     case $1 in
         sac) default="task-blind varshare-ppo varshare-sac" ;;
-        search) default=$(methods | awk '$1 != "varshare-ppo" { print $1 }') ;; # it is varshare, named beside SAC
-        *) default=$(methods | awk '$1 !~ /-(ppo|sac)$/ { print $1 }') ;;
+        search) default=$(methods | awk '$1 !~ /-(ppo|fixed|shuffled|samples)$/ { print $1 }') ;; # the first is varshare, named beside SAC
+        *) default=$(methods | awk '$1 !~ /-(ppo|sac|fixed|shuffled|samples)$/ { print $1 }') ;;
     esac
     for method in ${METHODS:-$default}; do
         methods | grep "^$method " || { echo "benchmark.sh: unknown method $method" >&2 && exit 2; }
@@ -171,17 +175,23 @@ main_runs() { # the longest first
     done
 }
 
-noise_runs() {
-    local seed rollout init prior beta inits
-    for seed in 1 2 3 4 5; do
-        inits="0.003 0.01"
-        [ "$seed" -gt 3 ] || inits="$inits 0.03" # clearly worse
-        for rollout in mean sample; do for init in $inits; do for prior in 0.01 0.1; do for beta in 0.001 0.1; do
-            printf '%s\tvarshare_ppo.py --total-timesteps 500000 --seed %s --rollout-weights %s %s\n' \
-                "noise__${rollout}__${init}__${prior}__${beta}__$seed" "$seed" "$rollout" \
-                "--sigma-init $init --sigma-prior $prior --beta $beta"
-        done; done; done; done
-    done
+noise_runs() { # on seeds of which no result is reported
+    local seed env lambda beta betas flags="--learning-rate 0.012"
+    for seed in 101 102 103; do for env in cartpole-goals10 cartpole-goals-physics10; do
+        for lambda in 0.001 0.003 0.01 0.03; do
+            run_of "noise__${env}__l2soft__$lambda" l2soft "$env" 500000 "$seed" "$flags --l2-coef $lambda"
+            betas="0.001 0.01 0.1"
+            [ $lambda != 0.01 ] || betas="$betas 1" # clearly worse
+            for beta in $betas; do
+                run_of "noise__${env}__varshare__${lambda}__$beta" varshare "$env" 500000 "$seed" \
+                    "$flags --beta $beta --sigma-prior $(prior "$beta" $lambda)"
+            done
+        done
+    done; done
+}
+
+prior() { # beta, lambda: sigma_prior, with 1024 samples of a task in a rollout
+    awk -v beta="$1" -v lambda="$2" 'BEGIN { printf "%.3g", sqrt(beta / (2 * 1024 * lambda)) }'
 }
 
 suite_runs() {

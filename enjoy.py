@@ -122,7 +122,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
         return build(make, env_id, envs_per_task, None if tasks == list(range(len(suite))) else tasks)
 
     agent = load_agent(model, script, make_envs(1, trained))
-    if args.weights != "mean" and not hasattr(agent, "logvar"):
+    if args.weights != "mean" and not hasattr(agent, "sigma"):
         fail(f"--weights {args.weights} needs a distribution of the weights, which {model['script']} has not")
     names = make_envs(1, tasks).task_names
     os.environ |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}  # films need no screen, no sound

@@ -6,7 +6,9 @@ and prior p = N(0, sigma_prior^2). With N_m samples of task m in a rollout the s
     sum_m [ L_PPO(theta + mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
 where L_PPO is a mean over samples of task m: beta = 1 is the negative ELBO, with PPO's surrogate in place of
-the log-likelihood. After each update phase --reptile-alpha moves a share of the mean of the mu_m into theta.
+the log-likelihood. theta and mu follow Adam. sigma follows h, a running mean of squared gradients that stands
+for the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et
+al. 2018). After each update phase --reptile-alpha moves a share of the mean of the mu_m into theta.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -77,9 +79,10 @@ class Args:
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
     # VarShare
-    beta: NonNegativeFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
-    sigma_prior: PositiveFloat = 0.01  # standard deviation of the prior
-    sigma_init: PositiveFloat = 0.003  # initial standard deviation of the residuals
+    beta: PositiveFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
+    sigma_prior: PositiveFloat = 0.07  # standard deviation of the prior
+    sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
+    sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
     reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per rollout
 
@@ -99,6 +102,7 @@ LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=Tru
 LUNARLANDER_GOALS |= dict(beta=0.0001)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
+ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER_GOALS}
 
 # each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
@@ -130,7 +134,7 @@ class Agent(nn.Module):
     weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "logvar", "return_stats", "value_norm")
+    per_task = ("mu", "sigma", "live", "fisher", "fisher_weight", "return_stats", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -141,7 +145,10 @@ class Agent(nn.Module):
         self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
         self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
-        self.logvar = nn.Parameter(torch.full_like(self.mu, 2 * math.log(args.sigma_init)))  # (task, weight)
+        self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
+        self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # the last update moved it
+        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of squared gradients, and
+        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))  # of ones
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
         self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
@@ -166,7 +173,7 @@ class Agent(nn.Module):
     def weights(self, noise: Tensor | None = None) -> Tensor:
         """W_m = theta + mu_m + sigma_m * noise, (task, weight); without noise the mean weights."""
         mean = self.theta + self.mu
-        return mean if noise is None else torch.addcmul(mean, torch.exp(0.5 * self.logvar), noise)
+        return mean if noise is None else torch.addcmul(mean, self.sigma, noise)
 
     def unpack(self, weights: Tensor) -> dict[str, Tensor]:
         """Named views of a (task, weight) matrix, e.g. W["actor.0.weight"] (task, out, in)."""
@@ -197,9 +204,9 @@ class Agent(nn.Module):
         return log_density.sum(-1), (logstd + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, sigma_prior^2)) in nats: (task, weight) -> sum over weights (task,)."""
-    sums = (mu.square().sum(1) + logvar.exp().sum(1)) / sigma_prior**2 - logvar.sum(1)
+def gaussian_kl(mu: Tensor, sigma: Tensor, sigma_prior: float) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, sigma_prior^2)) in nats: (task, weight) -> sum over weights (task,)."""
+    sums = (mu.square().sum(1) + sigma.square().sum(1)) / sigma_prior**2 - 2 * sigma.log().sum(1)
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
 
@@ -243,27 +250,39 @@ def ppo_loss(agent: Agent, W: dict[str, Tensor], mb: Batch, args: Args) -> tuple
     return pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss, stats
 
 
-def parameter_gradients(agent: Agent, G: Tensor, noise: Tensor, args: Args) -> dict[str, Tensor]:
-    """Gradients of the objective at the top by theta, mu and logvar, from G = dL_m / dW_m (task, weight)."""
-    sigma = torch.exp(0.5 * agent.logvar)
+def parameter_gradients(agent: Agent, G: Tensor, args: Args) -> dict[str, Tensor]:
+    """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
     kl_weight = args.beta / args.samples_per_task
-    kl_by_mu = agent.mu / args.sigma_prior**2
-    kl_by_logvar = 0.5 * (sigma.square() / args.sigma_prior**2 - 1)
-    grads = {"mu": G + kl_weight * kl_by_mu, "logvar": 0.5 * sigma * noise * G + kl_weight * kl_by_logvar}
+    grads = {"mu": G + kl_weight * agent.mu / args.sigma_prior**2}
     return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
 
 
 @torch.no_grad()
-def minibatch_gradients(agent: Agent, mb: Batch, noise: Tensor, args: Args) -> tuple[dict, dict]:
-    """Clipped gradients of the objective by the parameters, from one minibatch, and what to log."""
+def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
+    """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
+
+    The mean gradient of a minibatch of B samples varies by h / B: less as they are drawn without replacement
+    from N_m, and more by the curvature's share as the weights are sampled. Where G is 0 sigma is the prior's.
+    """
+    N, B = args.samples_per_task, args.samples_per_task // args.num_minibatches
+    agent.live |= G != 0
+    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G)
+    agent.fisher_weight.mul_(args.sigma_decay).add_(1)
+    h_per_fisher = B / (1 - (1 - args.beta) * B / N) / agent.fisher_weight
+    agent.sigma.copy_((N / args.beta * h_per_fisher * agent.fisher + 1 / args.sigma_prior**2).rsqrt())
+
+
+@torch.no_grad()
+def minibatch_gradients(agent: Agent, mb: Batch, noise: Tensor, args: Args) -> tuple[dict, Tensor, dict]:
+    """Clipped gradients of the objective by the parameters, from one minibatch; G; and what to log."""
     weights = agent.weights(noise).detach().requires_grad_()
     with torch.enable_grad():
         losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
         (G,) = torch.autograd.grad(losses.sum(), weights)
-    grads = parameter_gradients(agent, G, noise, args)
+    grads = parameter_gradients(agent, G, args)
     norm = torch.stack([g.norm() for g in grads.values()]).norm()
     clip = (args.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-    return {name: clip * g for name, g in grads.items()}, stats
+    return {name: clip * g for name, g in grads.items()}, G, stats
 
 
 @torch.no_grad()
@@ -338,11 +357,13 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
 def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
     """The epochs over one rollout; returns what to log, (minibatch, task) each."""
     stats = []
+    agent.live.zero_()
     for _ in range(args.update_epochs):
         order = torch.randperm(args.samples_per_task, generator=rng, device=rng.device)
         for inds in order.chunk(args.num_minibatches):
             mb = Batch(*(x.index_select(1, inds) for x in batch))
-            grads, mb_stats = gradients(agent, mb, agent.draw_noise(rng), args)
+            grads, G, mb_stats = gradients(agent, mb, agent.draw_noise(rng), args)
+            learn_sigma(agent, G, args)
             for name, grad in grads.items():
                 getattr(agent, name).grad = grad
             optimizer.step()
@@ -355,13 +376,15 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
-    sigma = torch.exp(0.5 * agent.logvar).median(1).values
+    kl = gaussian_kl(agent.mu, agent.sigma, args.sigma_prior)
+    kl_weight = args.beta / args.samples_per_task
     run.log_tasks("varshare/kl", kl)
-    run.log_tasks("varshare/kl_loss", kl * args.beta / args.samples_per_task)
-    run.log_tasks("varshare/sigma", sigma)
-    run.log_tasks("varshare/sigma_over_theta", sigma / agent.theta.abs().median())
-    run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu))
+    run.log_tasks("varshare/kl_loss", kl_weight * kl)
+    run.log("varshare/kl_weight", kl_weight)
+    run.log("varshare/lambda", kl_weight / (2 * args.sigma_prior**2))  # times |mu_m|^2, as L2Soft's
+    theta = agent.unpack(agent.theta.unsqueeze(0))
+    run.log_sharing(theta, agent.unpack(agent.mu))
+    run.log_sigma(theta, agent.unpack(agent.sigma), agent.unpack(agent.live))
 
 
 def check(args: Args) -> None:

@@ -7,9 +7,11 @@ q(phi_m) = N(mu_m, sigma_m^2) and prior p = N(0, sigma_prior^2). The script mini
 
 where L_SAC, the critics' Bellman errors and the actor's and the temperature's loss, is a mean over samples of
 task m from its replay buffer, and N_m is the number of transitions of task m in that buffer: beta = 1 is the
-negative ELBO, with SAC's losses in place of the log-likelihood. The target critics average the mean weights
-theta + mu_m. After every update --reptile-alpha moves a share of the mean of the mu_m into theta, which
-changes no W_m and no target.
+negative ELBO, with SAC's losses in place of the log-likelihood. theta and mu follow Adam. sigma follows h, a
+running mean of squared gradients that stands for the curvature of a sample's loss:
+sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al. 2018). The target critics average
+the mean weights theta + mu_m. After every update --reptile-alpha moves a share of the mean of the mu_m into
+theta, which changes no W_m and no target.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task, and for discrete actions Christodoulou 2019, with expectations over actions in
@@ -80,9 +82,10 @@ class Args:
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critics
 
     # VarShare
-    beta: NonNegativeFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
+    beta: PositiveFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
     sigma_prior: PositiveFloat = 0.01  # standard deviation of the prior
-    sigma_init: PositiveFloat = 0.003  # initial standard deviation of the residuals
+    sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
+    sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
     reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per step
 
@@ -123,7 +126,7 @@ class Agent(nn.Module):
     per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "logvar", "log_alpha", "target", "value_norm")
+    per_task = ("mu", "sigma", "live", "fisher", "fisher_weight", "log_alpha", "target", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -134,7 +137,10 @@ class Agent(nn.Module):
         self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
         self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
-        self.logvar = nn.Parameter(torch.full_like(self.mu, 2 * math.log(args.sigma_init)))  # (task, weight)
+        self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
+        self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # the last update moved it
+        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of squared gradients, and
+        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))  # of ones
         self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
         # averages the mean weights, of which the actor's are not used
         self.register_buffer("target", self.weights().detach().clone())
@@ -171,7 +177,7 @@ class Agent(nn.Module):
     def weights(self, noise: Tensor | None = None) -> Tensor:
         """W_m = theta + mu_m + sigma_m * noise, (task, weight); without noise the mean weights."""
         mean = self.theta + self.mu
-        return mean if noise is None else torch.addcmul(mean, torch.exp(0.5 * self.logvar), noise)
+        return mean if noise is None else torch.addcmul(mean, self.sigma, noise)
 
     def unpack(self, weights: Tensor) -> dict[str, Tensor]:
         """Named views of a (task, weight) matrix, e.g. W["actor.0.weight"] (task, out, in)."""
@@ -211,9 +217,9 @@ class Agent(nn.Module):
         return self.action_bias + self.action_scale * out.chunk(2, -1)[0].tanh()
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, sigma_prior: float) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, sigma_prior^2)) in nats: (task, weight) -> sum over weights (task,)."""
-    sums = (mu.square().sum(1) + logvar.exp().sum(1)) / sigma_prior**2 - logvar.sum(1)
+def gaussian_kl(mu: Tensor, sigma: Tensor, sigma_prior: float) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, sigma_prior^2)) in nats: (task, weight) -> sum over weights (task,)."""
+    sums = (mu.square().sum(1) + sigma.square().sum(1)) / sigma_prior**2 - 2 * sigma.log().sum(1)
     return 0.5 * (sums + mu.shape[1] * (2 * math.log(sigma_prior) - 1))
 
 
@@ -274,27 +280,39 @@ def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple
     return qf_loss + actor_loss, stats, target_q
 
 
-def parameter_gradients(agent: Agent, G: Tensor, noise: Tensor, num_stored: Tensor, args: Args) -> dict:
-    """Gradients of the objective at the top by theta, mu and logvar, from G = dL_m / dW_m (task, weight)."""
-    sigma = torch.exp(0.5 * agent.logvar)
+def parameter_gradients(agent: Agent, G: Tensor, num_stored: Tensor, args: Args) -> dict[str, Tensor]:
+    """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
     kl_weight = args.beta / num_stored
-    kl_by_mu = agent.mu / args.sigma_prior**2
-    kl_by_logvar = 0.5 * (sigma.square() / args.sigma_prior**2 - 1)
-    grads = {"mu": G + kl_weight * kl_by_mu, "logvar": 0.5 * sigma * noise * G + kl_weight * kl_by_logvar}
+    grads = {"mu": G + kl_weight * agent.mu / args.sigma_prior**2}
     return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
 
 
 @torch.no_grad()
+def learn_sigma(agent: Agent, G: Tensor, num_stored: Tensor, args: Args) -> None:
+    """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
+
+    The mean gradient of a minibatch of B samples, drawn with replacement from N_m, varies by h / B, and more
+    by the curvature's share as the weights are sampled. Where G is 0 sigma is the prior's.
+    """
+    N, B = num_stored, args.batch_size
+    agent.live.copy_(G != 0)
+    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G)
+    agent.fisher_weight.mul_(args.sigma_decay).add_(1)
+    h_per_fisher = B / (1 + args.beta * B / N) / agent.fisher_weight
+    agent.sigma.copy_((N / args.beta * h_per_fisher * agent.fisher + 1 / args.sigma_prior**2).rsqrt())
+
+
+@torch.no_grad()
 def minibatch_gradients(agent: Agent, b: Batch, noise: Tensor, num_stored: Tensor, args: Args) -> tuple:
-    """Gradients of the objective by the parameters, from one minibatch, what to log, and Q's targets."""
+    """Gradients of the objective by the parameters, from one minibatch; G; what to log; and Q's targets."""
     weights = agent.weights(noise).detach().requires_grad_()
     with torch.enable_grad():
         losses, stats, target_q = sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
         (G,) = torch.autograd.grad(losses.sum(), weights)
-    grads = parameter_gradients(agent, G, noise, num_stored, args)
+    grads = parameter_gradients(agent, G, num_stored, args)
     # alpha (entropy - target entropy), which is its own derivative by log alpha
     alpha_loss = agent.log_alpha.exp() * (stats["losses/entropy"] - agent.target_entropy)
-    return grads | {"log_alpha": alpha_loss}, stats | {"losses/alpha_loss": alpha_loss}, target_q
+    return grads | {"log_alpha": alpha_loss}, G, stats | {"losses/alpha_loss": alpha_loss}, target_q
 
 
 @torch.no_grad()
@@ -335,7 +353,8 @@ def update(agent, optimizer, buffer: ReplayBuffer, gradients: Callable, args: Ar
     batch = Batch(**buffer.sample(args.batch_size, rng), **noises)
     batch = batch._replace(obs=agent.obs_norm(batch.obs), next_obs=agent.obs_norm(batch.next_obs))
     num_stored = torch.tensor(float(buffer.num_stored()), device=rng.device)  # a number would be compiled in
-    grads, stats, target_q = gradients(agent, batch, agent.draw_noise(rng), num_stored, args)
+    grads, G, stats, target_q = gradients(agent, batch, agent.draw_noise(rng), num_stored, args)
+    learn_sigma(agent, G, num_stored, args)
     for name, grad in grads.items():
         getattr(agent, name).grad = grad
     optimizer.step()
@@ -349,13 +368,15 @@ def update(agent, optimizer, buffer: ReplayBuffer, gradients: Callable, args: Ar
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, num_stored: int, args: Args) -> None:
     """Log what is the method's own."""
-    kl = gaussian_kl(agent.mu, agent.logvar, args.sigma_prior)
-    sigma = torch.exp(0.5 * agent.logvar).median(1).values
+    kl = gaussian_kl(agent.mu, agent.sigma, args.sigma_prior)
+    kl_weight = args.beta / num_stored
     run.log_tasks("varshare/kl", kl)
-    run.log_tasks("varshare/kl_loss", kl * args.beta / num_stored)
-    run.log_tasks("varshare/sigma", sigma)
-    run.log_tasks("varshare/sigma_over_theta", sigma / agent.theta.abs().median())
-    run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu))
+    run.log_tasks("varshare/kl_loss", kl_weight * kl)
+    run.log("varshare/kl_weight", kl_weight)
+    run.log("varshare/lambda", kl_weight / (2 * args.sigma_prior**2))  # times |mu_m|^2, as L2Soft's
+    theta = agent.unpack(agent.theta.unsqueeze(0))
+    run.log_sharing(theta, agent.unpack(agent.mu))
+    run.log_sigma(theta, agent.unpack(agent.sigma), agent.unpack(agent.live))
 
 
 def check(args: Args) -> None:

@@ -85,6 +85,7 @@ CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
+ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER_GOALS}
 
 # each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation

@@ -39,6 +39,11 @@ _REGISTERED: dict[str, dict[str, Any]] = {
         "vector_entry_point": "envs.cartpole:CartPoleGoals10",
         "max_episode_steps": 500,
     },
+    "cartpole-goals10-sparse": {
+        "entry_point": "envs.cartpole:CartPoleSparseGoalTask",
+        "vector_entry_point": "envs.cartpole:CartPoleSparseGoals10",
+        "max_episode_steps": 500,
+    },
     "cartpole-goals-physics10": {
         "entry_point": "envs.cartpole:CartPoleGoalPhysicsTask",
         "vector_entry_point": "envs.cartpole:CartPoleGoalsPhysics10",

@@ -39,6 +39,7 @@ NAMES = ["g{gravity:g}-m{masscart:g}-p{masspole:g}-l{length:g}".format(**task) f
 # Places on the track, in m, at which a goal task wants the pole held up; the cart leaves the track at 2.4 m.
 GOALS = (-1.5, -1.2, -0.8, -0.5, -0.2, 0.2, 0.5, 0.8, 1.2, 1.5)
 GOAL_WIDTH = 0.5  # m
+SPARSE_WIDTH = 0.2  # m
 GOAL_TASKS = [TASKS[0] | {"goal": goal} for goal in GOALS]
 # Shuffled, so that neither follows from the other; only the two in low gravity have theirs near: from 1.2 m
 # away they learn, even alone, to rush there and fall.
@@ -48,6 +49,11 @@ GOAL_PHYSICS_TASKS = [task | {"goal": GOALS[i]} for task, i in zip(TASKS, (6, 3,
 def goal_reward(x: np.ndarray | float, goal: np.ndarray | float) -> np.ndarray:
     """Reward of a step that brought the cart to x: exp(-((x - goal) / 0.5 m)^2), 1 at the goal."""
     return np.exp(-np.square((x - goal) / GOAL_WIDTH))
+
+
+def sparse_goal_reward(x: np.ndarray | float, goal: np.ndarray | float) -> np.ndarray:
+    """Reward of a step that brought the cart to x: 1 within 0.2 m of the goal, else 0."""
+    return np.where(np.abs(x - goal) < SPARSE_WIDTH, 1.0, 0.0)
 
 
 class CartPoleTask(CartPoleEnv):
@@ -80,11 +86,12 @@ class CartPoleGoalTask(CartPoleTask):
     """One place to hold the pole up at, which the observation does not tell: reward `goal_reward` a step."""
 
     all_tasks = GOAL_TASKS
+    reward = staticmethod(goal_reward)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """CartPoleEnv's step, with another reward."""
         observation, _, *rest = super().step(action)
-        return observation, float(goal_reward(self.state[0], self.goal)), *rest
+        return observation, float(self.reward(self.state[0], self.goal)), *rest
 
     def render(self) -> np.ndarray | None:
         """CartPoleEnv's picture; as an array it has a green line at the goal."""
@@ -99,6 +106,12 @@ class CartPoleGoalPhysicsTask(CartPoleGoalTask):
     """One of the ten physics, with a goal."""
 
     all_tasks = GOAL_PHYSICS_TASKS
+
+
+class CartPoleSparseGoalTask(CartPoleGoalTask):
+    """The same places, with reward `sparse_goal_reward`: one has to be found before there is any."""
+
+    reward = staticmethod(sparse_goal_reward)
 
 
 class CartPole10(TaskVectorEnv):
@@ -278,6 +291,7 @@ class CartPoleGoals10(CartPole10):
 
     all_tasks = GOAL_TASKS
     all_names = ["goal{goal:+g}".format(**task) for task in GOAL_TASKS]
+    reward = staticmethod(goal_reward)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As `CartPole10`."""
@@ -285,7 +299,13 @@ class CartPoleGoals10(CartPole10):
         self.goal = np.repeat([params["goal"] for params in self.task_params], self.envs_per_task)
 
     def _rewards(self) -> np.ndarray:
-        return goal_reward(self._position[0], self.goal)
+        return self.reward(self._position[0], self.goal)
+
+
+class CartPoleSparseGoals10(CartPoleGoals10):
+    """The same, see `CartPoleSparseGoalTask`."""
+
+    reward = staticmethod(sparse_goal_reward)
 
 
 class CartPoleGoalsPhysics10(CartPoleGoals10):

@@ -452,17 +452,36 @@ class Run:
             common = {name: x.mean(0, keepdim=True) for name, x in mu.items()}
             theta = {name: x + common[name] for name, x in theta.items()}
             mu = {name: x - common[name] for name, x in mu.items()}
-        squares: dict[str, Tensor] = {}  # layer -> |theta|^2, |mu_m|^2, ... (1 + task,)
-        for name in theta:
-            layer = name.rpartition(".")[0] or name
-            both = torch.cat((theta[name], mu[name])).square().flatten(1).sum(1)
-            squares[layer] = squares.get(layer, 0) + both
+        both = _by_layer({name: torch.cat((theta[name], mu[name])) for name in theta})
+        squares = {layer: x.square().sum(1) for layer, x in both.items()}  # |theta|^2, |mu_m|^2 (1 + task,)
         theta_norm, *mu_norms = sum(squares.values()).sqrt().tolist()
         self.log("varshare/theta_norm", theta_norm)
         self.log("varshare/mu_norm", sum(mu_norms) / len(mu_norms), mu_norms)
         for layer, (theta2, *mu2) in ((layer, x.tolist()) for layer, x in squares.items()):
             overall = theta2 / (theta2 + sum(mu2) / len(mu2))
             self.log(f"varshare/sharing_ratio/{layer}", overall, [theta2 / (theta2 + x) for x in mu2])
+
+    def log_sigma(self, theta: dict[str, Tensor], sigma: dict[str, Tensor], live: dict[str, Tensor]) -> None:
+        """Log sigma among live weights: its median, per task, and quantiles of every layer, all tasks pooled.
+
+        A weight is dead for a task if it had no gradient, behind or before a ReLU that is off at all samples:
+        nothing determines it, and it would blur the quantiles. The share of dead weights is logged too.
+
+        Args:
+            theta, sigma, live: weights by name, of all tasks (1, ...) and of each (task, ...).
+        """
+        sigmas, lives = _by_layer(sigma), _by_layer(live)
+        rows = zip(torch.cat([*sigmas.values()], 1), torch.cat([*lives.values()], 1))
+        median = torch.stack([x[on if on.any() else ...].median() for x, on in rows])  # all, before an update
+        self.log_tasks("varshare/sigma", median)
+        size = torch.cat([x.flatten() for x in theta.values()]).abs().median()
+        self.log_tasks("varshare/sigma_over_theta", median / size)
+        for layer, x in sigmas.items():
+            on = lives[layer]
+            among = x[on if on.any() else ...].cpu().numpy()  # NumPy's quantile takes any number
+            for q, value in zip((1, 50, 99), np.quantile(among, (0.01, 0.5, 0.99))):
+                self.log(f"varshare/sigma_q{q}/{layer}", value)
+            self.log_tasks(f"varshare/dead/{layer}", 1 - on.float().mean(1))
 
     def log_charts(self, episodes: Episodes, learning_rate: float) -> None:
         """Log, and print some of the time, how far the run has come."""
@@ -537,6 +556,14 @@ class Run:
             (signal.SIGTERM, signal.SIG_DFL),
         ):
             signal.signal(signum, handler)
+
+
+def _by_layer(W: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of weights by name, (row, ...) each, those of every layer, (row, weight): actor.0 has two kinds."""
+    layers: dict[str, list[Tensor]] = {}
+    for name, x in W.items():
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(x.flatten(1))
+    return {layer: torch.cat(parts, 1) for layer, parts in layers.items()}
 
 
 def _state(x: Any) -> Any:

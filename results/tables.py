@@ -14,7 +14,7 @@ import pandas as pd
 KEPT = ["eval/episodic_return", "charts/SPS", "charts/wall_time", "varshare/sigma"]
 AVERAGED = "losses/clipfrac_first_minibatch"  # over the run; of the others the last value is kept
 SETTINGS = ["exp_name", "env_id", "total_timesteps", "seed", "reptile_alpha", "rollout_weights", "sigma_init"]
-SETTINGS += ["sigma_prior", "beta"]  # those that differ within a suite are its table's columns
+SETTINGS += ["sigma_prior", "beta", "l2_coef"]  # those that differ within a suite are its table's columns
 SEARCHED = ["env_id", "total_timesteps", "method", "flags"]
 COEFFICIENTS = {"varshare": "beta", "l2soft": "l2-coef", "contextual": "embedding-size", "cagrad": "cagrad-c"}
 COEFFICIENTS |= {
@@ -34,7 +34,7 @@ def collect(suite: str) -> pd.DataFrame:
         average = heartbeat[heartbeat.metric == AVERAGED].groupby(["metric", "task"]).value.mean()
         values = pd.concat([last, average]).reset_index()
         for name in SETTINGS:
-            values[name] = config["args"][name]
+            values[name] = config["args"].get(name, "-")
         values["commit"], values["hardware"] = config["git_commit"], config["hardware"]
         rows.append(values)
     return pd.concat(rows)[[*SETTINGS, "metric", "task", "value", "commit", "hardware"]]

@@ -93,10 +93,10 @@ def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
     rng = torch.Generator().manual_seed(1)
     agent = script.Agent(spaces(space), settings(script, **changes), rng).to(dtype)
     with torch.no_grad():
-        for name, x in agent.named_parameters():
+        for x in agent.parameters():
             x += 0.3 * torch.randn(x.shape, generator=rng)
-            if name == "logvar":
-                x.uniform_(-6, -2, generator=rng)
+        if hasattr(agent, "sigma"):
+            agent.sigma.uniform_(0.05, 0.4, generator=rng)
     return agent
 
 

@@ -16,7 +16,7 @@ MAX_CHANGED = 90  # lines
 Definitions = dict[str, list[str]]  # name -> lines
 
 SEAMS = {"docstring", "Agent", "Agent.per_task", "Agent.weights", "Agent.draw_noise", "linear"}
-SEAMS |= {"gaussian_kl", "parameter_gradients", "recentre", "log_method"}
+SEAMS |= {"gaussian_kl", "parameter_gradients", "learn_sigma", "recentre", "log_method"}
 
 
 @dataclass
@@ -30,11 +30,31 @@ class Sibling:
 
 TRUNKS = {"varshare_ppo.py": "VarShare with PPO", "varshare_sac.py": "VarShare with soft actor-critic"}
 SIBLINGS = {
-    "baselines/shared_ppo.py": Sibling(
+    "variants/varshare_samples_ppo.py": Sibling(
         "varshare_ppo.py",
+        "several draws of the weights per minibatch",
+        {"minibatch_gradients": 14, "update": 3},
+    ),
+    "variants/varshare_shuffled_sigma_ppo.py": Sibling(
+        "varshare_ppo.py",
+        "every sigma at another weight: a control",
+        {"update": 1},
+    ),
+    "variants/varshare_fixed_sigma_ppo.py": Sibling(
+        "varshare_ppo.py",
+        "a sigma that is not learned",
+        {"LUNARLANDER": 2, "CARTPOLE_GOALS": 2, "LUNARLANDER_GOALS": 2, "Agent.__init__": 5}
+        | {"minibatch_gradients": 6, "update": 4},
+    ),
+    "baselines/l2soft_ppo.py": Sibling(
+        "variants/varshare_fixed_sigma_ppo.py",
+        "a residual per task, with a squared penalty",
+        {"imports": 1, "Agent.__init__": 1, "minibatch_gradients": 4, "update": 2, "train": 3},
+    ),
+    "baselines/shared_ppo.py": Sibling(
+        "baselines/l2soft_ppo.py",
         "plain PPO, one network for all tasks, no task information",
-        {"imports": 1, "LUNARLANDER": 1, "CARTPOLE_GOALS": 1, "LUNARLANDER_GOALS": 1, "Agent.__init__": 3}
-        | {"minibatch_gradients": 6, "update": 4, "train": 3},
+        {"LUNARLANDER": 1, "CARTPOLE_GOALS": 1, "LUNARLANDER_GOALS": 1, "Agent.__init__": 2, "update": 2},
     ),
     "baselines/independent_ppo.py": Sibling(
         "baselines/shared_ppo.py",
@@ -61,12 +81,6 @@ SIBLINGS = {
         "the least helped task helped",
         {"imports": 1, "minibatch_gradients": 2, "train": 2},
     ),
-    "baselines/l2soft_ppo.py": Sibling(
-        "varshare_ppo.py",
-        "a residual per task, with a squared penalty",
-        {"imports": 1, "LUNARLANDER": 2, "CARTPOLE_GOALS": 2, "LUNARLANDER_GOALS": 2, "Agent.__init__": 1}
-        | {"minibatch_gradients": 6, "update": 2, "train": 3},
-    ),
 }
 
 # what the trunks do not share though both have it, and lines of it in which they differ otherwise
@@ -75,7 +89,8 @@ TRUNKS_DIFFER |= {f"Agent.{x}" for x in ("__init__", "init_weights", "act", "pol
 TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train"}
 TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
 TRUNKS_CHANGES |= {f"Args.{x}": 2 for x in ("hidden_sizes", "reptile_alpha", "rollout_weights")}
-TRUNKS_CHANGES |= {"mlp": 2, "Agent.action_noise": 2, "parameter_gradients": 4}
+TRUNKS_CHANGES |= {"Args.sigma_prior": 2, "mlp": 2, "Agent.action_noise": 2}
+TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 12}
 
 
 def lines_of(name: str) -> list[str]:

@@ -146,7 +146,7 @@ def assert_refused(script, capsys, argv, message):
     assert sorted(Path().rglob("*")) == before
 
 
-KNOWN = "cartpole10, cartpole-identical10, cartpole-goals10, cartpole-goals-physics10, lunarlander20"
+KNOWN = "cartpole10, cartpole-identical10, cartpole-goals10, cartpole-goals10-sparse, cartpole-goals"
 TOO_FEW = "--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches"
 BAD = [
     (["--env-id", "nonsense"], KNOWN),

@@ -102,7 +102,7 @@ def assert_played_as_by_hand(run, returns, steps, draws):
     """
     model = read_model(run)
     agent, rng = model["agent"], torch.Generator().manual_seed(3)
-    mean, sigma = agent["theta"] + agent["mu"], torch.exp(0.5 * agent["logvar"])
+    mean, sigma = agent["theta"] + agent["mu"], agent["sigma"]
     seeds = np.reshape(spread_seeds(3, 1, returns.size), returns.shape).tolist()
     for episode in range(returns.shape[1]):
         weights = [mean + sigma * torch.randn(mean.shape, generator=rng) for _ in range(draws)] or [mean]

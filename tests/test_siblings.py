@@ -21,7 +21,7 @@ def test_trunks_differ_in_their_algorithm_only():
 def test_every_script_is_known():
     assert {*siblings.TRUNKS, *siblings.SIBLINGS} == {*probes.SCRIPTS, *probes.SAC_SCRIPTS}
     paths = [
-        path for pattern in ("*_ppo.py", "*_sac.py", "baselines/*.py") for path in probes.ROOT.glob(pattern)
+        path for pattern in ("*_ppo.py", "*_sac.py", "baselines/*.py", "variants/*.py") for path in probes.ROOT.glob(pattern)
     ]
     assert set(paths) == {probes.ROOT / name for name in probes.SCRIPTS + probes.SAC_SCRIPTS}
 
@@ -135,7 +135,7 @@ def test_drift_between_trunks_is_noticed(edit, where):
     edit("varshare_ppo.py", *DRIFT[where])
     after = siblings.trunks_drifted()
     assert (before != after) == (where in ("Args.gamma", "main"))  # the others are of an algorithm
-    edit("varshare_sac.py", "sigma_prior**2 - logvar.sum(1)", "sigma_prior**2 - logvar.sum(dim=1)")
+    edit("varshare_sac.py", "2 * sigma.log().sum(1)", "2 * sigma.log().sum(dim=1)")
     assert siblings.trunks_drifted() != after
 
 

@@ -37,16 +37,16 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 def test_kl_equals_that_of_torch(space):
     agent = make_agent(space)
     prior = Normal(torch.zeros(()).double(), 0.7)
-    expected = kl_divergence(Normal(agent.mu, (0.5 * agent.logvar).exp()), prior).sum(1)
-    torch.testing.assert_close(varshare.gaussian_kl(agent.mu, agent.logvar, 0.7), expected)
+    expected = kl_divergence(Normal(agent.mu, agent.sigma), prior).sum(1)
+    torch.testing.assert_close(varshare.gaussian_kl(agent.mu, agent.sigma, 0.7), expected)
 
 
 def test_kl_is_zero_at_the_prior_and_positive_elsewhere():
-    mu, logvar = torch.zeros(2, 5).double(), torch.full((2, 5), 2 * math.log(0.03)).double()
-    assert varshare.gaussian_kl(mu, logvar, 0.03).abs().max() < 1e-12
-    assert varshare.gaussian_kl(mu + 1e-3, logvar, 0.03).min() > 0
-    assert varshare.gaussian_kl(mu, logvar + 0.1, 0.03).min() > 0
-    assert varshare.gaussian_kl(mu, logvar - 0.1, 0.03).min() > 0
+    mu, sigma = torch.zeros(2, 5).double(), torch.full((2, 5), 0.03).double()
+    assert varshare.gaussian_kl(mu, sigma, 0.03).abs().max() < 1e-12
+    assert varshare.gaussian_kl(mu + 1e-3, sigma, 0.03).min() > 0
+    assert varshare.gaussian_kl(mu, 1.1 * sigma, 0.03).min() > 0
+    assert varshare.gaussian_kl(mu, 0.9 * sigma, 0.03).min() > 0
 
 
 @BOTH
@@ -58,7 +58,7 @@ def test_weights_start_as_one_orthogonal_draw_for_all_tasks(space):
     agent = agents[0]
     assert torch.equal(agent.theta, agents[1].theta) and not torch.equal(agent.theta, agents[2].theta)
     assert not agent.mu.any()
-    torch.testing.assert_close(agent.logvar.exp().sqrt(), torch.full_like(agent.mu, 0.02))
+    torch.testing.assert_close(agent.sigma, torch.full_like(agent.mu, 0.02))
     W = agent.unpack(agent.weights())
     names = [
         f"{net}.{i}.{kind}" for net in ("actor", "critic") for i in range(3) for kind in ("weight", "bias")
@@ -79,7 +79,7 @@ def test_weights_start_as_one_orthogonal_draw_for_all_tasks(space):
 def test_batched_forward_equals_a_loop_over_tasks(space, samples):
     agent = make_agent(space)
     batch, [noise] = random_batch(agent, samples), probes.draws(agent)
-    drawn = agent.theta + agent.mu + (0.5 * agent.logvar).exp() * noise
+    drawn = agent.theta + agent.mu + agent.sigma * noise
     torch.testing.assert_close(agent.weights(), agent.theta + agent.mu)
     torch.testing.assert_close(agent.weights(noise), drawn)
     out, values, logstd = forward_task_by_task(agent, drawn, batch.obs)
@@ -134,7 +134,7 @@ def test_actions_are_drawn_from_the_policy(space):
 def objective(agent, noise, batch, args):
     """sum_m [L_m(theta + mu_m + sigma_m eps_m) + beta / N_m KL_m], for autograd; 9 * 2 samples of a task."""
     losses, _ = varshare.ppo_loss(agent, agent.unpack(agent.weights(noise)), batch, args)
-    kl = kl_divergence(Normal(agent.mu, (0.5 * agent.logvar).exp()), Normal(0.0, args.sigma_prior))
+    kl = kl_divergence(Normal(agent.mu, agent.sigma), Normal(0.0, args.sigma_prior))
     return (losses + args.beta / (9 * 2) * kl.sum(1)).sum()
 
 
@@ -170,11 +170,11 @@ def test_gradient_equals_autograds_through_weights_and_kl(space, freeze_theta, s
     agent = make_agent(space)
     batch, [noise] = random_batch(agent, samples), probes.draws(agent)
     parameters = {name: x for name, x in agent.named_parameters() if not (freeze_theta and name == "theta")}
-    assert len(parameters) == 3 - freeze_theta
+    assert len(parameters) == 2 - freeze_theta
     expected = torch.autograd.grad(objective(agent, noise, batch, args), parameters.values())
     G = task_gradients(agent, agent.weights(noise), batch, args)
     for ours in (
-        varshare.parameter_gradients(agent, G, noise, args),
+        varshare.parameter_gradients(agent, G, args),
         gradients(agent, noise, batch, args),
     ):
         torch.testing.assert_close(ours, dict(zip(parameters, expected, strict=True)))
@@ -184,7 +184,7 @@ def test_a_minibatch_leaves_no_trace_in_the_agent_and_logs_what_the_loss_does():
     agent = make_agent()
     batch, [noise] = random_batch(agent, 20), probes.draws(agent)
     before = {name: x.clone() for name, x in agent.state_dict().items()}
-    _, stats = varshare.minibatch_gradients(agent, batch, noise, settings())
+    _, _, stats = varshare.minibatch_gradients(agent, batch, noise, settings())
     torch.testing.assert_close(agent.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in agent.parameters())
     _, expected = varshare.ppo_loss(agent, agent.unpack(agent.weights(noise)), batch, settings())
@@ -195,16 +195,15 @@ def test_a_minibatch_leaves_no_trace_in_the_agent_and_logs_what_the_loss_does():
 def test_kl_is_weighted_by_beta_over_the_samples_of_a_task_in_a_rollout():
     agent = make_agent()
     [noise] = probes.draws(agent)
-    kl = varshare.gaussian_kl(agent.mu, agent.logvar, 0.3).sum()
-    expected = torch.autograd.grad(0.5 * kl / (9 * 2), (agent.mu, agent.logvar))
+    kl = varshare.gaussian_kl(agent.mu, agent.sigma, 0.3).sum()
+    (expected,) = torch.autograd.grad(0.5 * kl / (9 * 2), agent.mu)
     for samples in (3, 40):  # whatever the size of a minibatch
         batch = random_batch(agent, samples)
         without, with_kl = (
             gradients(agent, noise, batch, settings(beta=b, max_grad_norm=UNCLIPPED)) for b in (0.0, 0.5)
         )
         torch.testing.assert_close(with_kl["theta"], without["theta"])
-        for name, x in zip(("mu", "logvar"), expected, strict=True):
-            torch.testing.assert_close(with_kl[name] - without[name], x)
+        torch.testing.assert_close(with_kl["mu"] - without["mu"], expected)
 
 
 def test_theta_gets_the_sum_of_the_tasks_gradients_and_a_residual_only_its_own():
@@ -216,14 +215,13 @@ def test_theta_gets_the_sum_of_the_tasks_gradients_and_a_residual_only_its_own()
     per_task = [torch.autograd.grad(x, agent.theta, retain_graph=True)[0] for x in losses]
     torch.testing.assert_close(grads["theta"], sum(per_task))
     torch.testing.assert_close(grads["mu"], torch.stack(per_task))
-    torch.testing.assert_close(grads["logvar"], grads["mu"] * noise * 0.5 * (0.5 * agent.logvar).exp())
     for m in range(TASKS):  # other samples in one task
         mixed = varshare.Batch(*(x.clone() for x in batch))
         for x, y in zip(mixed, other, strict=True):
             x[m] = y[m]
         new = gradients(agent, noise, mixed, args)
-        for name, j in itertools.product(("mu", "logvar"), range(TASKS)):
-            assert torch.allclose(new[name][j], grads[name][j], rtol=1e-9, atol=1e-12) == (j != m)
+        for j in range(TASKS):
+            assert torch.allclose(new["mu"][j], grads["mu"][j], rtol=1e-9, atol=1e-12) == (j != m)
 
 
 def test_recentre_changes_no_weights():
@@ -242,14 +240,12 @@ def test_full_recentring_has_the_smallest_kl_of_all_common_shifts():
     agent = make_agent()
 
     def kl(shift):
-        return varshare.gaussian_kl(agent.mu - shift, agent.logvar, 0.3).sum().item()
+        return varshare.gaussian_kl(agent.mu - shift, agent.sigma, 0.3).sum().item()
 
     shift = torch.zeros_like(agent.theta, requires_grad=True)
 
     def kl_and_gradient(x):
-        total = varshare.gaussian_kl(
-            agent.mu.detach() - torch.from_numpy(x), agent.logvar.detach(), 0.3
-        ).sum()
+        total = varshare.gaussian_kl(agent.mu.detach() - torch.from_numpy(x), agent.sigma, 0.3).sum()
         return total.item(), ((x - agent.mu.detach().numpy()).sum(0) / 0.3**2)
 
     best = scipy.optimize.minimize(kl_and_gradient, shift.detach().numpy(), jac=True, tol=1e-12)
@@ -452,7 +448,7 @@ def test_every_epoch_goes_once_through_all_samples_and_the_optimizer_gets_the_gr
     def recorded(agent, mb, noise, args):
         seen.append((mb, noise))
         grads = {name: torch.full_like(x, len(seen)) for name, x in agent.named_parameters()}
-        return grads, {"number": torch.full((TASKS,), len(seen))}
+        return grads, grads["mu"], {"number": torch.full((TASKS,), len(seen))}
 
     optimizer = torch.optim.SGD(agent.parameters(), lr=0.01)
     rng = torch.Generator().manual_seed(0)
@@ -497,7 +493,7 @@ def test_metrics_of_varshare():
     rows = probes.read_heartbeat(folder)
     last = {row[1:3]: float(row[3]) for row in rows if row[0] == "25600"}
     agent, _ = probes.load_agent(varshare, folder)
-    kl = varshare.gaussian_kl(agent.mu, agent.logvar, varshare.Args.sigma_prior)
+    kl = varshare.gaussian_kl(agent.mu, agent.sigma, varshare.Args.sigma_prior)
     layers = [f"sharing_ratio/{net}.{i}" for net in ("actor", "critic") for i in range(3)]
     assert {row[1].removeprefix("varshare/") for row in rows if row[1].startswith("varshare/")} == {
         *("kl", "kl_loss", "sigma", "sigma_over_theta", "mu_norm", "theta_norm", *layers)
@@ -510,8 +506,8 @@ def test_metrics_of_varshare():
         expected = {
             "kl": kl[m],
             "kl_loss": varshare.Args.beta * kl[m] / (32 * 8),
-            "sigma": (0.5 * agent.logvar[m]).exp().median(),
-            "sigma_over_theta": (0.5 * agent.logvar[m]).exp().median() / agent.theta.abs().median(),
+            "sigma": agent.sigma[m].median(),
+            "sigma_over_theta": agent.sigma[m].median() / agent.theta.abs().median(),
             "mu_norm": mu[m].norm(),
             "sharing_ratio/actor.0": theta2 / (theta2 + mu2[m]),
         }

@@ -181,14 +181,14 @@ def test_gradients_equal_those_of_the_whole_objective(space, freeze_theta):
         agent.theta *= 0.3
         agent.mu *= 0.3
     noise = torch.randn(agent.mu.shape, generator=rng).double()
-    grads, stats, _ = sac.minibatch_gradients(agent, b, noise, torch.tensor(50.0), args)
+    grads, _, stats, _ = sac.minibatch_gradients(agent, b, noise, torch.tensor(50.0), args)
     losses, expected_stats, _ = sac.sac_loss(
         agent, agent.unpack(agent.weights(noise)), agent.unpack(agent.target), b, args
     )
     prior = Normal(torch.zeros(()).double(), args.sigma_prior)
-    kl = torch.distributions.kl_divergence(Normal(agent.mu, (0.5 * agent.logvar).exp()), prior).sum()
+    kl = torch.distributions.kl_divergence(Normal(agent.mu, agent.sigma), prior).sum()
     objective = losses.sum() + 0.7 / 50 * kl
-    wanted = {name: getattr(agent, name) for name in ("theta", "mu", "logvar")}
+    wanted = {name: getattr(agent, name) for name in ("theta", "mu")}
     expected = dict(zip(wanted, torch.autograd.grad(objective, wanted.values())))
     temperature = agent.log_alpha.exp() * (expected_stats["losses/entropy"] - agent.target_entropy)
     expected["log_alpha"] = torch.autograd.grad(temperature.sum(), agent.log_alpha)[0]
@@ -224,7 +224,7 @@ def test_discrete_losses_by_hand():
         "losses/alpha_loss": 0.5 * (entropy - agent.target_entropy),
     }
     noise = torch.zeros_like(agent.mu)
-    _, stats, _ = sac.minibatch_gradients(
+    _, _, stats, _ = sac.minibatch_gradients(
         agent, b, noise, torch.tensor(9.0), settings(gamma=0.9, reward_scale=1.0)
     )
     assert stats.keys() == expected.keys()
@@ -273,7 +273,7 @@ def test_temperatures_move_towards_their_target_entropy():
         agent.mu.zero_()
         agent.mu[0, columns(agent, "actor.2.bias")] = torch.tensor([100.0, 0, 0, 0]).double()
     # the first task always acts the same, the others do not
-    grads, _, _ = sac.minibatch_gradients(
+    grads, *_ = sac.minibatch_gradients(
         agent,
         make_batch(agent, 20),
         torch.zeros_like(agent.mu),
@@ -571,8 +571,8 @@ def final_return(folder):
 
 
 def test_learns_cartpole10():
-    folder = sac.train(sac.Args(total_timesteps=14_000, eval_episodes=5, run_name="cartpole10"))
-    assert final_return(folder) > 150  # a random policy has 22
+    folder = sac.train(sac.Args(total_timesteps=20_000, eval_episodes=5, run_name="cartpole10"))
+    assert final_return(folder) > 200  # a random policy has 22
 
 
 def test_learns_pendulum():
