@@ -24,6 +24,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -221,8 +222,8 @@ def plot_norms(run: Run) -> Figure | None:
         "theta_norm": r"$|\theta|$, shared weights",
         "head_norm": "norm of a task's head",
         "embedding_norm": "norm of a task's embedding",
-        "sigma": r"median $\sigma_m$",
-        "sigma_over_theta": r"median $\sigma_m$ / median $|\theta|$",
+        "sigma": r"median $\sigma_m$ of live weights",
+        "sigma_over_theta": r"the same / median $|\theta|$",
         "kl_loss": r"$\beta\,\mathrm{KL}_m / N_m$, in the loss",
         "l2_loss": r"$\lambda\,|\mu_m|^2$, in the loss",
     }
@@ -255,15 +256,49 @@ def layer_of(metric: str) -> str:
     return metric.rpartition("/")[2].replace("_", ".")
 
 
+def by_network(layers: Iterable[str]) -> dict[str, list[str]]:
+    """actor -> actor.0, actor.1, ..."""
+    networks: dict[str, list[str]] = {}
+    for layer in layers:
+        networks.setdefault(layer.partition(".")[0], []).append(layer)
+    return networks
+
+
+def some_of(layers: list[str]) -> list[str]:
+    """As many as there are colours, evenly spread."""
+    return [layers[i] for i in sorted({round(x) for x in np.linspace(0, len(layers) - 1, MAX_CURVES)})]
+
+
+def plot_sigma(run: Run) -> Figure | None:
+    """Sigma among the live weights of the layers over time, and the share of those that are dead."""
+    networks = by_network(metric.rpartition("/")[2] for metric in run.metrics("varshare/sigma_q50/"))
+    if not networks:
+        return None
+    figure = start_figure(run, max(6.0, 4.0 * len(networks)), 6.4)
+    axes = figure.subplots(2, len(networks), sharey="row", squeeze=False)
+    for i, (network, layers) in enumerate(networks.items()):
+        for color, layer in zip(CYCLE, some_of(layers)):
+            low, middle, high = (run.values(f"varshare/sigma_q{q}/{layer}")["mean"] for q in (1, 50, 99))
+            axes[0, i].fill_between(middle.index, low, high, color=color, alpha=0.12, lw=0)
+            axes[0, i].plot(middle, color=color, lw=1.5, label=layer)
+            axes[1, i].plot(run.values(f"varshare/dead/{layer}")["mean"], color=color, lw=1.5)
+        finish_axes(axes[0, i], run, rf"{network}: $\sigma$ of live weights", label_x=False)
+        finish_axes(axes[1, i], run, f"{network}: dead weights")
+        axes[0, i].set_yscale("log")
+        axes[0, i].legend(fontsize=8, loc="best")
+    axes[0, 0].set_ylabel("median, and from 1 to 99 %")
+    axes[1, 0].set_ylabel("share, mean over tasks")
+    axes[1, 0].set_ylim(0, 1.02)
+    return figure
+
+
 def plot_sharing(run: Run) -> Figure | None:
     """Sharing ratio of the layers over time, and at the end for every task."""
     metrics = [metric for metric in run.metrics() if "/sharing_ratio/" in metric]
     if not metrics:
         return None
     layers = {layer_of(metric): run.values(metric) for metric in metrics}
-    networks: dict[str, list[str]] = {}
-    for layer in layers:
-        networks.setdefault(layer.partition(".")[0], []).append(layer)
+    networks = by_network(layers)
     width = max(4.0 * len(networks), 3.0 + 0.5 * len(run.tasks))
     figure = start_figure(run, width, 5.4 + 0.3 * len(layers))
     grid = figure.add_gridspec(2, len(networks), height_ratios=[3.0, 1.8 + 0.3 * len(layers)])
@@ -273,8 +308,7 @@ def plot_sharing(run: Run) -> Figure | None:
     lowest = math.floor(10 * min(0.9, means.min().min())) / 10
     for i, (network, names) in enumerate(networks.items()):
         ax = figure.add_subplot(grid[0, i])
-        some = sorted({round(x) for x in np.linspace(0, len(names) - 1, MAX_CURVES)})
-        for color, name in zip(CYCLE, [names[x] for x in some]):
+        for color, name in zip(CYCLE, some_of(names)):
             ax.plot(means[name], color=color, lw=1.5, label=name)
         finish_axes(ax, run, f"{network}, all tasks")
         ax.set_ylim(lowest, 1 + 0.02 * (1 - lowest))
@@ -317,6 +351,7 @@ def plot_losses(run: Run) -> Figure | None:
 PLOTS = {
     "returns": plot_returns,
     "norms": plot_norms,
+    "sigma": plot_sigma,
     "sharing_ratio": plot_sharing,
     "losses": plot_losses,
 }

@@ -26,6 +26,7 @@ SIBLINGS = tuple(
     for name in ("shared", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
 )
 SCRIPTS = TRUNKS + SIBLINGS
+VARIANTS = tuple(f"variants/varshare_{name}_ppo.py" for name in ("fixed_sigma", "shuffled_sigma", "samples"))
 SAC_SCRIPTS = ("varshare_sac.py",)
 
 # Processes of their own fork from one that has the slow imports behind it
@@ -95,7 +96,7 @@ def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
     with torch.no_grad():
         for x in agent.parameters():
             x += 0.3 * torch.randn(x.shape, generator=rng)
-        if hasattr(agent, "sigma"):
+        if isinstance(getattr(agent, "sigma", None), torch.Tensor):
             agent.sigma.uniform_(0.05, 0.4, generator=rng)
     return agent
 

@@ -33,8 +33,9 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
         per_task += [f"varshare/{x}" for x in ("mu_norm", "sigma", "kl_loss")]
-        per_task += [f"varshare/sharing_ratio/{layer}" for layer in LAYERS]
-    overall = ("varshare/theta_norm",) * varshare + ALL_TASKS
+        per_task += [f"varshare/{x}/{layer}" for x in ("sharing_ratio", "dead") for layer in LAYERS]
+    quantiles = [f"varshare/sigma_q{q}/{layer}" for q in (1, 50, 99) for layer in LAYERS]
+    overall = ("varshare/theta_norm", *quantiles) * varshare + ALL_TASKS
     with open(folder / "heartbeat.csv", "w", newline="") as file:
         log = csv.writer(file)
         log.writerow(("global_step", "metric", "task", "value"))
@@ -69,7 +70,9 @@ def test_writes_what_the_run_has_logged(tmp_path, capsys):
     """Two runs in one call: with everything, and of a method without residuals."""
     folders = (write_run(tmp_path / "full", 3), write_run(tmp_path / "bare", 3, varshare=False))
     report.main(folders)
-    full = [folders[0] / f"plots/{name}.png" for name in ("returns", "norms", "sharing_ratio", "losses")]
+    full = [
+        folders[0] / f"plots/{name}.png" for name in ("returns", "norms", "sigma", "sharing_ratio", "losses")
+    ]
     bare = [folders[1] / f"plots/{name}.png" for name in ("returns", "losses")]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in full + bare]
     assert sorted((folders[1] / "plots").iterdir()) == sorted(bare)

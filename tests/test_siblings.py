@@ -19,11 +19,11 @@ def test_trunks_differ_in_their_algorithm_only():
 
 
 def test_every_script_is_known():
-    assert {*siblings.TRUNKS, *siblings.SIBLINGS} == {*probes.SCRIPTS, *probes.SAC_SCRIPTS}
-    paths = [
-        path for pattern in ("*_ppo.py", "*_sac.py", "baselines/*.py", "variants/*.py") for path in probes.ROOT.glob(pattern)
-    ]
-    assert set(paths) == {probes.ROOT / name for name in probes.SCRIPTS + probes.SAC_SCRIPTS}
+    known = {*probes.SCRIPTS, *probes.SAC_SCRIPTS, *probes.VARIANTS}
+    assert {*siblings.TRUNKS, *siblings.SIBLINGS} == known
+    patterns = ("*_ppo.py", "*_sac.py", "baselines/*.py", "variants/*.py")
+    paths = {path for pattern in patterns for path in probes.ROOT.glob(pattern)}
+    assert paths == {probes.ROOT / name for name in known}
 
 
 def test_scripts_with_heads_have_the_same_agent():

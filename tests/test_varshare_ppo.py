@@ -494,11 +494,13 @@ def test_metrics_of_varshare():
     last = {row[1:3]: float(row[3]) for row in rows if row[0] == "25600"}
     agent, _ = probes.load_agent(varshare, folder)
     kl = varshare.gaussian_kl(agent.mu, agent.sigma, varshare.Args.sigma_prior)
-    layers = [f"sharing_ratio/{net}.{i}" for net in ("actor", "critic") for i in range(3)]
-    assert {row[1].removeprefix("varshare/") for row in rows if row[1].startswith("varshare/")} == {
-        *("kl", "kl_loss", "sigma", "sigma_over_theta", "mu_norm", "theta_norm", *layers)
-    }
+    of_layers = ("sharing_ratio", "dead", "sigma_q1", "sigma_q50", "sigma_q99")
+    layers = [f"{x}/{net}.{i}" for x in of_layers for net in ("actor", "critic") for i in range(3)]
+    metrics = {row[1].removeprefix("varshare/") for row in rows if row[1].startswith("varshare/")}
+    norms = {"mu_norm", "theta_norm"}
+    assert metrics == {"kl", "kl_loss", "kl_weight", "lambda", "sigma", "sigma_over_theta", *norms, *layers}
     first = slice(0, 64 * 5)  # weights and biases of the actor's first layer
+    live = agent.live[:, first]
     theta, mu = agent.theta + agent.mu.mean(0), agent.mu - agent.mu.mean(0)
     assert (agent.mu.mean(0).norm() > 0.1 * mu.norm(dim=1)).all()
     theta2, mu2 = theta[first].square().sum(), mu[:, first].square().sum(1)
@@ -506,8 +508,9 @@ def test_metrics_of_varshare():
         expected = {
             "kl": kl[m],
             "kl_loss": varshare.Args.beta * kl[m] / (32 * 8),
-            "sigma": agent.sigma[m].median(),
-            "sigma_over_theta": agent.sigma[m].median() / agent.theta.abs().median(),
+            "sigma": agent.sigma[m][agent.live[m]].median(),
+            "sigma_over_theta": agent.sigma[m][agent.live[m]].median() / agent.theta.abs().median(),
+            "dead/actor.0": 1 - live[m].float().mean(),
             "mu_norm": mu[m].norm(),
             "sharing_ratio/actor.0": theta2 / (theta2 + mu2[m]),
         }
@@ -516,6 +519,12 @@ def test_metrics_of_varshare():
     assert last["varshare/kl", "mean"] == pytest.approx(kl.mean().item(), rel=1e-4)
     assert last["varshare/theta_norm", "mean"] == pytest.approx(theta.norm().item(), rel=1e-4)
     assert {row[2] for row in rows if row[1] == "varshare/theta_norm"} == {"mean"}
+    for q in (1, 50, 99):
+        expected = np.quantile(agent.sigma[:, first][live], q / 100)
+        assert last[f"varshare/sigma_q{q}/actor.0", "mean"] == pytest.approx(expected, rel=1e-4)
+    assert last["varshare/kl_weight", "mean"] == pytest.approx(varshare.Args.beta / (32 * 8))
+    penalty = varshare.Args.beta / (2 * 32 * 8 * varshare.Args.sigma_prior**2)
+    assert last["varshare/lambda", "mean"] == pytest.approx(penalty)
     assert last["varshare/sharing_ratio/actor.0", "mean"] == pytest.approx(
         (theta2 / (theta2 + mu2.mean())).item(), rel=1e-4
     )
