@@ -176,7 +176,7 @@ main_runs() { # the longest first
 }
 
 noise_runs() { # on seeds of which no result is reported
-    local seed env lambda beta betas flags="--learning-rate 0.012"
+    local seed env lambda beta betas sigma flags="--learning-rate 0.012"
     for seed in 101 102 103; do for env in cartpole-goals10 cartpole-goals-physics10; do
         for lambda in 0.001 0.003 0.01 0.03; do
             run_of "noise__${env}__l2soft__$lambda" l2soft "$env" 500000 "$seed" "$flags --l2-coef $lambda"
@@ -185,6 +185,11 @@ noise_runs() { # on seeds of which no result is reported
             for beta in $betas; do
                 run_of "noise__${env}__varshare__${lambda}__$beta" varshare "$env" 500000 "$seed" \
                     "$flags --beta $beta --sigma-prior $(prior "$beta" $lambda)"
+            done
+            case $lambda in 0.001 | 0.003) ;; *) continue ;; esac # the better ones
+            for sigma in 0.003 0.01 0.03; do
+                run_of "noise__${env}__varshare-fixed__${lambda}__$sigma" varshare-fixed "$env" 500000 "$seed" \
+                    "$flags --l2-coef $lambda --sigma $sigma"
             done
         done
     done; done
