@@ -27,6 +27,7 @@ SIBLINGS = tuple(
 )
 SCRIPTS = TRUNKS + SIBLINGS
 VARIANTS = tuple(f"variants/varshare_{name}_ppo.py" for name in ("fixed_sigma", "shuffled_sigma", "samples"))
+SAC_VARIANTS = ("variants/varshare_fixed_sigma_sac.py",)
 SAC_SCRIPTS = ("varshare_sac.py",)
 
 # Processes of their own fork from one that has the slow imports behind it

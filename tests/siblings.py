@@ -46,6 +46,11 @@ SIBLINGS = {
         {"LUNARLANDER": 2, "CARTPOLE_GOALS": 2, "LUNARLANDER_GOALS": 2, "Agent.__init__": 5}
         | {"minibatch_gradients": 6, "update": 4},
     ),
+    "variants/varshare_fixed_sigma_sac.py": Sibling(
+        "varshare_sac.py",
+        "a sigma that is not learned",
+        {"LUNARLANDER": 2, "Agent.__init__": 5, "minibatch_gradients": 4, "update": 3},
+    ),
     "baselines/l2soft_ppo.py": Sibling(
         "variants/varshare_fixed_sigma_ppo.py",
         "a residual per task, with a squared penalty",

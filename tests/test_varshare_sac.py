@@ -420,6 +420,21 @@ EVERYTHING = {"rollout_weights": "sample", "reptile_alpha": 0.1, "updates_per_st
 EVERYTHING |= {"norm_obs": True, "norm_value": True, "eval_interval": 700}
 
 
+def test_a_fixed_sigma_is_the_same_noise_without_the_rule():
+    fixed = probes.load_script(probes.SAC_VARIANTS[0])
+    agent, other = make_agent(), probes.make_agent(fixed, sigma=0.2)
+    agent.sigma.fill_(0.2)
+    other.load_state_dict({name: agent.state_dict()[name] for name in other.state_dict()})
+    noise = torch.randn(agent.mu.shape, generator=torch.Generator().manual_seed(0)).double()
+    inputs = make_batch(agent, 20), noise, torch.tensor(50.0).double()
+    grads, _, stats, targets = sac.minibatch_gradients(agent, *inputs, settings(beta=0.7))
+    args = probes.settings(fixed, beta=0.7, sigma=0.2)
+    torch.testing.assert_close(fixed.minibatch_gradients(other, *inputs, args), (grads, stats, targets))
+    small = SMALL | {"run_name": "fixed", "rollout_weights": "sample", "total_timesteps": 600}
+    folder = fixed.train(fixed.Args(**small))
+    assert probes.load(folder)["agent"]["mu"].abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["", "everything"])
 def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes):
     """The buffer is full, and came round, before the run is stopped between two logs."""
