@@ -199,13 +199,49 @@ prior() { # beta, lambda: sigma_prior, with 1024 samples of a task in a rollout
     awk -v beta="$1" -v lambda="$2" 'BEGIN { printf "%.3g", sqrt(beta / (2 * 1024 * lambda)) }'
 }
 
+posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
+    local seed env setting flags act lambda="--l2-coef 0.003" learned warm fixed
+    learned="--beta 0.001 --sigma-prior $(prior 0.001 0.003)" fixed="$lambda --sigma 0.003"
+    warm="--beta 0.1 --sigma-prior $(prior 0.1 0.003)"
+    for seed in 21 22 23 24 25 26 27 28 29 30; do
+        for env in cartpole-goals10 cartpole-goals-physics10; do
+            for setting in mean sample mean-recentred sample-recentred; do
+                flags="--learning-rate 0.012 --eval-interval 100000" act="--rollout-weights ${setting%-*}"
+                case $setting in *recentred) flags="$flags --reptile-alpha 0.1" ;; esac
+                case $setting in mean*) posterior_run l2soft "$flags $lambda" ;; esac # which has nothing to draw
+                posterior_run varshare-fixed "$flags $act $fixed"
+                posterior_run varshare "$flags $act $learned"
+                case $setting in mean) posterior_run varshare-shuffled "$flags $act $learned" ;; esac
+                case $setting in mean | sample) posterior_run varshare-samples "$flags $act $learned" ;; esac
+            done
+            setting=warm flags="--learning-rate 0.012 --eval-interval 100000"
+            posterior_run varshare-fixed "$flags $lambda --sigma 0.1"
+            posterior_run varshare "$flags $warm"
+            posterior_run varshare-shuffled "$flags $warm"
+        done
+        env=cartpole-goals10-sparse flags="--learning-rate 0.012 --eval-interval 100000"
+        for setting in mean entropy; do
+            [ $setting = mean ] || flags="$flags --ent-coef 0.01"
+            posterior_run l2soft "$flags $lambda"
+            posterior_run varshare "$flags $learned"
+        done
+        flags="--learning-rate 0.012 --eval-interval 100000 --rollout-weights sample"
+        setting=sample && posterior_run varshare "$flags $learned"
+        setting=sample-warm && posterior_run varshare "$flags $warm"
+    done
+}
+
+posterior_run() { # method, flags: of posterior_runs
+    run_of "posterior__${env}__$1@$setting" "$1@$setting" "$env" 500000 "$seed" "$2"
+}
+
 suite_runs() {
     case $1 in
         cartpole) grid cartpole cartpole10 "102400 500000" ;;
         identical) grid identical cartpole-identical10 500000 ;;
         sac) grid sac cartpole10 102400 ;;
         lunarlander) grid lunarlander lunarlander20 2000000 ;;
-        search | main | noise | power | ceilings | normalisation) "$1_runs" ;;
+        search | main | noise | posterior | power | ceilings | normalisation) "$1_runs" ;;
         *) echo "benchmark.sh: unknown suite $1: bash benchmark.sh help" >&2 && exit 2 ;;
     esac
 }
@@ -214,6 +250,7 @@ report() {
     case $1 in
         search | main | noise) python "$root/results/tables.py" "$1" ;;
         power | ceilings | normalisation) PYTHONPATH=$root python -m bench.controls "$1" ;;
+        posterior) PYTHONPATH=$root python -m bench.posterior ;;
         *) python "$root/report.py" runs --suite "$1" --out "results/$1" ;;
     esac
 }

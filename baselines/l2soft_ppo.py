@@ -75,7 +75,7 @@ class Args:
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
     # L2Soft
-    l2_coef: NonNegativeFloat = 0.5  # lambda, weight of |mu_m|^2
+    l2_coef: NonNegativeFloat = 0.003  # lambda, weight of |mu_m|^2
     reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
 
     @property
@@ -87,11 +87,8 @@ class Args:
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 LUNARLANDER |= dict(eval_interval_episodes=5)
-LUNARLANDER |= dict(l2_coef=0.01)
 CARTPOLE_GOALS = dict(norm_value=True)
-CARTPOLE_GOALS |= dict(l2_coef=0.01)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
-LUNARLANDER_GOALS |= dict(l2_coef=0.001)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}

@@ -43,13 +43,12 @@ SIBLINGS = {
     "variants/varshare_fixed_sigma_ppo.py": Sibling(
         "varshare_ppo.py",
         "a sigma that is not learned",
-        {"LUNARLANDER": 2, "CARTPOLE_GOALS": 2, "LUNARLANDER_GOALS": 2, "Agent.__init__": 5}
-        | {"minibatch_gradients": 6, "update": 4},
+        {"Agent.__init__": 5, "minibatch_gradients": 6, "update": 4},
     ),
     "variants/varshare_fixed_sigma_sac.py": Sibling(
         "varshare_sac.py",
         "a sigma that is not learned",
-        {"LUNARLANDER": 2, "Agent.__init__": 5, "minibatch_gradients": 4, "update": 3},
+        {"Agent.__init__": 5, "minibatch_gradients": 4, "update": 3},
     ),
     "baselines/l2soft_ppo.py": Sibling(
         "variants/varshare_fixed_sigma_ppo.py",
@@ -59,7 +58,7 @@ SIBLINGS = {
     "baselines/shared_ppo.py": Sibling(
         "baselines/l2soft_ppo.py",
         "plain PPO, one network for all tasks, no task information",
-        {"LUNARLANDER": 1, "CARTPOLE_GOALS": 1, "LUNARLANDER_GOALS": 1, "Agent.__init__": 2, "update": 2},
+        {"Agent.__init__": 2, "update": 2},
     ),
     "baselines/independent_ppo.py": Sibling(
         "baselines/shared_ppo.py",
@@ -94,7 +93,7 @@ TRUNKS_DIFFER |= {f"Agent.{x}" for x in ("__init__", "init_weights", "act", "pol
 TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train"}
 TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
 TRUNKS_CHANGES |= {f"Args.{x}": 2 for x in ("hidden_sizes", "reptile_alpha", "rollout_weights")}
-TRUNKS_CHANGES |= {"Args.sigma_prior": 2, "mlp": 2, "Agent.action_noise": 2}
+TRUNKS_CHANGES |= {"Args.beta": 2, "Args.sigma_prior": 2, "mlp": 2, "Agent.action_noise": 2}
 TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 12}
 
 

@@ -571,7 +571,7 @@ def test_a_gpu_learns_the_same(trunk):
 # Learning
 
 # return on cartpole10 after 204,800 steps that a script must beat; a random policy has 22
-LEARNED = {"varshare_ppo": 300, "l2soft_ppo": 300}
+LEARNED = {"varshare_ppo": 250, "l2soft_ppo": 250}
 LEARNED |= dict.fromkeys(("shared_ppo", "independent_ppo", "hard_sharing_ppo", "contextual_ppo"), 200)
 LEARNED |= dict.fromkeys(("pcgrad_ppo", "cagrad_ppo"), 200)
 
@@ -594,5 +594,5 @@ def test_goals_need_task_information():
     """VarShare learns them, and a network that is not told the task cannot: the control of the suite."""
     changes = {"env_id": "cartpole-goals10", "norm_value": True, "learning_rate": 6e-3}
     varshare, shared = map(probes.load_script, ("varshare_ppo.py", "baselines/shared_ppo.py"))
-    assert final_return(varshare, total_timesteps=204_800, beta=0.002, **changes) > 220
+    assert final_return(varshare, total_timesteps=204_800, **changes) > 220
     assert final_return(shared, total_timesteps=204_800, **changes) < 180

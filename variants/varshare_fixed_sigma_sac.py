@@ -91,7 +91,7 @@ class Args:
 LUNARLANDER = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
 LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0)
 LUNARLANDER |= dict(eval_interval_episodes=5)
-LUNARLANDER |= dict(beta=0.01, sigma=0.01)
+LUNARLANDER |= dict(beta=0.01)
 DISCRETE = dict(gamma=0.99, target_entropy=0.08, critics="mean")
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER | DISCRETE}

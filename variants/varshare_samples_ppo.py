@@ -81,8 +81,8 @@ class Args:
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
     # VarShare
-    beta: PositiveFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
-    sigma_prior: PositiveFloat = 0.07  # standard deviation of the prior
+    beta: PositiveFloat = 0.001  # weight of beta * KL / N_m; 1 is the ELBO
+    sigma_prior: PositiveFloat = 0.0125  # standard deviation of the prior
     sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
     sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
     weight_samples: PositiveInt = 5  # draws of the weights per minibatch
@@ -98,11 +98,8 @@ class Args:
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 LUNARLANDER |= dict(eval_interval_episodes=5)
-LUNARLANDER |= dict(beta=0.001, sigma_init=0.01)
 CARTPOLE_GOALS = dict(norm_value=True)
-CARTPOLE_GOALS |= dict(beta=0.002)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
-LUNARLANDER_GOALS |= dict(beta=0.0001)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}

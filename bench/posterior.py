@@ -1,0 +1,444 @@
+"""The suite `posterior` of benchmark.sh: what a learned sigma buys. runs/posterior__* -> results/posterior/.
+
+    python -m bench.posterior
+
+Every finished model is played with other weights and in other physics, once (played.csv in its folder). A
+run's --exp-name is method@setting. Tables and figures are made from runs.csv and played.csv alone, which are
+made anew where there are runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from torch import Tensor, nn
+
+from bench.controls import KEY, RETURN, by_seed, ceiling, collect, markdown, worst
+from bench.statistics import difference, holm, margin, mean_interval, verdict
+from bench.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, STYLE
+from enjoy import load_agent, load_script, read_model
+from envs import make
+from envs.evaluation import play_episodes, spread_seeds
+
+SUITE = "posterior"
+POINT, FIXED, LEARNED = LADDER = ("l2soft@mean", "varshare-fixed@mean", "varshare@mean")
+WARM = "varshare@warm"  # a learned sigma ten times as large
+USED = (*LADDER, WARM)  # those whose posteriors are looked at closely
+EPISODES, ENSEMBLE = 20, 5
+NOISE = (0.05, 0.1, 0.2, 0.4)  # standard deviation of the noise over the root mean square of the weights
+PHYSICS = [{name: factor} for name in ("gravity", "length") for factor in (0.7, 1.3)]
+PRUNED = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)  # shares of a task's residuals set to 0
+KEPT_RETURN = 0.95
+SPARSE = "cartpole-goals10-sparse"
+FOUND = 50.0  # return of a task, of 500, from which its goal counts as found
+TRAINING = "training"  # mean return of the training episodes that ended in a tenth of the run
+
+
+# Playing
+
+
+def play(agent: nn.Module, weights: Iterable[Tensor], envs: gym.vector.VectorEnv, seed: int) -> np.ndarray:
+    """Mean return of each task (task,), in the episodes of the run's own evaluation.
+
+    Args:
+        agent: of a script.
+        weights: (task, weight), or (task * env, weight), a draw for every episode; of several policies act
+            by their average.
+        envs: as many of a task as episodes.
+        seed: of the run.
+    """
+    nets = [agent.unpack(W) for W in weights]
+
+    def policy(obs: Tensor) -> Tensor:  # (task, env, obs)
+        rows = len(next(iter(nets[0].values())))
+        x = obs if rows == len(obs) else obs.flatten(0, 1).unsqueeze(1)
+        mean = torch.stack([agent.policy(W, x) for W in nets]).mean(0)
+        return mean.flatten(0, 1).unflatten(0, obs.shape[:2])
+
+    return play_episodes(policy, envs, spread_seeds(seed, 1, envs.num_envs)).returns.mean(1)
+
+
+def change_physics(envs: gym.vector.VectorEnv, gravity: float = 1.0, length: float = 1.0) -> None:
+    """Multiply gravity and pole length of all of `envs.cartpole`'s environments."""
+    envs.gravity *= gravity
+    envs.length *= length
+    envs.polemass_length = envs.masspole * envs.length
+
+
+def of_each(agent: nn.Module, x: Tensor, change) -> Tensor:
+    """x (task, weight) with change(row, live) for the row of each task and each layer's weights or biases."""
+    x = x.clone()
+    parts, lives = agent.unpack(x), agent.unpack(agent.live)
+    for name, rows in parts.items():
+        for row, live in zip(rows, lives[name]):
+            row[live] = change(row[live])
+    return x
+
+
+def prune(theta: Tensor, mu: Tensor, score: Tensor, share: float) -> Tensor:
+    """Weights (task, weight) with this share of every task's residuals, the lowest scores, set to 0."""
+    drop = score.argsort(1)[:, : round(share * score.shape[1])]
+    return theta + mu.scatter(1, drop, 0.0)
+
+
+def played(agent: nn.Module, env_id: str, seed: int, everything: bool) -> Iterator[tuple[str, float, float]]:
+    """(what, level, mean return over tasks) of a model with other weights and in other physics."""
+    rng = torch.Generator().manual_seed(seed)
+    mean = agent.weights()
+
+    def returns(*weights: Tensor, **physics: float) -> float:
+        envs = make(env_id, EPISODES)
+        change_physics(envs, **physics)
+        return play(agent, weights, envs, seed).mean().item()
+
+    def draw(sigma: Tensor) -> Tensor:  # for every episode
+        center, spread = (x.expand_as(mean).repeat_interleave(EPISODES, 0) for x in (mean, sigma))
+        return center + spread * torch.randn(center.shape, generator=rng)
+
+    yield "mean", 0, returns(mean)
+    sigma = torch.as_tensor(getattr(agent, "sigma", 0.0))
+    if sigma.any():
+        yield "sampled", 0, returns(draw(sigma))
+        yield "ensemble", 0, returns(*(draw(sigma) for _ in range(ENSEMBLE)))
+    if sigma.ndim:
+        yield "layer mean", 0, returns(draw(of_each(agent, sigma, lambda x: x.mean())))
+        shuffled = of_each(agent, sigma, lambda x: x[torch.randperm(len(x), generator=rng)])
+        yield "shuffled", 0, returns(draw(shuffled))
+    if not everything:
+        return
+    size = torch.cat(
+        [x.square().mean().sqrt().expand_as(x).flatten(1) for x in agent.unpack(mean).values()], 1
+    )
+    for level in NOISE:
+        yield "noise", level, returns(draw(level * size))
+    for physics in PHYSICS:
+        ((name, factor),) = physics.items()
+        yield name, factor, returns(mean, **physics)
+    # of all (theta + c, mu_m - c), which are the same network, the one with the smallest residuals
+    theta, mu = agent.theta + agent.mu.mean(0), agent.mu - agent.mu.mean(0)
+    for share in PRUNED:
+        yield "pruned by |mu|", share, returns(prune(theta, mu, mu.abs(), share))
+        if sigma.ndim:
+            yield "pruned by |mu| / sigma", share, returns(prune(theta, mu, mu.abs() / sigma, share))
+
+
+def play_model(folder: Path) -> None:
+    """Play the model in a run's folder; played.csv there says with what return."""
+    torch.set_num_threads(1)
+    model = read_model(folder)
+    args = model["args"]
+    agent = load_agent(model, load_script(model["script"]), make(args["env_id"], 1))
+    rows = list(played(agent, args["env_id"], args["seed"], everything=args["exp_name"] in USED))
+    pd.DataFrame(rows, columns=["what", "level", "value"]).to_csv(folder / "played.tmp", index=False)
+    (folder / "played.tmp").rename(folder / "played.csv")
+
+
+# Collecting
+
+
+def collect_training(folder: Path) -> pd.DataFrame:
+    """Training returns and quantiles of sigma, of all tasks, by tenths of all finished runs."""
+    parts = []
+    for model in sorted(folder.glob(f"{SUITE}__*/model.pt")):
+        args = read_model(model.parent)["args"]
+        log = pd.read_csv(model.parent / "heartbeat.csv")
+        log = log[
+            (log.task == "mean") & log.metric.str.match("charts/episodic_return|varshare/(sigma_q|dead)")
+        ]
+        tenth = args["total_timesteps"] / 10
+        step = (np.ceil(log.global_step / tenth).clip(upper=10) * tenth).astype(int)
+        log = log.assign(step=step, metric=log.metric.replace("charts/episodic_return", TRAINING))
+        means = log.groupby(["metric", "step"]).value.mean().reset_index()
+        method, _, setting = args["exp_name"].partition("@")
+        if args["exp_name"] != LEARNED:  # whose sigma is drawn
+            means = means[means.metric == TRAINING]
+        key = (args["env_id"], args["total_timesteps"], method, setting, args["seed"])
+        parts.append(means.assign(**dict(zip(KEY, key)), task="mean"))
+    return pd.concat(parts)
+
+
+def refresh(runs: Path, out: Path) -> None:
+    """Play what has not been played, and write runs.csv and played.csv."""
+    models = sorted(runs.glob(f"{SUITE}__*/model.pt"))
+    new = [x.parent for x in models if not (x.parent / "played.csv").exists()]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for i, _ in enumerate(pool.map(play_model, new), 1):
+            print(f"played {i}/{len(new)}", flush=True)
+    table = collect(runs, SUITE)
+    machine = table.iloc[0][["commit", "hardware"]].to_dict()
+    table = pd.concat((table, collect_training(runs).assign(**machine)))
+    table["value"] = table["value"].map("{:.5g}".format)
+    table.to_csv(out / "runs.csv", index=False)
+    parts = []
+    for model in models:
+        args = read_model(model.parent)["args"]
+        key = dict(run=args["exp_name"], env=args["env_id"], seed=args["seed"])
+        parts.append(pd.read_csv(model.parent / "played.csv").assign(**key))
+    pd.concat(parts).round(3).to_csv(out / "played.csv", index=False)
+
+
+# Tables
+
+
+def compare(groups: dict[str, pd.Series], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Rows of a table: each pair's difference of means, p by Holm over all pairs, and verdict."""
+    pairs = [pair for pair in pairs if all(name in groups for name in pair)]
+    differences = [difference(groups[x], groups[y]) for x, y in pairs]
+    within = margin(x.mean() for x in groups.values())
+    corrected = holm([d.p for d in differences])
+    return [
+        [f"{x} minus {y}", d.interval.text(), f"{p:.2g}", verdict(d, p, within)]
+        for (x, y), d, p in zip(pairs, differences, corrected)
+    ]
+
+
+COMPARED = ["difference", "mean", "p (Holm)", "verdict"]
+
+
+def final(runs: pd.DataFrame, metric: str = RETURN) -> dict[str, pd.Series]:
+    """Of the runs on one suite: method@setting -> value at the end, of all tasks, by seed."""
+    names = runs.method + "@" + runs.setting
+    return {name: by_seed(rows, metric) for name, rows in runs.groupby(names, sort=False)}
+
+
+def ladder(runs: pd.DataFrame) -> str:
+    """Returns of L2Soft, fixed and learned sigma, by what acts and with and without re-centring."""
+    values, training = final(runs), final(runs, TRAINING)
+    lowest = {x: worst(rows) for x, rows in runs.groupby(runs.method + "@" + runs.setting)}
+    rows = []
+    for name, x in values.items():
+        cells = [x, lowest[name], training[name]]
+        rows.append([name, str(len(x)), *(mean_interval(cell).text() for cell in cells)])
+    settings = ("mean", "sample", "mean-recentred", "sample-recentred")
+    pairs = []
+    for setting in settings:
+        point = f"l2soft@{setting.replace('sample', 'mean')}"  # it has nothing to sample
+        fixed, learned = (f"{method}@{setting}" for method in ("varshare-fixed", "varshare"))
+        pairs += [(learned, point), (learned, fixed), (fixed, point)]
+    pairs += [(LEARNED, "varshare-shuffled@mean"), (WARM, LEARNED)]
+    pairs += [(WARM, f"{x}@warm") for x in ("varshare-shuffled", "varshare-fixed")]
+    pairs += [(f"{x}-recentred", x) for x in LADDER]
+    columns = ["run", "runs", "evaluation", "its worst task", "training, last tenth"]
+    return f"{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
+
+
+def sampling(runs: pd.DataFrame, others: pd.DataFrame) -> str:
+    """C3: what acts in the rollout, draws per minibatch, and what is evaluated."""
+    training, rows, pairs = final(runs, TRAINING), [], []
+    groups = {}
+    for method, draws in (("varshare", 1), ("varshare-samples", 5)):
+        for setting in ("mean", "sample"):
+            name, cells = f"{method}@{setting}", []
+            of_run = others[others.run == name]
+            for what in ("mean", "sampled", "ensemble"):
+                x = of_run[of_run.what == what].set_index("seed").value
+                groups[f"{name}, {what}"] = x
+                cells.append(mean_interval(x).text())
+            rows.append([setting, str(draws), mean_interval(training[name]).text(), *cells])
+            pairs += [(f"{name}, {what}", f"{name}, mean") for what in ("sampled", "ensemble")]
+    columns = [
+        "rollout",
+        "draws per minibatch",
+        "training, last tenth",
+        "mean weights",
+        "1 sample",
+        "ensemble of 5",
+    ]
+    pairs += [("varshare@sample, mean", "varshare@mean, mean")]
+    pairs += [(f"varshare-samples@{x}, mean", f"varshare@{x}, mean") for x in ("mean", "sample")]
+    compared = compare(groups, pairs)
+    trained = [("varshare@sample", "varshare@mean"), ("varshare-samples@mean", "varshare@mean")]
+    trained += [("varshare-samples@sample", "varshare@sample")]
+    text = f"{markdown(columns, rows)}\nEvaluations:\n\n{markdown(COMPARED, compared)}"
+    return f"{text}\nTraining returns, last tenth:\n\n{markdown(COMPARED, compare(training, trained))}"
+
+
+def noise_controls(others: pd.DataFrame) -> str:
+    """Trained with a learned sigma, played with it, with layer means, and shuffled among live weights."""
+    names, rows, compared = ("mean", "sampled", "layer mean", "shuffled"), [], []
+    for run in (LEARNED, WARM):
+        of_run = others[(others.run == run) & others.what.isin(names)]
+        groups = {what: x.set_index("seed").value for what, x in of_run.groupby("what")}
+        rows.append([run, *(mean_interval(groups[name]).text() for name in names)])
+        pairs = [("sampled", name) for name in names if name != "sampled"]
+        compared += [[run, *row] for row in compare(groups, pairs)]
+    return f"{markdown(['run', *names], rows)}\n{markdown(['run', *COMPARED], compared)}"
+
+
+def robustness(others: pd.DataFrame) -> str:
+    """Mean weights with noise of the same size for all methods, and in changed physics."""
+    cases = [("noise", x) for x in NOISE] + [item for x in PHYSICS for item in x.items()]
+    rows, compared = [], []
+    by_run = {run: others[others.run == run] for run in USED}
+    for what, level in cases:
+        groups = {
+            run: x[(x.what == what) & (x.level == level)].set_index("seed").value for run, x in by_run.items()
+        }
+        rows.append([f"{what} {level:g}", *(mean_interval(x).text() for x in groups.values())])
+        pairs = [(LEARNED, POINT), (LEARNED, FIXED), (WARM, POINT)]
+        compared += [[f"{what} {level:g}", *row] for row in compare(groups, pairs)]
+    return f"{markdown(['case', *USED], rows)}\n{markdown(['case', *COMPARED], compared)}"
+
+
+def pruning(others: pd.DataFrame) -> str:
+    """Largest share of residuals that can be 0 at 95 % of the return, by run."""
+    groups = {}
+    for run in USED:
+        of_run = others[others.run == run]
+        for criterion in ("|mu|", "|mu| / sigma") if run in (LEARNED, WARM) else ("|mu|",):
+            groups[f"{run} by {criterion}"] = 100 * prunable(of_run, f"pruned by {criterion}")
+    rows = [[name, mean_interval(x).text()] for name, x in groups.items()]
+    pairs = [(f"{run} by |mu| / sigma", f"{run} by |mu|") for run in (LEARNED, WARM)]
+    pairs += [(f"{run} by |mu| / sigma", f"{POINT} by |mu|") for run in (LEARNED, WARM)]
+    return (
+        f"{markdown(['residuals of', '% that can be 0'], rows)}\n{markdown(COMPARED, compare(groups, pairs))}"
+    )
+
+
+def prunable(of_run: pd.DataFrame, criterion: str) -> pd.Series:
+    """By seed: the largest share up to which every smaller one keeps 95 % of the return."""
+    whole = of_run[of_run.what == "mean"].set_index("seed").value
+    curve = of_run[of_run.what == criterion].pivot(index="seed", columns="level", values="value")
+    kept = curve.ge(KEPT_RETURN * whole, axis=0).cummin(axis=1)
+    return kept.apply(lambda row: max((level for level, on in row.items() if on), default=0.0), axis=1)
+
+
+def exploration(runs: pd.DataFrame) -> str:
+    """Returns where a goal has to be found first, and how many are."""
+    values = final(runs)
+    tasks = runs[(runs.metric == RETURN) & (runs.task != "mean")]
+    found = (tasks.value >= FOUND).groupby([tasks.method + "@" + tasks.setting, tasks.seed]).sum()
+    rows = [
+        [name, str(len(x)), mean_interval(x).text(), mean_interval(found[name]).text()]
+        for name, x in values.items()
+    ]
+    pairs = [(x, POINT) for x in values if x != POINT]
+    pairs += [(x, "l2soft@entropy") for x in ("varshare@sample", "varshare@sample-warm")]
+    columns = ["run", "runs", "evaluation", "goals found of 10"]
+    return f"{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
+
+
+# Figures
+
+STEPS_OF_LADDER = {
+    "l2soft@mean": ("L2Soft", SKY, "-"),
+    "varshare-fixed@mean": ("sigma fixed", ORANGE, "-"),
+    "varshare@mean": ("sigma learned", BLUE, "-"),
+    "varshare@sample": ("sigma learned, samples act", BLUE, ":"),
+    WARM: ("ten times sigma, learned", GREEN, "-"),
+    "varshare-shuffled@warm": ("ten times sigma, shuffled", RED, "--"),
+    "varshare-fixed@warm": ("ten times sigma, fixed", BLACK, ":"),
+}
+
+
+def plot_ladder(runs: pd.DataFrame) -> Figure:
+    """Training and evaluation over steps, 95 % intervals, on each suite."""
+    suites = [env for env in runs.env.unique() if env != SPARSE]
+    figure = Figure(figsize=(8.5, 3.2 * len(suites)), layout="constrained")
+    axes = figure.subplots(len(suites), 2, squeeze=False)
+    names = runs.method + "@" + runs.setting
+    for (env, metric), ax in zip(((e, m) for e in suites for m in (TRAINING, RETURN)), axes.flat):
+        for name, (label, color, style) in STEPS_OF_LADDER.items():
+            rows = runs[(runs.env == env) & (names == name) & (runs.metric == metric) & (runs.task == "mean")]
+            curve = rows.pivot(index="seed", columns="step", values="value")
+            mean, low, high = np.array([mean_interval(x) for x in curve.to_numpy().T]).T
+            ax.plot(curve.columns, mean, style, color=color, lw=1.8, label=label)
+            ax.fill_between(curve.columns, low, high, color=color, alpha=0.12, lw=0)
+        if metric == RETURN and (highest := ceiling(env)) is not None:
+            ax.axhline(highest, color="0.6", lw=1, ls=":", label="what the tasks allow")
+        what = "training episodes" if metric == TRAINING else "evaluations, mean weights"
+        ax.set_title(f"{env}: {what}")
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    lines, labels = axes[0, 1].get_legend_handles_labels()
+    figure.supxlabel("environment steps, all tasks together", fontsize=9)
+    figure.legend(lines, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
+    """Sigma of every layer over training; return under noise, and with residuals set to 0."""
+    suites = [env for env in runs.env.unique() if env != SPARSE]
+    figure = Figure(figsize=(12, 3.3 * len(suites)), layout="constrained")
+    axes = figure.subplots(len(suites), 3, squeeze=False)
+    for (posterior, noise, pruned), env in zip(axes, suites):
+        log = runs[(runs.env == env) & (runs.method == "varshare") & (runs.setting == "mean")]
+        layers = [x.rpartition("/")[2] for x in log.metric.unique() if "/sigma_q50/" in x]
+        for layer, color in zip(layers, (SKY, BLUE, BLACK, ORANGE, RED, GREEN)):
+            q1, q50, q99 = (
+                log[log.metric == f"varshare/sigma_q{q}/{layer}"].groupby("step").value.mean()
+                for q in (1, 50, 99)
+            )
+            posterior.plot(q50, color=color, label=layer)
+            posterior.fill_between(q1.index, q1, q99, color=color, alpha=0.1, lw=0)
+        posterior.set_yscale("log")
+        posterior.set_title(f"{env}: sigma among live weights,\nmedian, and 1 to 99 %")
+        posterior.xaxis.set_major_formatter(EngFormatter(sep=""))
+        posterior.legend(fontsize=7, ncols=2)
+        for run in USED:
+            label, color, _ = STEPS_OF_LADDER[run]
+            of_run = others[(others.env == env) & (others.run == run)]
+            for ax, what, x0, style, suffix in (
+                (noise, "noise", 0, "-", ""),
+                (pruned, "pruned by |mu|", 0, "-", r" by $|\mu|$"),
+                (pruned, "pruned by |mu| / sigma", 0, "--", r" by $|\mu|/\sigma$"),
+            ):
+                rows = of_run[of_run.what == what]
+                if len(rows):
+                    start = of_run[of_run.what == "mean"].value.mean()
+                    curve = pd.concat((pd.Series({x0: start}), rows.groupby("level").value.mean()))
+                    ax.plot(curve, style, marker=".", color=color, label=label + suffix)
+        noise.set_title("noise over root mean square of the weights")
+        pruned.set_title("share of residuals set to 0")
+        for ax in (noise, pruned):
+            ax.set_ylim(bottom=0)
+            ax.legend(fontsize=7)
+    return figure
+
+
+def report(runs: pd.DataFrame, others: pd.DataFrame) -> str:
+    """All tables."""
+    parts = []
+    for env, rows in runs.groupby("env", sort=False):
+        if env == SPARSE:
+            parts.append(f"## Exploration: {env}\n\n{exploration(rows)}")
+            continue
+        on = others[others.env == env]
+        tables = {"the ladder": ladder(rows), "C3, sampling": sampling(rows, on)}
+        tables |= {
+            "what sigma knows": noise_controls(on),
+            "robustness": robustness(on),
+            "pruning": pruning(on),
+        }
+        parts += [f"## {env}: {name}\n\n{text}" for name, text in tables.items()]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Play and collect, where runs exist, and make tables and figures."""
+    out = Path("results", SUITE)
+    out.mkdir(parents=True, exist_ok=True)
+    if list(Path("runs").glob(f"{SUITE}__*/model.pt")):
+        refresh(Path("runs"), out)
+    runs, others = pd.read_csv(out / "runs.csv", keep_default_na=False), pd.read_csv(out / "played.csv")
+    text = f"{report(runs, others)}\n{len(runs[KEY].drop_duplicates())} runs, one core each"
+    commits = ", ".join(f"`{x}`" for x in runs.commit.unique())
+    text += f" ({', '.join(runs.hardware.unique())}; commit {commits}).\n"
+    (out / "table.md").write_text(text)
+    with rc_context(STYLE):
+        plot_ladder(runs).savefig(out / "ladder.png")
+        plot_use(runs, others).savefig(out / "posterior.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
