@@ -139,15 +139,19 @@ ceilings_runs() { # a million steps of each task
 }
 
 normalisation_runs() { # on seeds of which no result is reported; L2Soft and VarShare with the same penalty
-    local seed env steps rate beta flags method norm coef
+    local seed env steps rate prior flags method norm coef
     for env in cartpole-goals10 cartpole-goals-physics10 lunarlander20-goals; do for seed in 101 102 103; do
-        case $env in lunar*) steps=2000000 rate=0.003 beta=0.001 ;; *) steps=500000 rate=0.006 beta=0.002 ;; esac
+        case $env in lunar*) steps=2000000 rate=0.003 prior=0.00988 ;; *) steps=500000 rate=0.006 prior=0.00699 ;; esac
         for norm in none obs value obs+value; do
             flags="--learning-rate $rate"
             case $norm in *obs*) flags="$flags --norm-obs" ;; *) flags="$flags --no-norm-obs" ;; esac
             case $norm in *value*) flags="$flags --norm-value" ;; *) flags="$flags --no-norm-value" ;; esac
             for method in task-blind hard-sharing l2soft varshare; do
-                case $method in l2soft) coef=" --l2-coef 0.01" ;; varshare) coef=" --beta $beta" ;; *) coef="" ;; esac
+                case $method in
+                    l2soft) coef=" --l2-coef 0.01" ;;
+                    varshare) coef=" --sigma-prior $prior" ;;
+                    *) coef="" ;;
+                esac
                 run_of "normalisation__${env}__${steps}__$method@$norm" "$method@$norm" "$env" "$steps" "$seed" \
                     "$flags$coef"
             done
@@ -220,6 +224,7 @@ posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
             posterior_run varshare-shuffled "$flags $warm"
         done
         env=cartpole-goals10-sparse flags="--learning-rate 0.012 --eval-interval 100000"
+        setting=mean && posterior_run task-blind "$flags"
         for setting in mean entropy; do
             [ $setting = mean ] || flags="$flags --ent-coef 0.01"
             posterior_run l2soft "$flags $lambda"

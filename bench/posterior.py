@@ -24,7 +24,7 @@ from matplotlib.ticker import EngFormatter
 from torch import Tensor, nn
 
 from bench.controls import KEY, RETURN, by_seed, ceiling, collect, markdown, worst
-from bench.statistics import difference, holm, margin, mean_interval, verdict
+from bench.statistics import BLIND, can_tell, difference, holm, margin, mean_interval, verdict
 from bench.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, STYLE
 from enjoy import load_agent, load_script, read_model
 from envs import make
@@ -322,10 +322,12 @@ def exploration(runs: pd.DataFrame) -> str:
         [name, str(len(x)), mean_interval(x).text(), mean_interval(found[name]).text()]
         for name, x in values.items()
     ]
-    pairs = [(x, POINT) for x in values if x != POINT]
+    pairs = [(x, POINT) for x in values if x != POINT and BLIND not in x]
     pairs += [(x, "l2soft@entropy") for x in ("varshare@sample", "varshare@sample-warm")]
     columns = ["run", "runs", "evaluation", "goals found of 10"]
-    return f"{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
+    able, why = can_tell({x.partition("@")[0] if BLIND in x else x: y for x, y in values.items()}, None)
+    head = f"This suite {'can tell' if able else '**cannot tell**'}: {why}.\n"
+    return f"{head}\n{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
 
 
 # Figures

@@ -97,7 +97,8 @@ def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
 
 
 @pytest.mark.parametrize(
-    ("suite", "number"), [("power", 4 * 3 * 4 * 5 + 2 * 3 * 3), ("ceilings", 9), ("normalisation", 144)]
+    ("suite", "number"),
+    [("power", 4 * 3 * 4 * 5 + 2 * 3 * 3), ("ceilings", 9), ("normalisation", 144), ("posterior", 390)],
 )
 def test_control_suites_have_settings_that_scripts_accept(suite, number):
     runs = commands(suite)
@@ -106,7 +107,9 @@ def test_control_suites_have_settings_that_scripts_accept(suite, number):
     for command in runs:
         method, _, setting = option(command, "--exp-name").partition("@")
         script = Path(command[1]).stem.removesuffix("_ppo")
-        assert script == {"task-blind": "shared"}.get(method, method.replace("-", "_"))
+        other = {"task-blind": "shared", "varshare-fixed": "varshare_fixed_sigma"}
+        other |= {"varshare-shuffled": "varshare_shuffled_sigma"}
+        assert script == other.get(method, method.replace("-", "_"))
         seen[method, option(command, "--env-id"), setting] = command
     for (method, env, setting), command in seen.items():
         script, args = parse(command)
@@ -119,9 +122,18 @@ def test_control_suites_have_settings_that_scripts_accept(suite, number):
             if method == "varshare":  # the same penalty as L2Soft's
                 penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
                 assert penalty == pytest.approx(0.01, rel=0.05)
+        if suite == "posterior":
+            penalty = 0.003
+            if hasattr(args, "beta"):
+                penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
+            assert getattr(args, "l2_coef", penalty) == pytest.approx(0.003, rel=0.01)
+            acts = "sample" if setting.startswith("sample") else "mean"
+            assert getattr(args, "rollout_weights", "mean") == acts
+            assert (getattr(args, "reptile_alpha", 0) > 0) == setting.endswith("recentred")
     if suite == "power":
         assert {method for method, *_ in seen} == {"task-blind", "independent", "hard-sharing", "varshare"}
-        assert {env for _, env, _ in seen} == set(probes.envs.ENV_IDS) - {"lunarlander20-continuous"}
+        without = {"lunarlander20-continuous", "cartpole-goals10-sparse"}
+        assert {env for _, env, _ in seen} == set(probes.envs.ENV_IDS) - without
 
 
 def test_settings_come_from_the_search():

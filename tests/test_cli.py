@@ -195,7 +195,7 @@ BAD = [
     (["--run-name", "/"], "--run-name"),
 ]
 BAD_OF_METHODS = {
-    "beta": [(["--beta", "-1"], "--beta must be positive or 0"), (["--beta", "nan"], "positive or 0")],
+    "beta": [(["--beta", "0"], "--beta must be positive, not 0"), (["--beta", "nan"], "must be positive")],
     "sigma_init": [(["--sigma-init", "0"], "--sigma-init must be positive")],
     "sigma_prior": [
         (["--sigma-prior", "-0.1"], "--sigma-prior must be positive"),
