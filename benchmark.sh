@@ -50,6 +50,7 @@ varshare-shuffled  variants/varshare_shuffled_sigma_ppo.py beta     0.01 0.1 1
 varshare-samples   variants/varshare_samples_ppo.py beta            0.01 0.1 1
 varshare-ppo       varshare_ppo.py                  beta            0.01 0.1 1
 varshare-sac       varshare_sac.py                  beta            0.01 0.1 1
+varshare-fixed-sac variants/varshare_fixed_sigma_sac.py beta        0.01 0.1 1
 END
 }
 
@@ -57,7 +58,7 @@ chosen_methods() { # suite
     local method default
     case $1 in
         sac) default="task-blind varshare-ppo varshare-sac" ;;
-        search) default=$(methods | awk '$1 !~ /-(ppo|fixed|shuffled|samples)$/ { print $1 }') ;; # the first is varshare, named beside SAC
+        search) default=$(methods | awk '$1 !~ /-(ppo|fixed|fixed-sac|shuffled|samples)$/ { print $1 }') ;; # the first is varshare, named beside SAC
         *) default=$(methods | awk '$1 !~ /-(ppo|sac|fixed|shuffled|samples)$/ { print $1 }') ;;
     esac
     for method in ${METHODS:-$default}; do
@@ -204,7 +205,7 @@ prior() { # beta, lambda: sigma_prior, with 1024 samples of a task in a rollout
 }
 
 posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
-    local seed env setting flags act lambda="--l2-coef 0.003" learned warm fixed
+    local seed env method setting flags act lambda="--l2-coef 0.003" learned warm fixed
     learned="--beta 0.001 --sigma-prior $(prior 0.001 0.003)" fixed="$lambda --sigma 0.003"
     warm="--beta 0.1 --sigma-prior $(prior 0.1 0.003)"
     for seed in 21 22 23 24 25 26 27 28 29 30; do
@@ -234,6 +235,10 @@ posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
         setting=sample && posterior_run varshare "$flags $learned"
         setting=sample-warm && posterior_run varshare "$flags $warm"
     done
+    for seed in 21 22 23 24 25; do for method in varshare-sac varshare-fixed-sac; do
+        run_of "posterior__cartpole-goals10__$method@mean" "$method@mean" cartpole-goals10 200000 "$seed" \
+            "--eval-interval 40000"
+    done; done
 }
 
 posterior_run() { # method, flags: of posterior_runs

@@ -160,7 +160,7 @@ def collect_training(folder: Path) -> pd.DataFrame:
         log = log.assign(step=step, metric=log.metric.replace("charts/episodic_return", TRAINING))
         means = log.groupby(["metric", "step"]).value.mean().reset_index()
         method, _, setting = args["exp_name"].partition("@")
-        if args["exp_name"] != LEARNED:  # whose sigma is drawn
+        if args["exp_name"] not in (LEARNED, "varshare-sac@mean"):  # whose sigma is shown
             means = means[means.metric == TRAINING]
         key = (args["env_id"], args["total_timesteps"], method, setting, args["seed"])
         parts.append(means.assign(**dict(zip(KEY, key)), task="mean"))
@@ -330,6 +330,25 @@ def exploration(runs: pd.DataFrame) -> str:
     return f"{head}\n{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
 
 
+def with_sac(runs: pd.DataFrame) -> str:
+    """Returns of fixed and learned sigma, and quantiles of the latter, with SAC."""
+    values, training = final(runs), final(runs, TRAINING)
+    rows = [
+        [name, str(len(x)), mean_interval(x).text(), mean_interval(training[name]).text()]
+        for name, x in values.items()
+    ]
+    quantiles = []
+    last = runs[(runs.step == runs.step.max()) & runs.metric.str.startswith("varshare/sigma_q")]
+    for layer, of_layer in last.groupby(last.metric.str.rpartition("/")[2]):
+        q = of_layer.groupby(of_layer.metric.str.extract("_q([0-9]+)/")[0].astype(int)).value.mean()
+        quantiles.append([layer, *(f"{q[x]:.2g}" for x in (1, 50, 99))])
+    pairs = [("varshare-sac@mean", "varshare-fixed-sac@mean")]
+    text = markdown(["run", "runs", "evaluation", "training, last tenth"], rows)
+    text += f"\n{markdown(COMPARED, compare(values, pairs))}"
+    table = markdown(["layer", "1 %", "50 %", "99 %"], quantiles)
+    return f"{text}\nSigma among live weights at the end:\n\n{table}"
+
+
 # Figures
 
 STEPS_OF_LADDER = {
@@ -410,7 +429,8 @@ def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
 def report(runs: pd.DataFrame, others: pd.DataFrame) -> str:
     """All tables."""
     parts = []
-    for env, rows in runs.groupby("env", sort=False):
+    is_sac = runs.method.str.endswith("-sac")
+    for env, rows in runs[~is_sac].groupby("env", sort=False):
         if env == SPARSE:
             parts.append(f"## Exploration: {env}\n\n{exploration(rows)}")
             continue
@@ -422,6 +442,10 @@ def report(runs: pd.DataFrame, others: pd.DataFrame) -> str:
             "pruning": pruning(on),
         }
         parts += [f"## {env}: {name}\n\n{text}" for name, text in tables.items()]
+    if is_sac.any():
+        parts.append(
+            f"## Soft actor-critic: {', '.join(runs[is_sac].env.unique())}\n\n{with_sac(runs[is_sac])}"
+        )
     return "\n".join(parts)
 
 
