@@ -216,15 +216,15 @@ def plot_returns(run: Run) -> Figure | None:
 
 
 def plot_norms(run: Run) -> Figure | None:
-    """Size of the residuals, of the shared weights, of the noise, and of the price of the residuals."""
+    """Size of the residuals and of the shared weights, and the price of the residuals."""
     titles = {
         "mu_norm": r"$|\mu_m|$, residual means",
         "theta_norm": r"$|\theta|$, shared weights",
         "head_norm": "norm of a task's head",
         "embedding_norm": "norm of a task's embedding",
-        "sigma": r"median $\sigma_m$ of live weights",
-        "sigma_over_theta": r"the same / median $|\theta|$",
         "kl_loss": r"$\beta\,\mathrm{KL}_m / N_m$, in the loss",
+        "kl_weight": r"$\beta / N_m$, weight of the KL",
+        "lambda": r"$\lambda = \beta / (2 N_m \sigma_p^2)$, of $|\mu_m|^2$",
         "l2_loss": r"$\lambda\,|\mu_m|^2$, in the loss",
     }
     logged = {metric.split("/")[-1]: metric for metric in run.metrics()}
@@ -238,7 +238,7 @@ def plot_norms(run: Run) -> Figure | None:
     figure = start_figure(run, 4.3 * columns, 0.5 + height * rows)
     for i, (name, table) in enumerate(tables.items()):
         ax = figure.add_subplot(rows, columns, i + 1)
-        draw_tasks(ax, table, run.tasks if name != "theta_norm" else [])
+        draw_tasks(ax, table, run.tasks)
         finish_axes(ax, run, titles[name])
         ax.set_ylim(0, 1.15 * table.max().max())
     if bars:

@@ -32,7 +32,7 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
     (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
-        per_task += [f"varshare/{x}" for x in ("mu_norm", "sigma", "kl_loss")]
+        per_task += [f"varshare/{x}" for x in ("mu_norm", "kl_loss")]
         per_task += [f"varshare/{x}/{layer}" for x in ("sharing_ratio", "dead") for layer in LAYERS]
     quantiles = [f"varshare/sigma_q{q}/{layer}" for q in (1, 50, 99) for layer in LAYERS]
     overall = ("varshare/theta_norm", *quantiles) * varshare + ALL_TASKS
@@ -92,7 +92,7 @@ def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
     several = num_tasks > 1
     assert [len(figures[name].axes) for name in ("returns", "norms", "losses")] == [
         1 + num_tasks * several,
-        4 + several,
+        3 + several,
         4,
     ]
     actor, critic, heat_map, _ = figures["sharing_ratio"].axes
@@ -157,7 +157,7 @@ def test_one_crash_does_not_flatten_the_rest(tmp_path):
 
 def test_norms(tmp_path):
     run = report.read_run(write_run(tmp_path / "run", 10))
-    mu, theta, _, _, bars = report.plot_norms(run).axes
+    mu, theta, _, bars = report.plot_norms(run).axes
     values = run.values("varshare/mu_norm")
     highest, lowest, mean = lines(mu)
     for curve, column in ((highest, "task-9"), (lowest, "task-0"), (mean, "mean")):
@@ -169,6 +169,20 @@ def test_norms(tmp_path):
     (norm,) = lines(theta)
     np.testing.assert_allclose(norm[:, 1], [value("varshare/theta_norm", step, 0) for step in STEPS])
     np.testing.assert_allclose([bar.get_width() for bar in bars.patches], values[run.tasks].iloc[-1])
+
+
+def test_sigma_of_every_layer(tmp_path):
+    run = report.read_run(write_run(tmp_path / "run", 3))
+    actor, critic, dead, _ = report.plot_sigma(run).axes
+    drawn = [text.get_text() for text in critic.get_legend().get_texts()]
+    assert len(drawn) == report.MAX_CURVES and {drawn[0], drawn[-1]} == {"critic.0", "critic.9"}
+    expected = [value("varshare/sigma_q50/actor.0", step, 0) for step in STEPS]
+    np.testing.assert_allclose(lines(actor)[0], np.column_stack((STEPS, expected)))
+    low, high = (value(f"varshare/sigma_q{q}/actor.0", STEPS[0], 0) for q in (1, 99))
+    band = actor.collections[0].get_paths()[0].vertices
+    at_first = band[band[:, 0] == STEPS[0], 1]
+    assert (at_first.min(), at_first.max()) == pytest.approx(sorted((low, high)))
+    np.testing.assert_allclose(lines(dead)[0][:, 1], run.values("varshare/dead/actor.0")["mean"])
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\n4", b"\n400,losses/clip", b"\n400,varshare/mu_norm,task-1,"])
