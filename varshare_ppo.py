@@ -262,7 +262,6 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
     from N_m, and more by the curvature's share as the weights are sampled. Where G is 0 sigma is the prior's.
     """
     N, B = args.samples_per_task, args.samples_per_task // args.num_minibatches
-    agent.live |= G != 0
     agent.fisher.mul_(args.sigma_decay).addcmul_(G, G)
     agent.fisher_weight.mul_(args.sigma_decay).add_(1)
     h_per_fisher = B / (1 - (1 - args.beta) * B / N) / agent.fisher_weight
@@ -353,18 +352,19 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
 
 def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
     """The epochs over one rollout; returns what to log, (minibatch, task) each."""
-    stats = []
-    agent.live.zero_()
+    stats, seen = [], torch.zeros_like(agent.mu)
     for _ in range(args.update_epochs):
         order = torch.randperm(args.samples_per_task, generator=rng, device=rng.device)
         for inds in order.chunk(args.num_minibatches):
             mb = Batch(*(x.index_select(1, inds) for x in batch))
             grads, G, mb_stats = gradients(agent, mb, agent.draw_noise(rng), args)
             learn_sigma(agent, G, args)
+            seen.addcmul_(G, G)
             for name, grad in grads.items():
                 getattr(agent, name).grad = grad
             optimizer.step()
             stats.append(mb_stats)
+    agent.live.copy_(seen > 0)
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
     return {name: torch.stack([x[name] for x in stats]) for name in stats[0]}

@@ -33,7 +33,7 @@ SIBLINGS = {
     "variants/varshare_samples_ppo.py": Sibling(
         "varshare_ppo.py",
         "several draws of the weights per minibatch",
-        {"minibatch_gradients": 14, "update": 3},
+        {"minibatch_gradients": 14, "update": 5},
     ),
     "variants/varshare_shuffled_sigma_ppo.py": Sibling(
         "varshare_ppo.py",
@@ -43,7 +43,7 @@ SIBLINGS = {
     "variants/varshare_fixed_sigma_ppo.py": Sibling(
         "varshare_ppo.py",
         "a sigma that is not learned",
-        {"Agent.__init__": 5, "minibatch_gradients": 6, "update": 4},
+        {"Agent.__init__": 5, "minibatch_gradients": 6, "update": 7},
     ),
     "variants/varshare_fixed_sigma_sac.py": Sibling(
         "varshare_sac.py",
@@ -94,7 +94,7 @@ TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train
 TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
 TRUNKS_CHANGES |= {f"Args.{x}": 2 for x in ("hidden_sizes", "reptile_alpha", "rollout_weights")}
 TRUNKS_CHANGES |= {"Args.beta": 2, "Args.sigma_prior": 2, "mlp": 2, "Agent.action_noise": 2}
-TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 12}
+TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 11}
 
 
 def lines_of(name: str) -> list[str]:

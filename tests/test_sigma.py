@@ -92,7 +92,8 @@ def test_sigma_has_the_smallest_expected_loss_and_kl_for_gradients_of_a_known_si
     (slope,) = torch.autograd.grad((0.5 * h * sigma.square() + 0.3 / N * kl).sum(), sigma)
     assert (slope * sigma).abs().max() < 1e-9 * 0.3 / N
     torch.testing.assert_close(agent.sigma[:, ::7], torch.full_like(sigma[:, ::7], args.sigma_prior))
-    assert torch.equal(agent.live, size > 0)
+    if script is sac:  # in PPO it is of all minibatches of an update
+        assert torch.equal(agent.live, size > 0)
 
 
 def test_squared_gradients_are_a_running_mean_that_starts_with_the_first():
@@ -109,7 +110,7 @@ def test_squared_gradients_are_a_running_mean_that_starts_with_the_first():
     torch.testing.assert_close(agent.fisher / agent.fisher_weight, expected)
 
 
-@pytest.mark.parametrize("script", [varshare, shuffled])
+@pytest.mark.parametrize("script", [varshare, samples])
 def test_an_update_learns_sigma_in_every_minibatch_and_says_which_weights_are_live(monkeypatch, script):
     args = probes.settings(script, num_minibatches=3, update_epochs=2)
     agent = probes.make_agent(script)
