@@ -20,6 +20,7 @@ SETTINGS += [
     "l2_coef",
     "sigma",
 ]  # those that differ within a suite are its table's columns
+NONE = "-"  # of a setting that a script has not
 SEARCHED = ["env_id", "total_timesteps", "method", "flags"]
 COEFFICIENTS = {"varshare": "beta", "l2soft": "l2-coef", "contextual": "embedding-size", "cagrad": "cagrad-c"}
 COEFFICIENTS |= {
@@ -39,7 +40,7 @@ def collect(suite: str) -> pd.DataFrame:
         average = heartbeat[heartbeat.metric == AVERAGED].groupby(["metric", "task"]).value.mean()
         values = pd.concat([last, average]).reset_index()
         for name in SETTINGS:
-            values[name] = config["args"].get(name, "-")
+            values[name] = config["args"].get(name, NONE)
         values["commit"], values["hardware"] = config["git_commit"], config["hardware"]
         rows.append(values)
     return pd.concat(rows)[[*SETTINGS, "metric", "task", "value", "commit", "hardware"]]
@@ -47,7 +48,7 @@ def collect(suite: str) -> pd.DataFrame:
 
 def table(runs: pd.DataFrame) -> str:
     """Per setting: mean over tasks of the final evaluation, over seeds; and what else explains it."""
-    differ = [name for name in SETTINGS if name in runs and runs[name].nunique() > 1]
+    differ = [name for name in SETTINGS if name in runs and runs[name][runs[name] != NONE].nunique() > 1]
     groups = [name for name in differ if name != "seed"] or ["env_id"]
     mean = runs[runs.task == "mean"].pivot_table(index=[*groups, "seed"], columns="metric", values="value")
     tasks = runs[(runs.metric == "eval/episodic_return") & (runs.task != "mean")]
@@ -59,7 +60,8 @@ def table(runs: pd.DataFrame) -> str:
     result["worst task"] = over_seeds["worst task"].mean().round(1)
     clipped = over_seeds[AVERAGED].mean() * 100  # which SAC does not have
     result["clipped at first minibatch"] = clipped.map("{:.2f} %".format).where(clipped.notna(), "")
-    result["sigma at end"] = over_seeds["varshare/sigma"].mean().round(4)
+    sigma = over_seeds["varshare/sigma"].mean()  # which VarShare only has
+    result["sigma at end"] = sigma.map("{:.4f}".format).where(sigma.notna(), "")
     result = result.sort_values("return", ascending=False).reset_index()
     lines = [list(result.columns), ["---"] * len(result.columns), *result.to_numpy().tolist()]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
@@ -114,7 +116,7 @@ def main(suite: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if list(Path("runs").glob(f"{suite}__*/config.json")):
         runs = collect_search() if suite == "search" else collect(suite)
-        runs.to_csv(folder / "runs.csv", index=False)
+        runs.to_csv(folder / "runs.csv", index=False, float_format="%.6g")
     runs = pd.read_csv(folder / "runs.csv")
     if suite == "search":
         text, best = search_table(runs)
