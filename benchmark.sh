@@ -186,13 +186,13 @@ noise_runs() { # on seeds of which no result is reported
         for lambda in 0.001 0.003 0.01 0.03; do
             run_of "noise__${env}__l2soft__$lambda" l2soft "$env" 500000 "$seed" "$flags --l2-coef $lambda"
             betas="0.001 0.01 0.1"
-            [ $lambda != 0.01 ] || betas="$betas 1" # clearly worse
+            case $lambda in 0.001 | 0.003) betas="0.0001 $betas" ;; 0.01) betas="$betas 1" ;; esac
             for beta in $betas; do
                 run_of "noise__${env}__varshare__${lambda}__$beta" varshare "$env" 500000 "$seed" \
                     "$flags --beta $beta --sigma-prior $(prior "$beta" $lambda)"
             done
             case $lambda in 0.001 | 0.003) ;; *) continue ;; esac # the better ones
-            for sigma in 0.003 0.01 0.03; do
+            for sigma in 0.001 0.003 0.01 0.03; do
                 run_of "noise__${env}__varshare-fixed__${lambda}__$sigma" varshare-fixed "$env" 500000 "$seed" \
                     "$flags --l2-coef $lambda --sigma $sigma"
             done
@@ -204,9 +204,9 @@ prior() { # beta, lambda: sigma_prior, with 1024 samples of a task in a rollout
     awk -v beta="$1" -v lambda="$2" 'BEGIN { printf "%.3g", sqrt(beta / (2 * 1024 * lambda)) }'
 }
 
-posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
+posterior_runs() { # PPO at lambda 0.003; warm: sigma ten times as large, of those learned; SAC at its defaults
     local seed env method setting flags act lambda="--l2-coef 0.003" learned warm fixed
-    learned="--beta 0.001 --sigma-prior $(prior 0.001 0.003)" fixed="$lambda --sigma 0.003"
+    learned="--beta 0.001 --sigma-prior $(prior 0.001 0.003)" fixed="$lambda --sigma 0.003" # the best of the noise suite
     warm="--beta 0.1 --sigma-prior $(prior 0.1 0.003)"
     for seed in 21 22 23 24 25 26 27 28 29 30; do
         for env in cartpole-goals10 cartpole-goals-physics10; do
@@ -219,7 +219,9 @@ posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
                 case $setting in mean) posterior_run varshare-shuffled "$flags $act $learned" ;; esac
                 case $setting in mean | sample) posterior_run varshare-samples "$flags $act $learned" ;; esac
             done
-            setting=warm flags="--learning-rate 0.012 --eval-interval 100000"
+            flags="--learning-rate 0.012 --eval-interval 100000"
+            setting=as-wide && posterior_run varshare-fixed "$flags $lambda --sigma 0.0128" # as the median of those learned
+            setting=warm
             posterior_run varshare-fixed "$flags $lambda --sigma 0.1"
             posterior_run varshare "$flags $warm"
             posterior_run varshare-shuffled "$flags $warm"
@@ -232,12 +234,14 @@ posterior_runs() { # all at lambda 0.003; warm: with a tenfold sigma
             posterior_run varshare "$flags $learned"
         done
         flags="--learning-rate 0.012 --eval-interval 100000 --rollout-weights sample"
-        setting=sample && posterior_run varshare "$flags $learned"
+        setting=sample && posterior_run varshare "$flags $learned" && posterior_run varshare-fixed "$flags $fixed"
         setting=sample-warm && posterior_run varshare "$flags $warm"
+        posterior_run varshare-fixed "$flags $lambda --sigma 0.1"
     done
     for seed in 21 22 23 24 25; do for method in varshare-sac varshare-fixed-sac; do
+        case $method in varshare-sac) flags="" ;; *) flags=" --sigma 0.01" ;; esac # as the prior of the former
         run_of "posterior__cartpole-goals10__$method@mean" "$method@mean" cartpole-goals10 200000 "$seed" \
-            "--eval-interval 40000"
+            "--eval-interval 40000$flags"
     done; done
 }
 

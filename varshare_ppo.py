@@ -6,13 +6,14 @@ and prior p = N(0, sigma_prior^2). With N_m samples of task m in a rollout the s
     sum_m [ L_PPO(theta + mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
 where L_PPO is a mean over samples of task m: beta = 1 is the negative ELBO, with PPO's surrogate in place of
-the log-likelihood. theta and mu follow Adam. sigma follows h, a running mean of squared gradients that stands
-for the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et
-al. 2018). After each update phase --reptile-alpha moves a share of the mean of the mu_m into theta.
+the log-likelihood. theta and mu follow Adam. sigma follows h, a running mean of squared gradients in place of
+the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al.
+2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
+share of the mean of the mu_m into theta.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
-gradient of every task's loss by its row; `parameter_gradients` says what follows for theta, mu and sigma.
+gradient of every task's loss by its row. `parameter_gradients` and `learn_sigma` say what follows from it.
 """
 
 import math
@@ -143,9 +144,9 @@ class Agent(nn.Module):
         self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
         self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
-        self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # the last update moved it
-        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of squared gradients, and
-        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))  # of ones
+        self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
+        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
+        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
         self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
@@ -259,13 +260,15 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
     """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
 
     The mean gradient of a minibatch of B samples varies by h / B: less as they are drawn without replacement
-    from N_m, and more by the curvature's share as the weights are sampled. Where G is 0 sigma is the prior's.
+    from N_m, and more as the weights are sampled (exactly so for a diagonal curvature). At most twice B G^2
+    counts, as a single minibatch does not vary. Where G stays 0 sigma is the prior's.
     """
     N, B = args.samples_per_task, args.samples_per_task // args.num_minibatches
-    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G)
+    scale = B / max(1 - (1 - args.beta) * B / N, 0.5)
+    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
     agent.fisher_weight.mul_(args.sigma_decay).add_(1)
-    h_per_fisher = B / (1 - (1 - args.beta) * B / N) / agent.fisher_weight
-    agent.sigma.copy_((N / args.beta * h_per_fisher * agent.fisher + 1 / args.sigma_prior**2).rsqrt())
+    h = agent.fisher / agent.fisher_weight
+    agent.sigma.copy_((N / args.beta * h + 1 / args.sigma_prior**2).rsqrt())
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ q(phi_m) = N(mu_m, sigma_m^2) and prior p = N(0, sigma_prior^2). The script mini
 where L_SAC, the critics' Bellman errors and the actor's and the temperature's loss, is a mean over samples of
 task m from its replay buffer, and N_m is the number of transitions of task m in that buffer: beta = 1 is the
 negative ELBO, with SAC's losses in place of the log-likelihood. theta and mu follow Adam. sigma follows h, a
-running mean of squared gradients that stands for the curvature of a sample's loss:
-sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al. 2018). The target critics average
+running mean of squared gradients in place of the curvature of a sample's loss:
+sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al. 2018), which is exact for a
+log-likelihood at its optimum. The target critics average
 the mean weights theta + mu_m. After every update --reptile-alpha moves a share of the mean of the mu_m into
 theta, which changes no W_m and no target.
 
@@ -17,7 +18,7 @@ SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_cont
 temperature learned per task, and for discrete actions Christodoulou 2019, with expectations over actions in
 place of samples; the README numbers every deviation. All tasks are computed at once: the weights of task m
 are row m of one (task, weight) matrix, and an update starts from the gradient of every task's loss by its
-row; `parameter_gradients` says what follows for theta, mu and sigma.
+row. `parameter_gradients` and `learn_sigma` say what follows from it.
 """
 
 import math
@@ -138,9 +139,9 @@ class Agent(nn.Module):
         self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
         self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
-        self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # the last update moved it
-        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of squared gradients, and
-        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))  # of ones
+        self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
+        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
+        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
         self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
         # averages the mean weights, of which the actor's are not used
         self.register_buffer("target", self.weights().detach().clone())
@@ -292,14 +293,15 @@ def learn_sigma(agent: Agent, G: Tensor, num_stored: Tensor, args: Args) -> None
     """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
 
     The mean gradient of a minibatch of B samples, drawn with replacement from N_m, varies by h / B, and more
-    by the curvature's share as the weights are sampled. Where G is 0 sigma is the prior's.
+    as the weights are sampled (exactly so for a diagonal curvature). Where G stays 0 sigma is the prior's.
     """
     N, B = num_stored, args.batch_size
+    scale = B / (1 + args.beta * B / N)
     agent.live.copy_(G != 0)
-    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G)
+    agent.fisher.mul_(args.sigma_decay).add_(scale * G.square())
     agent.fisher_weight.mul_(args.sigma_decay).add_(1)
-    h_per_fisher = B / (1 + args.beta * B / N) / agent.fisher_weight
-    agent.sigma.copy_((N / args.beta * h_per_fisher * agent.fisher + 1 / args.sigma_prior**2).rsqrt())
+    h = agent.fisher / agent.fisher_weight
+    agent.sigma.copy_((N / args.beta * h + 1 / args.sigma_prior**2).rsqrt())
 
 
 @torch.no_grad()

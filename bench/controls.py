@@ -66,8 +66,8 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 
 def by_seed(runs: pd.DataFrame, metric: str = RETURN) -> pd.Series:
     """Of the rows of one method and setting: mean over tasks, by seed."""
-    rows = runs[(runs.metric == metric) & (runs.task == "mean") & (runs.step == runs.step.max())]
-    return rows.set_index("seed").value.sort_index()
+    rows = runs[(runs.metric == metric) & (runs.task == "mean")]
+    return rows[rows.step == rows.step.max()].set_index("seed").value.sort_index()
 
 
 def worst(runs: pd.DataFrame) -> pd.Series:

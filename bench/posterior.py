@@ -24,7 +24,7 @@ from matplotlib.ticker import EngFormatter
 from torch import Tensor, nn
 
 from bench.controls import KEY, RETURN, by_seed, ceiling, collect, markdown, worst
-from bench.statistics import BLIND, can_tell, difference, holm, margin, mean_interval, verdict
+from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, margin, mean_interval, verdict
 from bench.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, STYLE
 from enjoy import load_agent, load_script, read_model
 from envs import make
@@ -32,15 +32,33 @@ from envs.evaluation import play_episodes, spread_seeds
 
 SUITE = "posterior"
 POINT, FIXED, LEARNED = LADDER = ("l2soft@mean", "varshare-fixed@mean", "varshare@mean")
-WARM = "varshare@warm"  # a learned sigma ten times as large
-USED = (*LADDER, WARM)  # those whose posteriors are looked at closely
+WARM, WARM_FIXED, WARM_SHUFFLED = "varshare@warm", "varshare-fixed@warm", "varshare-shuffled@warm"
+USED = (*LADDER, WARM, WARM_FIXED, WARM_SHUFFLED)  # those that are played in all ways
 EPISODES, ENSEMBLE = 20, 5
-NOISE = (0.05, 0.1, 0.2, 0.4)  # standard deviation of the noise over the root mean square of the weights
+NOISE = (
+    0.05,
+    0.1,
+    0.2,
+    0.4,
+)  # standard deviation over the root mean square of a layer's weights, of each run
 PHYSICS = [{name: factor} for name in ("gravity", "length") for factor in (0.7, 1.3)]
-PRUNED = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)  # shares of a task's residuals set to 0
+PRUNED = (
+    0.5,
+    0.8,
+    0.9,
+    0.95,
+    0.98,
+    0.99,
+    0.995,
+    0.998,
+    0.999,
+    1.0,
+)  # shares of an actor's residuals set to 0
 KEPT_RETURN = 0.95
+FACTOR = 1.25  # two shares of residuals that are kept are the same if they differ by less
 SPARSE = "cartpole-goals10-sparse"
 FOUND = 50.0  # return of a task, of 500, from which its goal counts as found
+AT_HAND = ("goal-0.2", "goal+0.2")  # what half of the starts are within reach of
 TRAINING = "training"  # mean return of the training episodes that ended in a tenth of the run
 
 
@@ -86,9 +104,12 @@ def of_each(agent: nn.Module, x: Tensor, change) -> Tensor:
 
 
 def prune(theta: Tensor, mu: Tensor, score: Tensor, share: float) -> Tensor:
-    """Weights (task, weight) with this share of every task's residuals, the lowest scores, set to 0."""
-    drop = score.argsort(1)[:, : round(share * score.shape[1])]
-    return theta + mu.scatter(1, drop, 0.0)
+    """Weights (task, weight) with this share of every task's residuals, the lowest scores, set to 0.
+
+    Residuals with an infinite score stay, and are none of those that the share is of.
+    """
+    number = round(share * score[0].isfinite().sum().item())
+    return theta + mu.scatter(1, score.argsort(1)[:, :number], 0.0)
 
 
 def played(agent: nn.Module, env_id: str, seed: int, everything: bool) -> Iterator[tuple[str, float, float]]:
@@ -111,25 +132,29 @@ def played(agent: nn.Module, env_id: str, seed: int, everything: bool) -> Iterat
         yield "sampled", 0, returns(draw(sigma))
         yield "ensemble", 0, returns(*(draw(sigma) for _ in range(ENSEMBLE)))
     if sigma.ndim:
-        yield "layer mean", 0, returns(draw(of_each(agent, sigma, lambda x: x.mean())))
+        layer_rms = of_each(agent, sigma, lambda x: x.square().mean().sqrt())  # as much noise
+        yield "layer rms", 0, returns(draw(layer_rms))
         shuffled = of_each(agent, sigma, lambda x: x[torch.randperm(len(x), generator=rng)])
         yield "shuffled", 0, returns(draw(shuffled))
     if not everything:
         return
-    size = torch.cat(
-        [x.square().mean().sqrt().expand_as(x).flatten(1) for x in agent.unpack(mean).values()], 1
-    )
+    parts = agent.unpack(mean).values()
+    rms = torch.cat([x.square().mean().sqrt().expand_as(x).flatten(1) for x in parts], 1)
     for level in NOISE:
-        yield "noise", level, returns(draw(level * size))
+        yield "noise", level, returns(draw(level * rms))
     for physics in PHYSICS:
         ((name, factor),) = physics.items()
         yield name, factor, returns(mean, **physics)
     # of all (theta + c, mu_m - c), which are the same network, the one with the smallest residuals
     theta, mu = agent.theta + agent.mu.mean(0), agent.mu - agent.mu.mean(0)
+    size = mu.abs()
+    for name, x in agent.unpack(size).items():
+        if name.startswith("critic"):  # has no part in what is played
+            x.fill_(torch.inf)
     for share in PRUNED:
-        yield "pruned by |mu|", share, returns(prune(theta, mu, mu.abs(), share))
+        yield "pruned by |mu|", share, returns(prune(theta, mu, size, share))
         if sigma.ndim:
-            yield "pruned by |mu| / sigma", share, returns(prune(theta, mu, mu.abs() / sigma, share))
+            yield "pruned by |mu| / sigma", share, returns(prune(theta, mu, size / sigma, share))
 
 
 def play_model(folder: Path) -> None:
@@ -139,6 +164,9 @@ def play_model(folder: Path) -> None:
     args = model["args"]
     agent = load_agent(model, load_script(model["script"]), make(args["env_id"], 1))
     rows = list(played(agent, args["env_id"], args["seed"], everything=args["exp_name"] in USED))
+    if "sigma_prior" in args and hasattr(agent, "live"):
+        below = agent.sigma[agent.live] < 0.9 * args["sigma_prior"]
+        rows.append(("live weights with sigma below 0.9 of the prior's", 0, below.float().mean().item()))
     pd.DataFrame(rows, columns=["what", "level", "value"]).to_csv(folder / "played.tmp", index=False)
     (folder / "played.tmp").rename(folder / "played.csv")
 
@@ -150,11 +178,9 @@ def collect_training(folder: Path) -> pd.DataFrame:
     """Training returns and quantiles of sigma, of all tasks, by tenths of all finished runs."""
     parts = []
     for model in sorted(folder.glob(f"{SUITE}__*/model.pt")):
-        args = read_model(model.parent)["args"]
-        log = pd.read_csv(model.parent / "heartbeat.csv")
-        log = log[
-            (log.task == "mean") & log.metric.str.match("charts/episodic_return|varshare/(sigma_q|dead)")
-        ]
+        config = read_model(model.parent)
+        args, log = config["args"], pd.read_csv(model.parent / "heartbeat.csv")
+        log = log[(log.task == "mean") & log.metric.str.match("charts/episodic_return|varshare/sigma_q")]
         tenth = args["total_timesteps"] / 10
         step = (np.ceil(log.global_step / tenth).clip(upper=10) * tenth).astype(int)
         log = log.assign(step=step, metric=log.metric.replace("charts/episodic_return", TRAINING))
@@ -163,7 +189,8 @@ def collect_training(folder: Path) -> pd.DataFrame:
         if args["exp_name"] not in (LEARNED, "varshare-sac@mean"):  # whose sigma is shown
             means = means[means.metric == TRAINING]
         key = (args["env_id"], args["total_timesteps"], method, setting, args["seed"])
-        parts.append(means.assign(**dict(zip(KEY, key)), task="mean"))
+        machine = {"commit": config["git_commit"], "hardware": config["hardware"]}
+        parts.append(means.assign(**dict(zip(KEY, key)), task="mean", **machine))
     return pd.concat(parts)
 
 
@@ -174,9 +201,7 @@ def refresh(runs: Path, out: Path) -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for i, _ in enumerate(pool.map(play_model, new), 1):
             print(f"played {i}/{len(new)}", flush=True)
-    table = collect(runs, SUITE)
-    machine = table.iloc[0][["commit", "hardware"]].to_dict()
-    table = pd.concat((table, collect_training(runs).assign(**machine)))
+    table = pd.concat((collect(runs, SUITE), collect_training(runs)))
     table["value"] = table["value"].map("{:.5g}".format)
     table.to_csv(out / "runs.csv", index=False)
     parts = []
@@ -190,15 +215,28 @@ def refresh(runs: Path, out: Path) -> None:
 # Tables
 
 
-def compare(groups: dict[str, pd.Series], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Rows of a table: each pair's difference of means, p by Holm over all pairs, and verdict."""
-    pairs = [pair for pair in pairs if all(name in groups for name in pair)]
-    differences = [difference(groups[x], groups[y]) for x, y in pairs]
-    within = margin(x.mean() for x in groups.values())
+Groups = dict[str, pd.Series]  # name of runs, or of a way to play them -> a number of each seed
+Case = tuple[
+    list[str], Groups, Iterable[tuple[str, str]]
+]  # first cells of rows, groups, and pairs of their names
+
+
+def compare(cases: Iterable[Case], within: float | None = None) -> list[list[str]]:
+    """Rows of a table: the difference of means of each pair, p by Holm over all of them, and the verdict.
+
+    Pairs of which one is missing are left out. within: what counts as the same; by default 5 % of the best.
+    """
+    rows, differences, margins = [], [], []
+    for cells, groups, pairs in cases:
+        for x, y in pairs:
+            if x in groups and y in groups:
+                rows.append([*cells, f"{x} minus {y}"])
+                differences.append(difference(groups[x], groups[y]))
+                margins.append(within or margin(z.mean() for z in groups.values()))
     corrected = holm([d.p for d in differences])
     return [
-        [f"{x} minus {y}", d.interval.text(), f"{p:.2g}", verdict(d, p, within)]
-        for (x, y), d, p in zip(pairs, differences, corrected)
+        [*row, d.interval.text(1 if within is None else 3), f"{p:.2g}", verdict(d, p, limit)]
+        for row, d, p, limit in zip(rows, differences, corrected, margins)
     ]
 
 
@@ -225,84 +263,84 @@ def ladder(runs: pd.DataFrame) -> str:
         point = f"l2soft@{setting.replace('sample', 'mean')}"  # it has nothing to sample
         fixed, learned = (f"{method}@{setting}" for method in ("varshare-fixed", "varshare"))
         pairs += [(learned, point), (learned, fixed), (fixed, point)]
-    pairs += [(LEARNED, "varshare-shuffled@mean"), (WARM, LEARNED)]
-    pairs += [(WARM, f"{x}@warm") for x in ("varshare-shuffled", "varshare-fixed")]
+    pairs += [(LEARNED, "varshare-fixed@as-wide"), (LEARNED, "varshare-shuffled@mean")]
+    pairs += [(WARM, LEARNED), (WARM, WARM_FIXED), (WARM, WARM_SHUFFLED)]
     pairs += [(f"{x}-recentred", x) for x in LADDER]
     columns = ["run", "runs", "evaluation", "its worst task", "training, last tenth"]
-    return f"{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
+    return f"{markdown(columns, rows)}\n{markdown(COMPARED, compare([([], values, pairs)]))}"
 
 
 def sampling(runs: pd.DataFrame, others: pd.DataFrame) -> str:
     """C3: what acts in the rollout, draws per minibatch, and what is evaluated."""
     training, rows, pairs = final(runs, TRAINING), [], []
-    groups = {}
+    groups: Groups = {}
     for method, draws in (("varshare", 1), ("varshare-samples", 5)):
-        for setting in ("mean", "sample"):
-            name, cells = f"{method}@{setting}", []
-            of_run = others[others.run == name]
-            for what in ("mean", "sampled", "ensemble"):
-                x = of_run[of_run.what == what].set_index("seed").value
-                groups[f"{name}, {what}"] = x
-                cells.append(mean_interval(x).text())
-            rows.append([setting, str(draws), mean_interval(training[name]).text(), *cells])
-            pairs += [(f"{name}, {what}", f"{name}, mean") for what in ("sampled", "ensemble")]
-    columns = [
-        "rollout",
-        "draws per minibatch",
-        "training, last tenth",
-        "mean weights",
-        "1 sample",
-        "ensemble of 5",
-    ]
-    pairs += [("varshare@sample, mean", "varshare@mean, mean")]
-    pairs += [(f"varshare-samples@{x}, mean", f"varshare@{x}, mean") for x in ("mean", "sample")]
-    compared = compare(groups, pairs)
+        for name in (f"{method}@{x}" for x in ("mean", "sample") if f"{method}@{x}" in training):
+            ways = values_of(others[others.run == name])
+            groups |= {f"{name}, {way}": x for way, x in ways.items()}
+            cells = [training[name], *(ways[way] for way in ("mean", "sampled", "ensemble"))]
+            rows.append([name, str(draws), *(mean_interval(x).text() for x in cells)])
+            pairs += [(f"{name}, {way}", f"{name}, mean") for way in ("sampled", "ensemble")]
+    columns = ["run", "draws per minibatch", "training, last tenth", "mean weights", "1 sample", "5 samples"]
     trained = [("varshare@sample", "varshare@mean"), ("varshare-samples@mean", "varshare@mean")]
     trained += [("varshare-samples@sample", "varshare@sample")]
-    text = f"{markdown(columns, rows)}\nEvaluations:\n\n{markdown(COMPARED, compared)}"
-    return f"{text}\nTraining returns, last tenth:\n\n{markdown(COMPARED, compare(training, trained))}"
+    pairs += [(f"{x}, mean", f"{y}, mean") for x, y in trained]
+    compared = compare([(["evaluation"], groups, pairs), (["training"], training, trained)])
+    return f"{markdown(columns, rows)}\n{markdown(['of', *COMPARED], compared)}"
+
+
+def values_of(of_run: pd.DataFrame, level: float = 0) -> Groups:
+    """Of the rows of one run: way to play -> return by seed."""
+    return {x: rows.set_index("seed").value for x, rows in of_run[of_run.level == level].groupby("what")}
 
 
 def noise_controls(others: pd.DataFrame) -> str:
-    """Trained with a learned sigma, played with it, with layer means, and shuffled among live weights."""
-    names, rows, compared = ("mean", "sampled", "layer mean", "shuffled"), [], []
+    """Trained with a learned sigma, played with it, with as much noise in each layer, and shuffled there."""
+    names, rows, cases = ("mean", "sampled", "layer rms", "shuffled"), [], []
+    below = "live weights with sigma below 0.9 of the prior's"
     for run in (LEARNED, WARM):
-        of_run = others[(others.run == run) & others.what.isin(names)]
-        groups = {what: x.set_index("seed").value for what, x in of_run.groupby("what")}
-        rows.append([run, *(mean_interval(groups[name]).text() for name in names)])
-        pairs = [("sampled", name) for name in names if name != "sampled"]
-        compared += [[run, *row] for row in compare(groups, pairs)]
-    return f"{markdown(['run', *names], rows)}\n{markdown(['run', *COMPARED], compared)}"
+        groups = values_of(others[others.run == run])
+        if groups:
+            cells = [mean_interval(groups[name]).text() for name in names]
+            rows.append([run, *cells, f"{groups[below].mean():.0%}"])
+            compared = {name: groups[name] for name in names}
+            cases.append(([run], compared, [("sampled", name) for name in names if name != "sampled"]))
+    return f"{markdown(['run', *names, below], rows)}\n{markdown(['run', *COMPARED], compare(cases))}"
 
 
 def robustness(others: pd.DataFrame) -> str:
-    """Mean weights with noise of the same size for all methods, and in changed physics."""
-    cases = [("noise", x) for x in NOISE] + [item for x in PHYSICS for item in x.items()]
-    rows, compared = [], []
-    by_run = {run: others[others.run == run] for run in USED}
-    for what, level in cases:
-        groups = {
-            run: x[(x.what == what) & (x.level == level)].set_index("seed").value for run, x in by_run.items()
-        }
-        rows.append([f"{what} {level:g}", *(mean_interval(x).text() for x in groups.values())])
-        pairs = [(LEARNED, POINT), (LEARNED, FIXED), (WARM, POINT)]
-        compared += [[f"{what} {level:g}", *row] for row in compare(groups, pairs)]
-    return f"{markdown(['case', *USED], rows)}\n{markdown(['case', *COMPARED], compared)}"
+    """Mean weights with noise relative to their size, and in changed physics, over the run's own return."""
+    rows, cases = [], []
+    own = {run: values_of(others[others.run == run]).get("mean") for run in USED}
+    own = {run: x for run, x in own.items() if x is not None}
+    for what, level in [("noise", x) for x in NOISE] + [item for x in PHYSICS for item in x.items()]:
+        groups = {run: values_of(others[others.run == run], level)[what] / x for run, x in own.items()}
+        rows.append([f"{what} {level:g}", *(mean_interval(x).text(2) for x in groups.values())])
+        pairs = [(LEARNED, POINT), (LEARNED, FIXED), (WARM, POINT), (WARM, WARM_FIXED), (WARM, WARM_SHUFFLED)]
+        cases.append(([f"{what} {level:g}"], groups, pairs))
+    table = markdown(["share of its own return", *own], rows)
+    return f"{table}\n{markdown(['case', *COMPARED], compare(cases, MARGIN))}"
 
 
 def pruning(others: pd.DataFrame) -> str:
-    """Largest share of residuals that can be 0 at 95 % of the return, by run."""
-    groups = {}
-    for run in USED:
-        of_run = others[others.run == run]
-        for criterion in ("|mu|", "|mu| / sigma") if run in (LEARNED, WARM) else ("|mu|",):
-            groups[f"{run} by {criterion}"] = 100 * prunable(of_run, f"pruned by {criterion}")
-    rows = [[name, mean_interval(x).text()] for name, x in groups.items()]
-    pairs = [(f"{run} by |mu| / sigma", f"{run} by |mu|") for run in (LEARNED, WARM)]
-    pairs += [(f"{run} by |mu| / sigma", f"{POINT} by |mu|") for run in (LEARNED, WARM)]
-    return (
-        f"{markdown(['residuals of', '% that can be 0'], rows)}\n{markdown(COMPARED, compare(groups, pairs))}"
-    )
+    """Smallest share of the actor's residuals that keeps 95 % of the return, compared as logarithms."""
+    groups: Groups = {}
+    for run in (x for x in USED if (others.run == x).any()):
+        for criterion in ("|mu|", "|mu| / sigma"):
+            of_run = others[(others.run == run) & others.what.isin(["mean", f"pruned by {criterion}"])]
+            if of_run.what.nunique() == 2:
+                dropped = prunable(of_run, f"pruned by {criterion}").clip(upper=PRUNED[-2])
+                groups[f"{run} by {criterion}"] = -np.log10(1 - dropped)
+    rows = []
+    for name, x in groups.items():
+        center, high, low = (f"{100 * 10**-y:.2g}" for y in mean_interval(x))
+        rows.append([name, f"{center} [{low}, {high}]"])
+    pairs = [(f"{x} by |mu| / sigma", f"{y} by |mu|") for x in (LEARNED, WARM) for y in (x, POINT)]
+    pairs += [(f"{WARM} by |mu|", f"{x} by |mu|") for x in (POINT, WARM_FIXED)]
+    table = markdown(["residuals of", "% that have to stay (geometric mean)"], rows)
+    note = f"Differences of -log10 of that share; the same: within a factor of {FACTOR}."
+    compared = compare([([], groups, pairs)], float(np.log10(FACTOR)))
+    return f"{table}\n{note}\n\n{markdown(COMPARED, compared)}"
 
 
 def prunable(of_run: pd.DataFrame, criterion: str) -> pd.Series:
@@ -316,18 +354,25 @@ def prunable(of_run: pd.DataFrame, criterion: str) -> pd.Series:
 def exploration(runs: pd.DataFrame) -> str:
     """Returns where a goal has to be found first, and how many are."""
     values = final(runs)
-    tasks = runs[(runs.metric == RETURN) & (runs.task != "mean")]
+    tasks = runs[(runs.metric == RETURN) & ~runs.task.isin(["mean", *AT_HAND])]
     found = (tasks.value >= FOUND).groupby([tasks.method + "@" + tasks.setting, tasks.seed]).sum()
     rows = [
         [name, str(len(x)), mean_interval(x).text(), mean_interval(found[name]).text()]
         for name, x in values.items()
     ]
-    pairs = [(x, POINT) for x in values if x != POINT and BLIND not in x]
-    pairs += [(x, "l2soft@entropy") for x in ("varshare@sample", "varshare@sample-warm")]
-    columns = ["run", "runs", "evaluation", "goals found of 10"]
+    pairs = [(f"varshare@{x}", f"l2soft@{x}") for x in ("mean", "entropy")]
+    sampled = [f"varshare@{x}" for x in ("sample", "sample-warm")]
+    pairs += [(x, y) for x in sampled for y in (LEARNED, "varshare@entropy", "l2soft@entropy")]
+    pairs += [(x, x.replace("varshare", "varshare-fixed")) for x in sampled]
+    columns = [
+        "run",
+        "runs",
+        "evaluation",
+        f"goals found, of the {tasks.task.nunique()} out of reach at first",
+    ]
     able, why = can_tell({x.partition("@")[0] if BLIND in x else x: y for x, y in values.items()}, None)
     head = f"This suite {'can tell' if able else '**cannot tell**'}: {why}.\n"
-    return f"{head}\n{markdown(columns, rows)}\n{markdown(COMPARED, compare(values, pairs))}"
+    return f"{head}\n{markdown(columns, rows)}\n{markdown(COMPARED, compare([([], values, pairs)]))}"
 
 
 def with_sac(runs: pd.DataFrame) -> str:
@@ -344,7 +389,7 @@ def with_sac(runs: pd.DataFrame) -> str:
         quantiles.append([layer, *(f"{q[x]:.2g}" for x in (1, 50, 99))])
     pairs = [("varshare-sac@mean", "varshare-fixed-sac@mean")]
     text = markdown(["run", "runs", "evaluation", "training, last tenth"], rows)
-    text += f"\n{markdown(COMPARED, compare(values, pairs))}"
+    text += f"\n{markdown(COMPARED, compare([([], values, pairs)]))}"
     table = markdown(["layer", "1 %", "50 %", "99 %"], quantiles)
     return f"{text}\nSigma among live weights at the end:\n\n{table}"
 
@@ -357,8 +402,8 @@ STEPS_OF_LADDER = {
     "varshare@mean": ("sigma learned", BLUE, "-"),
     "varshare@sample": ("sigma learned, samples act", BLUE, ":"),
     WARM: ("ten times sigma, learned", GREEN, "-"),
-    "varshare-shuffled@warm": ("ten times sigma, shuffled", RED, "--"),
-    "varshare-fixed@warm": ("ten times sigma, fixed", BLACK, ":"),
+    WARM_SHUFFLED: ("ten times sigma, shuffled", RED, "--"),
+    WARM_FIXED: ("as much noise, fixed", BLACK, ":"),
 }
 
 
@@ -369,7 +414,8 @@ def plot_ladder(runs: pd.DataFrame) -> Figure:
     axes = figure.subplots(len(suites), 2, squeeze=False)
     names = runs.method + "@" + runs.setting
     for (env, metric), ax in zip(((e, m) for e in suites for m in (TRAINING, RETURN)), axes.flat):
-        for name, (label, color, style) in STEPS_OF_LADDER.items():
+        there = set(names[runs.env == env])
+        for name, (label, color, style) in ((x, y) for x, y in STEPS_OF_LADDER.items() if x in there):
             rows = runs[(runs.env == env) & (names == name) & (runs.metric == metric) & (runs.task == "mean")]
             curve = rows.pivot(index="seed", columns="step", values="value")
             mean, low, high = np.array([mean_interval(x) for x in curve.to_numpy().T]).T

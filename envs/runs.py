@@ -464,8 +464,9 @@ class Run:
     def log_sigma(self, theta: dict[str, Tensor], sigma: dict[str, Tensor], live: dict[str, Tensor]) -> None:
         """Log sigma among live weights: its median, per task, and quantiles of every layer, all tasks pooled.
 
-        A weight is dead for a task if it had no gradient, behind or before a ReLU that is off at all samples:
-        nothing determines it, and it would blur the quantiles. The share of dead weights is logged too.
+        A weight is dead for a task if it had no gradient in the last update (PPO: all minibatches over a
+        rollout, SAC: one), behind or before a ReLU that is off at all samples: nothing determines it, and it
+        would blur the quantiles. The share of dead weights is logged too.
 
         Args:
             theta, sigma, live: weights by name, of all tasks (1, ...) and of each (task, ...).

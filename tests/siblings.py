@@ -37,7 +37,7 @@ SIBLINGS = {
     ),
     "variants/varshare_shuffled_sigma_ppo.py": Sibling(
         "varshare_ppo.py",
-        "every sigma at another weight: a control",
+        "sigma shuffled between weights: a control",
         {"update": 1},
     ),
     "variants/varshare_fixed_sigma_ppo.py": Sibling(
@@ -94,7 +94,7 @@ TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train
 TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
 TRUNKS_CHANGES |= {f"Args.{x}": 2 for x in ("hidden_sizes", "reptile_alpha", "rollout_weights")}
 TRUNKS_CHANGES |= {"Args.beta": 2, "Args.sigma_prior": 2, "mlp": 2, "Agent.action_noise": 2}
-TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 11}
+TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 14}
 
 
 def lines_of(name: str) -> list[str]:
