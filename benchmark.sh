@@ -36,19 +36,19 @@ export OMP_NUM_THREADS=1
 methods() {
     cat <<'END'
 task-blind         baselines/shared_ppo.py          max-grad-norm   0.5 2 10
-varshare           varshare_ppo.py                  beta            0.01 0.1 1
+varshare           varshare_ppo.py                  beta            0.001 0.01 0.1
 varshare-recentred varshare_ppo.py                  reptile-alpha   0.1 0.3 1
-l2soft             baselines/l2soft_ppo.py          l2-coef         0.05 0.5 5
+l2soft             baselines/l2soft_ppo.py          l2-coef         0.003 0.03 0.3
 l2soft-recentred   baselines/l2soft_ppo.py          reptile-alpha   0.1 0.3 1
 independent        baselines/independent_ppo.py     max-grad-norm   0.5 2 10
 hard-sharing       baselines/hard_sharing_ppo.py    max-grad-norm   0.5 2 10
 contextual         baselines/contextual_ppo.py      embedding-size  2 4 8 16
 pcgrad             baselines/pcgrad_ppo.py          max-grad-norm   0.5 2 10
 cagrad             baselines/cagrad_ppo.py          cagrad-c        0.2 0.5 0.8
-varshare-fixed     variants/varshare_fixed_sigma_ppo.py l2-coef     0.05 0.5 5
-varshare-shuffled  variants/varshare_shuffled_sigma_ppo.py beta     0.01 0.1 1
-varshare-samples   variants/varshare_samples_ppo.py beta            0.01 0.1 1
-varshare-ppo       varshare_ppo.py                  beta            0.01 0.1 1
+varshare-fixed     variants/varshare_fixed_sigma_ppo.py l2-coef     0.003 0.03 0.3
+varshare-shuffled  variants/varshare_shuffled_sigma_ppo.py beta     0.001 0.01 0.1
+varshare-samples   variants/varshare_samples_ppo.py beta            0.001 0.01 0.1
+varshare-ppo       varshare_ppo.py                  beta            0.001 0.01 0.1
 varshare-sac       varshare_sac.py                  beta            0.01 0.1 1
 varshare-fixed-sac variants/varshare_fixed_sigma_sac.py beta        0.01 0.1 1
 END
