@@ -284,7 +284,7 @@ def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple
 def parameter_gradients(agent: Agent, G: Tensor, num_stored: Tensor, args: Args) -> dict[str, Tensor]:
     """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
     kl_weight = args.beta / num_stored
-    grads = {"mu": G + kl_weight * agent.mu / args.sigma_prior**2}
+    grads = {"mu": G + kl_weight / args.sigma_prior**2 * agent.mu}
     return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
 
 
