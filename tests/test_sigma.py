@@ -74,18 +74,19 @@ def test_sigma_and_mu_are_those_of_a_known_posterior(monkeypatch, beta):
 
 @pytest.mark.parametrize(
     ("script", "minibatches", "expected"),
-    [(varshare, 3, 1 - (1 - 0.3) * 6 / 18), (varshare, 1, 0.5), (sac, None, 1 + 0.3 * 18 / 18)],
+    [(varshare, 3, 1 - (1 - 0.3) * 6 / 18), (varshare, 1, 0.5), (sac, None, 1 + 0.3 * 12 / 18)],
 )
 def test_sigma_has_the_smallest_expected_loss_and_kl_for_gradients_of_a_known_size(
     script, minibatches, expected
 ):
     """With h the curvature, d/dsigma [h sigma^2 / 2 + beta / N KL] = 0, whatever sigma was before."""
-    args, N, B = probes.settings(script, beta=0.3), 18, 18
+    args, N = probes.settings(script, beta=0.3), 18
     agent = probes.make_agent(script)
     if script is varshare:
         args.num_minibatches, B, more, correction = minibatches, 18 // minibatches, (), expected
     else:
-        args.batch_size, more, correction = 18, (torch.tensor(18.0).double(),), expected
+        args.batch_size = B = 12
+        more, correction = (torch.tensor(18.0).double(),), expected
     size = 10 ** torch.linspace(-6, 1, agent.mu.shape[1]).double().expand_as(agent.mu).clone()
     size[:, ::7] = 0
     for sign in (1, -1, -1):
@@ -178,6 +179,16 @@ def test_shuffling_permutes_live_weights_within_a_task_and_layer():
             assert torch.equal(new[m][on[m]].sort().values, old[m][on[m]].sort().values)
         moved += (new != old).sum().item()
     assert moved > 0.8 * agent.live.sum()
+
+
+def test_sigma_is_shuffled_after_every_minibatch(monkeypatch):
+    shuffle, seen = shuffled.shuffle_sigma, []
+    monkeypatch.setattr(shuffled, "shuffle_sigma", lambda agent, rng: seen.append(shuffle(agent, rng)))
+    args, agent = probes.settings(shuffled, num_minibatches=3, update_epochs=2), probes.make_agent(shuffled)
+    optimizer, batch = torch.optim.SGD(agent.parameters(), lr=0.01), probes.random_batch(shuffled, agent, 18)
+    rng = torch.Generator().manual_seed(0)
+    shuffled.update(agent, optimizer, batch, shuffled.minibatch_gradients, args, rng)
+    assert len(seen) == 6
 
 
 def test_several_draws_are_averaged():

@@ -184,7 +184,9 @@ def test_a_minibatch_leaves_no_trace_in_the_agent_and_logs_what_the_loss_does():
     agent = make_agent()
     batch, [noise] = random_batch(agent, 20), probes.draws(agent)
     before = {name: x.clone() for name, x in agent.state_dict().items()}
-    _, _, stats = varshare.minibatch_gradients(agent, batch, noise, settings())
+    args = settings(max_grad_norm=1e-3)
+    _, G, stats = varshare.minibatch_gradients(agent, batch, noise, args)
+    torch.testing.assert_close(G, task_gradients(agent, agent.weights(noise), batch, args))  # unclipped
     torch.testing.assert_close(agent.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in agent.parameters())
     _, expected = varshare.ppo_loss(agent, agent.unpack(agent.weights(noise)), batch, settings())
