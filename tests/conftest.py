@@ -24,6 +24,12 @@ def script(request):
     return probes.load_script(request.param)
 
 
+@pytest.fixture(params=(*probes.TRUNKS, "baselines/cagrad_ppo.py"))
+def either(request):
+    """The trunk and the sibling least like it, for what takes a while and is the same in all of them."""
+    return probes.load_script(request.param)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """Scripts write below the current folder, and a run that was stopped keeps its signal handlers."""

@@ -340,8 +340,8 @@ METRICS = {
 }
 
 
-def test_files_of_a_run(script):
-    folder = run(script, tasks=(4, 2), total_timesteps=5120)
+def test_files_of_a_run(either):
+    folder = run(either, tasks=(4, 2), total_timesteps=5120)
     rows = probes.read_heartbeat(folder)
     names = [envs.cartpole.NAMES[4], envs.cartpole.NAMES[2]]
     metrics = {row[1] for row in rows}
@@ -356,7 +356,7 @@ def test_files_of_a_run(script):
         if name != "losses/explained_variance":  # of summed variances
             assert of_last["mean"] == pytest.approx(sum(map(of_last.get, names)) / 2, rel=1e-5, abs=1e-6)
     rates = [float(row[3]) for row in rows if row[1] == "charts/learning_rate"]
-    np.testing.assert_allclose(rates, script.Args.learning_rate * (1 - np.arange(10) / 10))
+    np.testing.assert_allclose(rates, either.Args.learning_rate * (1 - np.arange(10) / 10))
     for name in (n for n in metrics if n.startswith(("charts/episodic", "eval/"))):
         of_last = {row[2]: float(row[3]) for row in rows if row[1] == name and row[0] == "5120"}
         if of_last.keys() == {*names, "mean"}:  # else no episode of a task ended since the log before
@@ -372,9 +372,9 @@ def test_files_of_a_run(script):
 
     config = json.loads((folder / "config.json").read_text())
     assert config["args"] | {"hidden_sizes": (64, 64)} == vars(
-        script.Args(**probes.SMALL | {"run_name": "run", "tasks": [4, 2], "total_timesteps": 5120})
+        either.Args(**probes.SMALL | {"run_name": "run", "tasks": [4, 2], "total_timesteps": 5120})
     )
-    assert (probes.ROOT / config["script"]).samefile(script.__file__)
+    assert (probes.ROOT / config["script"]).samefile(either.__file__)
     assert config["task_names"] == names
     assert config["task_params"] == [envs.cartpole.TASKS[4], envs.cartpole.TASKS[2]]
     assert torch.__version__.startswith(config["versions"]["torch"].split("+")[0])
@@ -409,9 +409,9 @@ def test_greedy_actions():
     assert greedy(torch.tensor([[[0.1, 0.6, 0.2, 0.1]]]), probes.DISCRETE).tolist() == [[1]]
 
 
-def test_final_evaluation_is_of_the_saved_model(script):
-    folder = run(script)
-    agent, W = probes.load_agent(script, folder)
+def test_final_evaluation_is_of_the_saved_model(either):
+    folder = run(either)
+    agent, W = probes.load_agent(either, folder)
     returns, _, _ = play_episodes(
         lambda x: agent.policy(W, x), envs.make("cartpole10", 2), spread_seeds(1, 1, 20)
     )
@@ -493,11 +493,11 @@ def test_evaluations_on_the_way_have_episodes_of_their_own_number(trunk, monkeyp
     assert trunk.parse_args(trunk.Args, trunk.ENV_DEFAULTS, "").eval_interval_episodes == 5
 
 
-def test_training_on_some_tasks_only(script):
-    folder = run(script, tasks=(5, 1), total_timesteps=2560)
+def test_training_on_some_tasks_only(either):
+    folder = run(either, tasks=(5, 1), total_timesteps=2560)
     model = probes.load(folder)
     assert model["task_names"] == [envs.cartpole.NAMES[5], envs.cartpole.NAMES[1]]
-    own = [x for name, x in model["agent"].items() if name.partition(".")[0] in script.Agent.per_task]
+    own = [x for name, x in model["agent"].items() if name.partition(".")[0] in either.Agent.per_task]
     assert own and all(len(x) == 2 for x in own)
 
 
@@ -550,9 +550,9 @@ def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(script):
 # Failures
 
 
-def test_nan_stops_the_run_and_the_last_checkpoint_stays_good(script, tmp_path):
+def test_nan_stops_the_run_and_the_last_checkpoint_stays_good(either, tmp_path):
     with pytest.raises(SystemExit) as stop:  # 16 steps a rollout: the sixth is the first with a NaN
-        learn(script, "TurnsToNaN", checkpoint_interval=0.0)
+        learn(either, "TurnsToNaN", checkpoint_interval=0.0)
     assert isinstance(stop.value.code, str)  # which Python prints, and exits with code 1
     assert "NaN" in stop.value.code and f"step {6 * 16 * 16}" in stop.value.code
     checkpoint = probes.load(tmp_path / "runs/probe", "checkpoint")
@@ -582,10 +582,17 @@ def final_return(script, **changes):
     return next(float(row[3]) for row in rows if row[1:3] == ("eval/episodic_return", "mean"))
 
 
-def test_learns_cartpole10(script):
-    assert final_return(script, total_timesteps=204_800) > LEARNED[script.Args.exp_name]
+def test_learns_cartpole10(either):
+    assert final_return(either, total_timesteps=204_800) > LEARNED[either.Args.exp_name]
 
 
+@pytest.mark.learns
+@pytest.mark.parametrize("name", [x for x in probes.SIBLINGS if "cagrad" not in x])
+def test_siblings_learn_cartpole10(name):
+    test_learns_cartpole10(probes.load_script(name))
+
+
+@pytest.mark.learns
 def test_learns_identical_tasks(trunk):
     assert final_return(trunk, env_id="cartpole-identical10", total_timesteps=256_000) > 400
 
