@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from torch import Tensor, nn
 
-from bench.controls import KEY, RETURN, by_seed, ceiling, collect, markdown, worst
+from bench.controls import KEY, RETURN, by_seed, ceiling, collect, markdown, suites, worst
 from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, margin, mean_interval, verdict
 from bench.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, STYLE
 from enjoy import load_agent, load_script, read_model
@@ -189,8 +189,7 @@ def collect_training(folder: Path) -> pd.DataFrame:
         if args["exp_name"] not in (LEARNED, "varshare-sac@mean"):  # whose sigma is shown
             means = means[means.metric == TRAINING]
         key = (args["env_id"], args["total_timesteps"], method, setting, args["seed"])
-        machine = {"commit": config["git_commit"], "hardware": config["hardware"]}
-        parts.append(means.assign(**dict(zip(KEY, key)), task="mean", **machine))
+        parts.append(means.assign(**dict(zip(KEY, key)), task="mean"))
     return pd.concat(parts)
 
 
@@ -245,8 +244,10 @@ COMPARED = ["difference", "mean", "p (Holm)", "verdict"]
 
 def final(runs: pd.DataFrame, metric: str = RETURN) -> dict[str, pd.Series]:
     """Of the runs on one suite: method@setting -> value at the end, of all tasks, by seed."""
-    names = runs.method + "@" + runs.setting
-    return {name: by_seed(rows, metric) for name, rows in runs.groupby(names, sort=False)}
+    values = {name: by_seed(rows, metric) for name, rows in runs.groupby(runs.method + "@" + runs.setting)}
+    order = [BLIND, "l2soft", "varshare-fixed", "varshare", "varshare-samples", "varshare-shuffled"]
+    order = {method: i for i, method in enumerate(order)}
+    return dict(sorted(values.items(), key=lambda x: order.get(x[0].partition("@")[0], len(order))))
 
 
 def ladder(runs: pd.DataFrame) -> str:
@@ -407,13 +408,18 @@ STEPS_OF_LADDER = {
 }
 
 
+def dense(runs: pd.DataFrame) -> list[str]:
+    """The suites but for the one with sparse rewards."""
+    return [env for env, _ in suites(runs[~runs.method.str.endswith("-sac")]) if env != SPARSE]
+
+
 def plot_ladder(runs: pd.DataFrame) -> Figure:
     """Training and evaluation over steps, 95 % intervals, on each suite."""
-    suites = [env for env in runs.env.unique() if env != SPARSE]
-    figure = Figure(figsize=(8.5, 3.2 * len(suites)), layout="constrained")
-    axes = figure.subplots(len(suites), 2, squeeze=False)
+    envs = dense(runs)
+    figure = Figure(figsize=(8.5, 3.2 * len(envs)), layout="constrained")
+    axes = figure.subplots(len(envs), 2, squeeze=False)
     names = runs.method + "@" + runs.setting
-    for (env, metric), ax in zip(((e, m) for e in suites for m in (TRAINING, RETURN)), axes.flat):
+    for (env, metric), ax in zip(((e, m) for e in envs for m in (TRAINING, RETURN)), axes.flat):
         there = set(names[runs.env == env])
         for name, (label, color, style) in ((x, y) for x, y in STEPS_OF_LADDER.items() if x in there):
             rows = runs[(runs.env == env) & (names == name) & (runs.metric == metric) & (runs.task == "mean")]
@@ -427,17 +433,18 @@ def plot_ladder(runs: pd.DataFrame) -> Figure:
         ax.set_title(f"{env}: {what}")
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     lines, labels = axes[0, 1].get_legend_handles_labels()
-    figure.supxlabel("environment steps, all tasks together", fontsize=9)
+    for ax in axes[-1]:
+        ax.set_xlabel("environment steps, all tasks together", fontsize=9)
     figure.legend(lines, labels, loc="outside lower center", ncols=3)
     return figure
 
 
 def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
     """Sigma of every layer over training; return under noise, and with residuals set to 0."""
-    suites = [env for env in runs.env.unique() if env != SPARSE]
-    figure = Figure(figsize=(12, 3.3 * len(suites)), layout="constrained")
-    axes = figure.subplots(len(suites), 3, squeeze=False)
-    for (posterior, noise, pruned), env in zip(axes, suites):
+    envs = dense(runs)
+    figure = Figure(figsize=(12, 3.3 * len(envs)), layout="constrained")
+    axes = figure.subplots(len(envs), 3, squeeze=False)
+    for (posterior, noise, pruned), env in zip(axes, envs):
         log = runs[(runs.env == env) & (runs.method == "varshare") & (runs.setting == "mean")]
         layers = [x.rpartition("/")[2] for x in log.metric.unique() if "/sigma_q50/" in x]
         for layer, color in zip(layers, (SKY, BLUE, BLACK, ORANGE, RED, GREEN)):
@@ -454,18 +461,26 @@ def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
         for run in USED:
             label, color, _ = STEPS_OF_LADDER[run]
             of_run = others[(others.env == env) & (others.run == run)]
-            for ax, what, x0, style, suffix in (
-                (noise, "noise", 0, "-", ""),
-                (pruned, "pruned by |mu|", 0, "-", r" by $|\mu|$"),
-                (pruned, "pruned by |mu| / sigma", 0, "--", r" by $|\mu|/\sigma$"),
-            ):
-                rows = of_run[of_run.what == what]
-                if len(rows):
-                    start = of_run[of_run.what == "mean"].value.mean()
-                    curve = pd.concat((pd.Series({x0: start}), rows.groupby("level").value.mean()))
-                    ax.plot(curve, style, marker=".", color=color, label=label + suffix)
-        noise.set_title("noise over root mean square of the weights")
-        pruned.set_title("share of residuals set to 0")
+            curves = {what: rows.groupby("level").value.mean() for what, rows in of_run.groupby("what")}
+            if curves:
+                noise.plot(pd.concat((curves["mean"], curves["noise"])), marker=".", color=color, label=label)
+            for what, style in (("pruned by |mu|", "-"), ("pruned by |mu| / sigma", "--")):
+                if what in curves and run in (POINT, LEARNED, WARM):
+                    curve = curves[what].iloc[:-1]  # of the last nothing is kept
+                    name = what.removeprefix("pruned ").replace("mu", r"$\mu$").replace("sigma", r"$\sigma$")
+                    pruned.plot(
+                        100 * (1 - curve.index),
+                        curve,
+                        style,
+                        marker=".",
+                        color=color,
+                        label=f"{label}, {name}",
+                    )
+        noise.set_title("return under noise, over the size of the weights")
+        pruned.set_title("return with so many % of the actor's residuals")
+        pruned.set_xscale("log")
+        pruned.invert_xaxis()
+        pruned.xaxis.set_major_formatter("{x:g}")
         for ax in (noise, pruned):
             ax.set_ylim(bottom=0)
             ax.legend(fontsize=7)
@@ -476,7 +491,7 @@ def report(runs: pd.DataFrame, others: pd.DataFrame) -> str:
     """All tables."""
     parts = []
     is_sac = runs.method.str.endswith("-sac")
-    for env, rows in runs[~is_sac].groupby("env", sort=False):
+    for (env, _), rows in suites(runs[~is_sac]).items():
         if env == SPARSE:
             parts.append(f"## Exploration: {env}\n\n{exploration(rows)}")
             continue
@@ -503,8 +518,8 @@ def main() -> None:
         refresh(Path("runs"), out)
     runs, others = pd.read_csv(out / "runs.csv", keep_default_na=False), pd.read_csv(out / "played.csv")
     text = f"{report(runs, others)}\n{len(runs[KEY].drop_duplicates())} runs, one core each"
-    commits = ", ".join(f"`{x}`" for x in runs.commit.unique())
-    text += f" ({', '.join(runs.hardware.unique())}; commit {commits}).\n"
+    hardware, commits = (", ".join(sorted(set(runs[x]) - {""})) for x in ("hardware", "commit"))
+    text += f" ({hardware}; commit {commits}).\n"
     (out / "table.md").write_text(text)
     with rc_context(STYLE):
         plot_ladder(runs).savefig(out / "ladder.png")

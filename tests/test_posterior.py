@@ -173,6 +173,10 @@ def test_tables_say_what_the_runs_do(tmp_path):
     assert "| l2soft@entropy | 10 | 152.5 [141.5, 163.5] | 2.0 [2.0, 2.0] |" in text  # of two far goals
     assert verdict("cartpole-goals10-sparse", "varshare@sample-warm minus l2soft@entropy") == "better"
     assert "This suite can tell: the best method, varshare@sample-warm" in text
+    *_, pruned = posterior.plot_use(pd.read_csv(out / "runs.csv"), pd.read_csv(out / "played.csv")).axes
+    assert len(pruned.get_lines()) == 6
+    for line in pruned.get_lines():
+        np.testing.assert_allclose(line.get_xdata(), 100 * (1 - np.array(posterior.PRUNED[:-1])))
     # of a grid of which only some runs have finished
     for name in ("runs", "played"):
         table = pd.read_csv(out / f"{name}.csv")
