@@ -43,7 +43,7 @@ SIBLINGS = {
     "variants/varshare_fixed_sigma_ppo.py": Sibling(
         "varshare_ppo.py",
         "a sigma that is not learned",
-        {"Agent.__init__": 5, "minibatch_gradients": 6, "update": 7},
+        {"LUNARLANDER_GOALS": 2, "Agent.__init__": 5, "minibatch_gradients": 6, "update": 7},
     ),
     "variants/varshare_fixed_sigma_sac.py": Sibling(
         "varshare_sac.py",
@@ -58,7 +58,7 @@ SIBLINGS = {
     "baselines/shared_ppo.py": Sibling(
         "baselines/l2soft_ppo.py",
         "plain PPO, one network for all tasks, no task information",
-        {"Agent.__init__": 2, "update": 2},
+        {"LUNARLANDER_GOALS": 1, "Agent.__init__": 2, "update": 2},
     ),
     "baselines/independent_ppo.py": Sibling(
         "baselines/shared_ppo.py",
