@@ -100,7 +100,7 @@ LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm
 LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
-LUNARLANDER_GOALS |= dict(sigma_prior=0.03)
+LUNARLANDER_GOALS |= dict(beta=0.0001, sigma_prior=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
