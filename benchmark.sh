@@ -150,7 +150,7 @@ normalisation_runs() { # on seeds of which no result is reported; L2Soft and Var
             for method in task-blind hard-sharing l2soft varshare; do
                 case $method in
                     l2soft) coef=" --l2-coef 0.01" ;;
-                    varshare) coef=" --sigma-prior $prior" ;;
+                    varshare) coef=" --beta 0.001 --sigma-prior $prior" ;;
                     *) coef="" ;;
                 esac
                 run_of "normalisation__${env}__${steps}__$method@$norm" "$method@$norm" "$env" "$steps" "$seed" \
