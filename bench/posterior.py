@@ -10,7 +10,7 @@ made anew where there are runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -35,25 +35,9 @@ POINT, FIXED, LEARNED = LADDER = ("l2soft@mean", "varshare-fixed@mean", "varshar
 WARM, WARM_FIXED, WARM_SHUFFLED = "varshare@warm", "varshare-fixed@warm", "varshare-shuffled@warm"
 USED = (*LADDER, WARM, WARM_FIXED, WARM_SHUFFLED)  # those that are played in all ways
 EPISODES, ENSEMBLE = 20, 5
-NOISE = (
-    0.05,
-    0.1,
-    0.2,
-    0.4,
-)  # standard deviation over the root mean square of a layer's weights, of each run
+NOISE = (0.05, 0.1, 0.2, 0.4)  # standard deviation over the rms of a layer's weights, of each run
 PHYSICS = [{name: factor} for name in ("gravity", "length") for factor in (0.7, 1.3)]
-PRUNED = (
-    0.5,
-    0.8,
-    0.9,
-    0.95,
-    0.98,
-    0.99,
-    0.995,
-    0.998,
-    0.999,
-    1.0,
-)  # shares of an actor's residuals set to 0
+PRUNED = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)  # shares of an actor's residuals
 KEPT_RETURN = 0.95
 FACTOR = 1.25  # two shares of residuals that are kept are the same if they differ by less
 SPARSE = "cartpole-goals10-sparse"
@@ -93,8 +77,8 @@ def change_physics(envs: gym.vector.VectorEnv, gravity: float = 1.0, length: flo
     envs.polemass_length = envs.masspole * envs.length
 
 
-def of_each(agent: nn.Module, x: Tensor, change) -> Tensor:
-    """x (task, weight) with change(row, live) for the row of each task and each layer's weights or biases."""
+def of_each(agent: nn.Module, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """x (task, weight) after change(live ones) of each task and layer, its matrix and biases apart."""
     x = x.clone()
     parts, lives = agent.unpack(x), agent.unpack(agent.live)
     for name, rows in parts.items():
@@ -215,9 +199,8 @@ def refresh(runs: Path, out: Path) -> None:
 
 
 Groups = dict[str, pd.Series]  # name of runs, or of a way to play them -> a number of each seed
-Case = tuple[
-    list[str], Groups, Iterable[tuple[str, str]]
-]  # first cells of rows, groups, and pairs of their names
+# first cells of rows, groups, and pairs of their names
+Case = tuple[list[str], Groups, Iterable[tuple[str, str]]]
 
 
 def compare(cases: Iterable[Case], within: float | None = None) -> list[list[str]]:
@@ -365,12 +348,8 @@ def exploration(runs: pd.DataFrame) -> str:
     sampled = [f"varshare@{x}" for x in ("sample", "sample-warm")]
     pairs += [(x, y) for x in sampled for y in (LEARNED, "varshare@entropy", "l2soft@entropy")]
     pairs += [(x, x.replace("varshare", "varshare-fixed")) for x in sampled]
-    columns = [
-        "run",
-        "runs",
-        "evaluation",
-        f"goals found, of the {tasks.task.nunique()} out of reach at first",
-    ]
+    far = f"goals found, of the {tasks.task.nunique()} out of reach at first"
+    columns = ["run", "runs", "evaluation", far]
     able, why = can_tell({x.partition("@")[0] if BLIND in x else x: y for x, y in values.items()}, None)
     head = f"This suite {'can tell' if able else '**cannot tell**'}: {why}.\n"
     return f"{head}\n{markdown(columns, rows)}\n{markdown(COMPARED, compare([([], values, pairs)]))}"
@@ -404,7 +383,7 @@ STEPS_OF_LADDER = {
     "varshare@sample": ("sigma learned, samples act", BLUE, ":"),
     WARM: ("ten times sigma, learned", GREEN, "-"),
     WARM_SHUFFLED: ("ten times sigma, shuffled", RED, "--"),
-    WARM_FIXED: ("as much noise, fixed", BLACK, ":"),
+    WARM_FIXED: ("sigma fixed at 0.1", BLACK, ":"),
 }
 
 
@@ -489,7 +468,9 @@ def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
 
 def report(runs: pd.DataFrame, others: pd.DataFrame) -> str:
     """All tables."""
-    parts = []
+    parts = [
+        "Whether a suite with dense rewards can tell methods apart is in results/power; it has the control.\n"
+    ]
     is_sac = runs.method.str.endswith("-sac")
     for (env, _), rows in suites(runs[~is_sac]).items():
         if env == SPARSE:

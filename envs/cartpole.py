@@ -109,7 +109,7 @@ class CartPoleGoalPhysicsTask(CartPoleGoalTask):
 
 
 class CartPoleSparseGoalTask(CartPoleGoalTask):
-    """The same places, with reward `sparse_goal_reward`: one has to be found before there is any."""
+    """The same places, with reward `sparse_goal_reward`: all but the two nearest have to be found first."""
 
     reward = staticmethod(sparse_goal_reward)
 

@@ -14,12 +14,7 @@ import pandas as pd
 KEPT = ["eval/episodic_return", "charts/SPS", "charts/wall_time", "varshare/sigma"]
 AVERAGED = "losses/clipfrac_first_minibatch"  # over the run; of the others the last value is kept
 SETTINGS = ["exp_name", "env_id", "total_timesteps", "seed", "reptile_alpha", "rollout_weights", "sigma_init"]
-SETTINGS += [
-    "sigma_prior",
-    "beta",
-    "l2_coef",
-    "sigma",
-]  # those that differ within a suite are its table's columns
+SETTINGS += ["sigma_prior", "beta", "l2_coef", "sigma"]  # those that differ in a suite are its columns
 NONE = "-"  # of a setting that a script has not
 SEARCHED = ["env_id", "total_timesteps", "method", "flags"]
 COEFFICIENTS = {"varshare": "beta", "l2soft": "l2-coef", "contextual": "embedding-size", "cagrad": "cagrad-c"}

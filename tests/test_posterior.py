@@ -78,6 +78,19 @@ def test_changed_physics_are_gymnasiums():
         np.testing.assert_allclose(observations, [x.step(action)[0] for x in references], rtol=1e-6)
 
 
+def test_controls_of_sigma_keep_to_the_live_weights_of_a_task_and_layer(model):
+    agent, _ = model
+    agent.live.copy_(torch.rand(agent.live.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
+    agent.sigma.copy_(torch.rand(agent.sigma.shape, generator=torch.Generator().manual_seed(1)))
+    rms = agent.unpack(posterior.of_each(agent, agent.sigma, lambda x: x.square().mean().sqrt()))
+    for name, sigma in agent.unpack(agent.sigma).items():
+        live = agent.unpack(agent.live)[name]
+        assert torch.equal(rms[name][~live], sigma[~live])
+        for task in (0, 9):
+            expected = sigma[task][live[task]].square().mean().sqrt()
+            torch.testing.assert_close(rms[name][task][live[task]], expected.expand(int(live[task].sum())))
+
+
 def test_pruning_drops_the_lowest_scores_of_every_task():
     theta, mu = torch.ones(4), torch.tensor([[1.0, -2, 3, -4], [4, 3, -2, 1]])
     expected = torch.tensor([[1.0, 1, 4, -3], [5, 4, 1, 1]])
