@@ -5,7 +5,8 @@ observation, the script minimises
 
     sum_m L_PPO(theta, e_m),
 
-where L_PPO is a mean over samples of task m. The embeddings start as draws from N(0, 1).
+where L_PPO is a mean over samples of task m. The embeddings start as draws from N(0, s^2),
+s small as observations are.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -76,6 +77,7 @@ class Args:
 
     # Contextual
     embedding_size: PositiveInt = 8  # numbers in the embedding of a task
+    embedding_std: PositiveFloat = 0.1  # their standard deviation at first
 
     @property
     def samples_per_task(self) -> int:
@@ -134,7 +136,8 @@ class Agent(nn.Module):
         init = self.init_weights(input_size, args.hidden_sizes, rng)
         self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
         self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
-        self.embedding = nn.Parameter(torch.randn(envs.num_tasks, args.embedding_size, generator=rng))
+        embedding = torch.randn(envs.num_tasks, args.embedding_size, generator=rng)
+        self.embedding = nn.Parameter(args.embedding_std * embedding)
         self.shapes["embedding"] = self.embedding.shape[1:]
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))

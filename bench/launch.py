@@ -1,0 +1,154 @@
+"""Runs of a suite: several at a time on this machine, or one array job on Slurm.
+
+Every run is its script's own command, started by a process that has imported PyTorch already: that saves
+the 3 seconds a short run would spend on it. What it prints goes to output.txt in its folder. A finished run
+is skipped, an interrupted one continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.methods import METHODS, ROOT, Settings, write_flags
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["bench.launch", "envs.runs", "envs.cartpole", "envs.lunarlander"])
+stopping = threading.Event()  # of the whole launcher
+
+
+class Job(NamedTuple):
+    """A run: its folder below runs/, and its command."""
+
+    name: str
+    script: str
+    flags: str
+
+    @property
+    def command(self) -> str:
+        """As in the file `command` of the run's folder."""
+        return f"{self.script} {self.flags}"
+
+    @property
+    def finished(self) -> bool:
+        """Its model is saved."""
+        return Path("runs", self.name, "model.pt").exists()
+
+
+def job(name: str, method: str, env: str, steps: int, seed: int, settings: Settings) -> Job:
+    """The run of a method, which may be named method@setting, with its fixed flags and these settings."""
+    of = METHODS[method.partition("@")[0]]
+    given = {"exp-name": method, "env-id": env, "total-timesteps": str(steps), "seed": str(seed)}
+    return Job(f"{name}__{seed}", of.script, write_flags(given | of.flags | settings))
+
+
+def _main(script: str, argv: list[str], output: str) -> None:
+    """In the process of a run: the script, as if from the command line."""
+    stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(stream, standard)
+    os.setsid()  # Ctrl-C is the launcher's, which then tells its runs to stop
+    sys.argv = [script, *argv]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def run(job: Job) -> int:
+    """Start or continue a run and wait for it; returns its exit code, 0 also where it had finished."""
+    folder = Path("runs", job.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # of another grid that has this run too
+            print(f"{job.name} is running already")
+            return 0
+        command, failed = folder / "command", folder / "failed"
+        failed.unlink(missing_ok=True)
+        if not command.exists():
+            command.write_text(job.command + "\n")
+        if command.read_text().strip() != job.command:
+            failed.write_text("2")
+            print(f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
+            return 2
+        if job.finished:
+            return 0
+        argv = [*job.flags.split(), "--run-name", job.name, "--resume"]
+        process = server.Process(target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt")))
+        process.start()
+        while process.exitcode is None:
+            process.join(0.2)
+            if stopping.is_set() and process.is_alive():
+                process.terminate()  # it saves first
+                process.join()
+        code = process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
+        if code and code not in STOPPED:
+            failed.write_text(str(code))
+            tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
+            where = folder.resolve() / "output.txt"
+            print(f"\nfailed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
+        return code
+
+
+def stop_on_signals() -> None:
+    """The first Ctrl-C, SIGTERM or SIGHUP ends all runs, which save first."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda *_: stopping.set())
+
+
+def jobs_at_a_time() -> int:
+    """Of the environment variable JOBS; by default as many as there are cores."""
+    text = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
+    if not text.isdigit() or int(text) < 1:
+        print(f"JOBS is a number of runs at a time, not {text!r}", file=sys.stderr)
+        raise SystemExit(2)
+    return int(text)
+
+
+def show(line: str, *, changed: bool = True) -> None:
+    """A line of progress: over the last one on a terminal, else where it has changed."""
+    if sys.stdout.isatty():
+        print(f"\r{line}", end="   ", flush=True)
+    elif changed:
+        print(line, flush=True)
+
+
+def launch(jobs: Iterable[Job]) -> bool:
+    """Run all that have not finished; whether all have then."""
+    jobs, start, shown = list(jobs), time.monotonic(), ""
+    left = [job for job in jobs if not job.finished]
+    before, failed = len(jobs) - len(left), 0
+    waiting, running, at_a_time = iter(left), set[Future](), jobs_at_a_time()
+    with ThreadPoolExecutor(at_a_time) as pool:
+        while True:
+            while len(running) < at_a_time and not stopping.is_set() and (one := next(waiting, None)):
+                running.add(pool.submit(run, one))
+            done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            failed += sum(future.result() not in (0, *STOPPED) for future in done)
+            finished = sum(job.finished for job in jobs)
+            eta = ""
+            if finished > before:
+                seconds = (time.monotonic() - start) * (len(jobs) - finished) / (finished - before)
+                eta = f", {seconds / 60:.0f} min left"
+            line = f"{finished}/{len(jobs)} finished, {failed} failed"
+            show(line + eta, changed=line != shown)
+            shown = line
+            if not running:
+                break
+    if sys.stdout.isatty():
+        print()
+    if stopping.is_set():
+        print("stopped; the same command continues")
+        raise SystemExit(130)
+    return all(job.finished for job in jobs)

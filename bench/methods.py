@@ -1,0 +1,73 @@
+"""methods.csv, the one list of methods: what grid, search, report, tests and the README's table read.
+
+    name, title, what   as in --exp-name; in tables and figures; in half a line
+    script, parent      the file, and the file that explains it: its own, where only flags differ
+    flags               fixed ones, "--reptile-alpha 0.1"; a setting that the search chose wins over them
+    color               in every figure; a method whose parent is its own script is drawn dashed
+    space               what the search tries: "learning-rate 0.002..0.064 log; embedding-size 2|4|8"
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+ROOT = Path(__file__).resolve().parents[1]
+Settings = dict[str, str]  # flag without its dashes -> value
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of methods.csv."""
+
+    name: str
+    title: str
+    what: str
+    script: str
+    parent: str
+    flags: Settings
+    color: str
+    space: dict[str, BaseDistribution]
+
+    @property
+    def variant(self) -> bool:
+        """The same script as another method, with other flags."""
+        return self.script == self.parent
+
+
+def parse_flags(text: str) -> Settings:
+    """ "--beta 0.1 --norm-obs" -> {"beta": "0.1", "norm-obs": ""}."""
+    words = [part.split(maxsplit=1) for part in f" {text.strip()}".split(" --")[1:]]
+    return {name: value[0] if value else "" for name, *value in words}
+
+
+def write_flags(settings: Settings) -> str:
+    """The reverse of `parse_flags`."""
+    return " ".join(f"--{name} {value}".rstrip() for name, value in settings.items())
+
+
+def parse_space(text: str) -> dict[str, BaseDistribution]:
+    """Distributions by the name of their flag."""
+    space = {}
+    for part in filter(None, text.split("; ")):
+        name, values, *scale = part.split()
+        if "|" in values:
+            space[name] = CategoricalDistribution(values.split("|"))
+        else:
+            low, high = map(float, values.split(".."))
+            space[name] = FloatDistribution(low, high, log=scale == ["log"])
+    return space
+
+
+def read_methods() -> dict[str, Method]:
+    """All methods by name, in the order of the file."""
+    with open(Path(__file__).with_name("methods.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    parsed = [{"flags": parse_flags(row["flags"]), "space": parse_space(row["space"])} for row in rows]
+    return {row["name"]: Method(**row | more) for row, more in zip(rows, parsed)}
+
+
+METHODS = read_methods()

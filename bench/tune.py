@@ -1,0 +1,281 @@
+"""The search for the settings of every method, the same number of environment steps for each.
+
+A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). After every seed
+it is dropped if its mean final return is below the median of the trials that ran all three: a run is judged
+when it is over, never on the way, where a large annealed step size looks slow. What a dropped trial saves goes
+to further ones, until the steps of `trials` full ones are spent. Then the five best settings run on five
+fresh seeds, as long as the runs that are reported, and the best mean of those is the method's setting.
+
+Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
+work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue
+from their checkpoints where those are at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import optuna
+import pandas as pd
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import RDBStorage, RetryFailedTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from bench import launch
+from bench.methods import METHODS, Settings, parse_flags, write_flags
+from bench.suites import SETTINGS, Suite
+
+SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # no result is reported of
+RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
+BEST = 5  # settings that run again
+TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
+HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again
+STORAGE = "sqlite:///runs/search.db"
+
+
+class Stopped(Exception):
+    """The search was told to stop in the middle of a trial."""
+
+
+class Crashed(Exception):
+    """A run of a trial failed, as with settings that diverge."""
+
+
+class Search:
+    """The search of one method's settings on a suite."""
+
+    def __init__(self, suite: Suite, method: str, storage: RDBStorage):
+        self.suite, self.method = suite, method
+        self.name = f"{suite.name}__{method}"
+        self.trial_steps = len(SEEDS) * suite.trial_steps
+        self.lock, self.starting = threading.Lock(), 0
+        seed = zlib.crc32(self.name.encode())
+        self.study = optuna.create_study(
+            study_name=self.name,
+            storage=storage,
+            sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, multivariate=True, seed=seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=RANDOM_TRIALS),
+            direction="maximize",
+            load_if_exists=True,
+        )
+
+    def steps_of(self, trial: FrozenTrial) -> int:
+        """What a trial counts of the budget: a running one in full, one that another took up again nothing."""
+        if trial.state == TrialState.RUNNING:
+            return self.trial_steps
+        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or trial.user_attrs.get("crashed")
+        return trial.user_attrs["steps"] if ended else 0
+
+    def spent(self) -> int:
+        """Environment steps of all trials."""
+        return sum(map(self.steps_of, self.study.get_trials(deepcopy=False)))
+
+    def has_room(self) -> bool:
+        """Whether the budget has the steps of another trial."""
+        steps = self.spent() + self.starting * self.trial_steps
+        return steps + self.trial_steps <= self.suite.trials * self.trial_steps
+
+    def begin(self) -> bool:
+        """Take the room of a trial, if there is any: `run_trial` is to follow."""
+        with self.lock:
+            optuna.storages.fail_stale_trials(self.study)
+            room = self.has_room()
+            self.starting += room
+            return room
+
+    def is_over(self) -> bool:
+        """Nothing is left to start, and nothing runs that could leave something."""
+        return not self.has_room() and not self.study.get_trials(False, (TrialState.RUNNING,))
+
+    def job(self, settings: Settings, steps: int, seed: int) -> launch.Job:
+        """A run, in a folder named by its settings: whoever runs them again finds it."""
+        digest = hashlib.sha256(write_flags(settings).encode()).hexdigest()[:10]
+        name = f"search__{self.name}__{steps}__{digest}"
+        settings = settings | {"eval-interval": str(steps // 10)}
+        return launch.job(name, self.method, self.suite.env_id, steps, seed, settings)
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Mean final return of the seeds."""
+        with self.lock:
+            self.starting -= 1  # from here it is a running one
+        settings = {}
+        for name, x in METHODS[self.method].space.items():
+            if isinstance(x, CategoricalDistribution):
+                settings[name] = trial.suggest_categorical(name, x.choices)
+            else:
+                settings[name] = f"{trial.suggest_float(name, x.low, x.high, log=x.log):.3g}"
+        trial.set_user_attr("settings", write_flags(settings))
+        finals, curves = [], []
+        for i, seed in enumerate(SEEDS):
+            job = self.job(settings, self.suite.trial_steps, seed)
+            code = launch.run(job)
+            if launch.stopping.is_set():
+                raise Stopped
+            trial.set_user_attr("steps", (i + 1) * self.suite.trial_steps)
+            if code:
+                trial.set_user_attr("crashed", True)
+                raise Crashed
+            final, curve = read_scores(job)
+            finals.append(final)
+            curves.append(curve)
+            trial.set_user_attr("finals", finals)
+            trial.set_user_attr("curves", curves)
+            trial.report(sum(finals) / len(finals), i)
+            if i + 1 < len(SEEDS) and trial.should_prune():
+                raise optuna.TrialPruned
+        return sum(finals) / len(finals)
+
+    def run_trial(self) -> None:
+        """The next trial; one that is stopped will be the next again."""
+
+        def again(study: optuna.Study, trial: FrozenTrial) -> None:
+            if trial.state == TrialState.FAIL and not trial.user_attrs.get("crashed"):
+                RetryFailedTrialCallback()(study, trial)
+
+        self.study.optimize(self.objective, n_trials=1, catch=(Stopped, Crashed), callbacks=[again])
+
+    def table(self) -> pd.DataFrame:
+        """All trials that ended or crashed, one row each, in their order."""
+        rows = []
+        for t in self.study.get_trials(deepcopy=False):
+            if t.state.is_finished() and (steps := self.steps_of(t)):
+                finals, curves = (t.user_attrs.get(name, []) for name in ("finals", "curves"))
+                state = {"COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "crashed"}[t.state.name]
+                row = {"suite": self.suite.name, "method": self.method, "trial": t.number, "state": state}
+                row |= {"steps": steps, "settings": t.user_attrs["settings"]}
+                row |= {f"final {seed}": x for seed, x in zip(SEEDS, finals)}
+                row |= {"final": pd.Series(finals).mean(), "curve": pd.Series(curves).mean()}
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def candidates(self) -> list[str]:
+        """Flags of the best settings, best first."""
+        complete = self.table().query("state == 'complete'").drop_duplicates("settings")
+        return list(rank(complete).settings[:BEST])
+
+    def jobs(self) -> list[tuple[str, launch.Job]]:
+        """The runs of the candidates on fresh seeds, each with the candidate's flags."""
+        return [
+            (flags, self.job(parse_flags(flags), self.suite.steps, seed))
+            for seed in FRESH_SEEDS
+            for flags in self.candidates()
+        ]
+
+    def fresh(self) -> pd.DataFrame:
+        """A row for each candidate whose runs on fresh seeds have all finished: mean final and curve."""
+        rows = [(flags, *read_scores(job)) for flags, job in self.jobs() if job.finished]
+        runs = pd.DataFrame(rows, columns=["settings", "final", "curve"])
+        complete = runs[runs.groupby("settings").settings.transform("size") == len(FRESH_SEEDS)]
+        means = complete.groupby("settings", sort=False).mean().reset_index()
+        return rank(means).assign(suite=self.suite.name, method=self.method, steps=self.suite.steps)
+
+
+def read_scores(job: launch.Job) -> tuple[float, float]:
+    """Of a finished run: the final evaluation, and the mean of all evaluations, both means over tasks."""
+    log = pd.read_csv(Path("runs", job.name, "heartbeat.csv"))
+    values = log[(log.metric == "eval/episodic_return") & (log.task == "mean")].value
+    return float(values.iloc[-1]), float(values.mean())
+
+
+def rank(settings: pd.DataFrame) -> pd.DataFrame:
+    """Best first by `final`; those within TIE of the best by `curve`, which says how fast they got there."""
+    if settings.empty:
+        return settings
+    highest = settings.final.max()
+    tied = settings.final >= highest - TIE * abs(highest)
+    key = settings.curve.where(tied, settings.final - 1e9)
+    return settings.loc[key.sort_values(ascending=False, kind="stable").index]
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The database of all searches; trials of dead processes are enqueued again."""
+    if url == STORAGE:
+        Path("runs").mkdir(exist_ok=True)
+    return RDBStorage(
+        url,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=4 * HEARTBEAT,
+        heartbeat_stale_trial_callback=RetryFailedTrialCallback(),
+    )
+
+
+def search(suite: Suite, storage: str = STORAGE) -> bool:
+    """Search, run the best again, write results/search/; whether all of it is done."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats: since 2021
+    database = open_storage(storage)
+    searches = [Search(suite, method, database) for method in suite.methods]
+    progress = Progress(searches)
+
+    def work() -> None:
+        while not launch.stopping.is_set():
+            if one := next((s for s in searches if s.begin()), None):
+                one.run_trial()
+            elif all(s.is_over() for s in searches):
+                return
+            else:  # a trial that runs may yet be dropped, and leave its steps to another
+                time.sleep(1)
+
+    workers = launch.jobs_at_a_time()
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work) for _ in range(workers)]
+        while not all(future.done() for future in futures):
+            wait(futures, timeout=5)
+            progress.show()
+    for future in futures:
+        future.result()  # raises what a worker raised
+    if launch.stopping.is_set():
+        print("stopped; the same command continues")
+        raise SystemExit(130)
+    done = launch.launch([job for s in searches for _, job in s.jobs()])
+    write(searches)
+    return done
+
+
+class Progress:
+    """A line on how far a suite's searches are."""
+
+    def __init__(self, searches: list[Search]):
+        self.searches, self.start, self.line = searches, time.monotonic(), ""
+        self.before = sum(s.spent() for s in searches)
+
+    def show(self) -> None:
+        """Print it."""
+        spent = [s.spent() for s in self.searches]
+        total = [s.suite.trials * s.trial_steps for s in self.searches]
+        one = next((s for s in self.searches if s.has_room()), self.searches[-1])
+        table = one.table()
+        states = table.state.value_counts() if len(table) else {}
+        line = f"search {one.name}: {one.spent() / one.trial_steps:.1f} of {one.suite.trials} trials' worth ("
+        line += ", ".join(f"{states.get(name, 0)} {name}" for name in ("complete", "dropped", "crashed"))
+        line += f"); all methods {sum(spent) / sum(total):.0%}"
+        eta = ""
+        if sum(spent) > self.before:
+            seconds = (time.monotonic() - self.start) * (sum(total) - sum(spent)) / (sum(spent) - self.before)
+            eta = f", {seconds / 60:.0f} min left"
+        launch.show(line + eta, changed=line != self.line)
+        self.line = line
+
+
+def write(searches: list[Search]) -> None:
+    """trials.csv of this suite, and its rows of settings.csv; rows of methods not searched here stay."""
+    update(Path("results/search/trials.csv"), pd.concat([s.table() for s in searches]))
+    fresh = pd.concat([s.fresh() for s in searches])
+    update(Path("results/search/fresh.csv"), fresh)
+    update(SETTINGS, fresh.groupby("method", sort=False).first().reset_index()[list(fresh.columns)])
+
+
+def update(path: Path, rows: pd.DataFrame) -> None:
+    """Replace what a CSV has of the suites and methods of these rows."""
+    if path.exists():
+        old = pd.read_csv(path)
+        keys = set(zip(rows.suite, rows.method))
+        rows = pd.concat([old[[key not in keys for key in zip(old.suite, old.method)]], rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(path, index=False, float_format="%.6g")
