@@ -1,26 +1,127 @@
-"""`python -m bench COMMAND SUITE ...`: what benchmark.sh calls."""
+"""`python -m bench COMMAND ...`: what benchmark.sh calls."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
-from bench import launch, tune
+from bench import collect, controls, launch, noise, studies, tune
+from bench.methods import ROOT, fail
+from bench.suite_report import write_claims, write_suite
 from bench.suites import Suite
+from bench.tables import seconds_per_step
+
+SuiteArg = Annotated[Suite, tyro.conf.arg(name="")]
+Name = tyro.conf.Positional[str]
 
 
-def search(suite: tyro.conf.OmitArgPrefixes[Suite], storage: str = tune.STORAGE) -> bool:
-    """Search the settings of a suite's methods.
+def search(suite: SuiteArg, storage: str = tune.STORAGE, missing: bool = False) -> bool:
+    """Search the settings of a suite's methods, unless it takes those of another.
 
     Args:
         suite: a line of benchmark.sh.
-        storage: URL of the database of trials.
+        storage: URL of the database of trials, e.g. postgresql+psycopg://user@host/name
+        missing: not where settings.csv has settings of all of them already
     """
+    if not suite.searched or (missing and all(map(suite.chosen, suite.methods))):
+        return True
     return tune.search(suite, storage)
 
 
-def runs(suite: tyro.conf.OmitArgPrefixes[Suite]) -> bool:
-    """Start or continue the reported runs of a suite."""
-    return launch.launch(suite.jobs())
+def runs(suite: SuiteArg) -> bool:
+    """Start or continue the reported runs of a suite, then report; on Slurm submit both."""
+    if on_slurm():
+        launch.submit(suite.name, suite.jobs(), ["report", suite.name])
+        return True
+    done = launch.launch(suite.jobs())
+    report(suite)
+    return done
+
+
+def report(suite: SuiteArg) -> None:
+    """Collect the finished runs of a suite; its table and figures."""
+    folder = Path("results", suite.name)
+    collect.collect(suite, folder)
+    print(write_suite(folder))
+
+
+def commands(suite: SuiteArg) -> None:
+    """Print the commands of the reported runs."""
+    show_commands(suite.jobs())
+
+
+def plan(suite: SuiteArg) -> None:
+    """Print what of a suite is done, and about how long the rest takes, so many runs at a time as JOBS."""
+    done, steps, seconds = 0, 0, 0.0
+    for method in suite.methods:
+        finished = suite.finished(method)
+        left = (suite.seeds - finished) * suite.steps
+        if suite.searched and not suite.chosen(method):
+            left += tune.steps_of_search(suite)
+        cost = seconds_per_step(ROOT / "results" / suite.name, method)
+        done, steps, seconds = done + finished, steps + left, seconds + (left and left * cost)
+    hours = seconds / 3600 / launch.jobs_at_a_time()
+    runs = f"{done:3} of {suite.seeds * len(suite.methods):3} runs done"
+    time = "for an unknown time" if math.isnan(hours) else f"some {hours:.1f} h on the machine of results/"
+    print(f"{suite.name:25} {runs}, {steps / 1e6:5.0f} M steps left, {time}")
+
+
+def study(name: Name, dry_run: bool = False, report_only: bool = False) -> bool:
+    """Start or continue the runs of a suite of bench/studies.py, then report; on Slurm submit both.
+
+    Args:
+        name: power, ceilings, normalisation, noise or posterior
+        dry_run: print the commands only
+        report_only: of whatever has finished
+    """
+    jobs = list(studies.STUDIES[name]())
+    if dry_run:
+        show_commands(jobs)
+        return True
+    if on_slurm() and not report_only:
+        launch.submit(name, jobs, [name, "--report-only"])
+        return True
+    done = report_only or launch.launch(jobs)
+    if name == "posterior":
+        from bench import posterior  # which imports torch
+
+        print(posterior.main())
+    else:
+        print(noise.main() if name == "noise" else controls.main(name))
+    return done
+
+
+def claims() -> None:
+    """The verdicts on the README's claims, from results/."""
+    print(write_claims(Path("results")))
+
+
+def job(path: tyro.conf.Positional[Path], number: tyro.conf.Positional[int]) -> bool:
+    """One run of those that `runs` submitted to Slurm."""
+    return launch.run_line(path, number) == 0
+
+
+def show_commands(jobs: list[launch.Job]) -> None:
+    """One a line."""
+    for x in jobs:
+        print(f"python {ROOT / x.script} {x.flags} --run-name {x.name} --resume")
+
+
+def on_slurm() -> bool:
+    """Whether the environment variable LAUNCHER says so."""
+    launcher: Literal["", "slurm"] = os.environ.get("LAUNCHER", "")
+    if launcher not in ("", "slurm"):
+        fail(f"LAUNCHER is slurm or nothing, not {launcher!r}")
+    return launcher == "slurm"
 
 
 if __name__ == "__main__":
+    on_slurm(), launch.jobs_at_a_time()  # refuse what they say before anything starts
     launch.stop_on_signals()
-    raise SystemExit(not tyro.extras.subcommand_cli_from_dict({"search": search, "runs": runs}))
+    functions = (search, runs, report, commands, plan, study, claims, job)
+    result = tyro.extras.subcommand_cli_from_dict({f.__name__: f for f in functions})
+    raise SystemExit(result is False)

@@ -1,8 +1,8 @@
 """The control suites of benchmark.sh: runs/SUITE__* -> results/SUITE/runs.csv and table.md.
 
-    python -m bench.controls power           can a suite tell methods apart? (and power.png)
-    python -m bench.controls ceilings        what does each task allow an agent of its own?
-    python -m bench.controls normalisation   what do --norm-obs and --norm-value change?
+    power           can a suite tell methods apart? (and power.png)
+    ceilings        what does each task allow an agent of its own?
+    normalisation   what do --norm-obs and --norm-value change?
 
 A run's --exp-name is method@setting. The table is made from runs.csv alone, which is made anew where there
 are runs.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from bench.methods import METHODS
 from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, margin, mean_interval, verdict
-from bench.style import STYLE, TITLES, color_of
+from bench.style import STYLE, color_of, line_of
+from bench.tables import markdown, title_of
 from envs import ENV_IDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,12 +57,6 @@ def ceiling(env: str) -> float | None:
     runs = pd.read_csv(path)
     runs = runs[(runs.env == env) & (runs.metric == RETURN) & (runs.task != "mean")]
     return runs.groupby("task").value.max().mean() if len(runs) else None
-
-
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def by_seed(runs: pd.DataFrame, metric: str = RETURN) -> pd.Series:
@@ -99,13 +94,13 @@ def plot_power(runs: pd.DataFrame) -> Figure:
     axes = figure.subplots(2, math.ceil(len(groups) / 2), squeeze=False).flat
     for ax, ((env, _), group) in zip(axes, groups.items()):
         best = best_settings(group)
-        for method in sorted(best, key=list(TITLES).index):
+        for method in sorted(best, key=list(METHODS).index):
             rows = best[method]
             curve = rows[(rows.metric == RETURN) & (rows.task == "mean")]
             curve = curve.pivot(index="seed", columns="step", values="value")
             mean, low, high = np.array([mean_interval(x) for x in curve.to_numpy().T]).T
-            color, style = color_of(method), "--" if method == BLIND else "-"
-            ax.plot(curve.columns, mean, style, color=color, lw=1.8, label=TITLES[method])
+            color = color_of(method)
+            ax.plot(curve.columns, mean, line_of(method), color=color, lw=1.8, label=title_of(method))
             ax.fill_between(curve.columns, low, high, color=color, alpha=0.15, lw=0)
         if (highest := ceiling(env)) is not None:
             ax.axhline(highest, color="0.6", lw=1, ls=":", label="what the tasks allow")
@@ -198,8 +193,8 @@ def normalisation(runs: pd.DataFrame) -> str:
     return "\n".join(tables)
 
 
-def main(suite: str) -> None:
-    """Make runs.csv, where runs exist, and table.md."""
+def main(suite: str) -> str:
+    """Make runs.csv, where runs exist, and table.md; returns the table."""
     folder = Path("results", suite)
     folder.mkdir(parents=True, exist_ok=True)
     if len(runs := collect(Path("runs"), suite)):
@@ -215,8 +210,4 @@ def main(suite: str) -> None:
     if suite == "power":
         with rc_context(STYLE):
             plot_power(runs).savefig(folder / "power.png")
-    print(text)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    return text

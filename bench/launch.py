@@ -11,8 +11,11 @@ import fcntl
 import multiprocessing
 import os
 import runpy
+import shlex
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -20,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.methods import METHODS, ROOT, Settings, write_flags
+from bench.methods import METHODS, ROOT, Settings, fail, write_flags
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
 server = multiprocessing.get_context("forkserver")
@@ -68,7 +71,7 @@ def run(job: Job) -> int:
     """Start or continue a run and wait for it; returns its exit code, 0 also where it had finished."""
     folder = Path("runs", job.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "launch.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # of another grid that has this run too
@@ -80,12 +83,16 @@ def run(job: Job) -> int:
             command.write_text(job.command + "\n")
         if command.read_text().strip() != job.command:
             failed.write_text("2")
-            print(f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
+            print(
+                f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr
+            )
             return 2
         if job.finished:
             return 0
         argv = [*job.flags.split(), "--run-name", job.name, "--resume"]
-        process = server.Process(target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt")))
+        process = server.Process(
+            target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt"))
+        )
         process.start()
         while process.exitcode is None:
             process.join(0.2)
@@ -111,8 +118,7 @@ def jobs_at_a_time() -> int:
     """Of the environment variable JOBS; by default as many as there are cores."""
     text = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
     if not text.isdigit() or int(text) < 1:
-        print(f"JOBS is a number of runs at a time, not {text!r}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"JOBS is a number of runs at a time, not {text!r}")
     return int(text)
 
 
@@ -125,7 +131,7 @@ def show(line: str, *, changed: bool = True) -> None:
 
 
 def launch(jobs: Iterable[Job]) -> bool:
-    """Run all that have not finished; whether all have then."""
+    """Run all that have not finished, here; whether all have then."""
     jobs, start, shown = list(jobs), time.monotonic(), ""
     left = [job for job in jobs if not job.finished]
     before, failed = len(jobs) - len(left), 0
@@ -152,3 +158,40 @@ def launch(jobs: Iterable[Job]) -> bool:
         print("stopped; the same command continues")
         raise SystemExit(130)
     return all(job.finished for job in jobs)
+
+
+def submit(name: str, jobs: Iterable[Job], after: list[str]) -> None:
+    """Submit what has not finished as one array job to Slurm, and a command that follows it.
+
+    Args:
+        name: of both.
+        jobs: an array task each.
+        after: the words of a command of benchmark.sh, such as "report", "cartpole10".
+    """
+    left = [job for job in jobs if not job.finished]
+    bench, here = f"bash {shlex.quote(str(ROOT / 'benchmark.sh'))}", shlex.quote(os.getcwd())
+    common = ["sbatch", "--parsable", "--cpus-per-task=1", "--chdir", os.getcwd()]
+    common += ["--output", str(Path.cwd() / "runs/slurm-%j.out"), *shlex.split(os.environ.get("SBATCH", ""))]
+    then, array = [*common, "--job-name", f"{name}-report"], ""
+    if left:  # sbatch refuses an empty array
+        Path("runs").mkdir(exist_ok=True)
+        number, path = tempfile.mkstemp(".tsv", f"{name}-", "runs")  # its own, as jobs read it later
+        os.write(number, "".join("\t".join(job) + "\n" for job in left).encode())
+        os.close(number)
+        at_a_time = f"%{jobs_at_a_time()}" if os.environ.get("JOBS") else ""
+        wrapped = f"OUT={here} {bench} job {path} $SLURM_ARRAY_TASK_ID"
+        array = sbatch(common, "--job-name", name, "--array", f"1-{len(left)}{at_a_time}", "--wrap", wrapped)
+        then += ["--dependency", f"afterany:{array}"]
+    sbatch(then, "--wrap", f"OUT={here} {bench} {shlex.join(after)}")
+    print(f"array job {array}, then the report: squeue; the same command submits what is left")
+
+
+def sbatch(command: list[str], *more: str) -> str:
+    """Submit a job to Slurm; returns its number."""
+    done = subprocess.run([*command, *more], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip().partition(";")[0]  # of several clusters, the number comes first
+
+
+def run_line(path: Path, number: int) -> int:
+    """The run of a line, from 1, of what `submit` wrote; returns its exit code."""
+    return run(Job(*path.read_text().splitlines()[number - 1].split("\t")))

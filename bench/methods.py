@@ -1,17 +1,19 @@
 """methods.csv, the one list of methods: what grid, search, report, tests and the README's table read.
 
-    name, title, what   as in --exp-name; in tables and figures; in half a line
-    script, parent      the file, and the file that explains it: its own, where only flags differ
-    flags               fixed ones, "--reptile-alpha 0.1"; a setting that the search chose wins over them
-    color               in every figure; a method whose parent is its own script is drawn dashed
-    space               what the search tries: "learning-rate 0.002..0.064 log; embedding-size 2|4|8"
+name, title, what   as in --exp-name; in tables and figures; in half a line
+script, parent      the file, and the file that explains it: its own, where only flags differ
+flags               fixed ones, "--reptile-alpha 0.1"; a setting that the search chose wins over them
+color               in every figure; a method whose parent is its own script is drawn dashed
+space               what the search tries: "learning-rate 0.002..0.064 log; embedding-size 2|4|8"
 """
 
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -25,6 +27,7 @@ class Method:
 
     name: str
     title: str
+    family: str
     what: str
     script: str
     parent: str
@@ -36,6 +39,12 @@ class Method:
     def variant(self) -> bool:
         """The same script as another method, with other flags."""
         return self.script == self.parent
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit code 2; as `envs.runs.fail`, without torch's seconds of import."""
+    print(f"{Path(sys.argv[0]).name.replace('__main__.py', 'bench')}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def parse_flags(text: str) -> Settings:

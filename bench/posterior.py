@@ -1,7 +1,5 @@
 """The suite `posterior` of benchmark.sh: what a learned sigma buys. runs/posterior__* -> results/posterior/.
 
-    python -m bench.posterior
-
 Every finished model is played with other weights and in other physics, once (played.csv in its folder). A
 run's --exp-name is method@setting. Tables and figures are made from runs.csv and played.csv alone, which are
 made anew where there are runs.
@@ -23,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from torch import Tensor, nn
 
-from bench.controls import KEY, RETURN, by_seed, ceiling, collect, markdown, suites, worst
+from bench.controls import KEY, RETURN, by_seed, ceiling, collect, suites, worst
 from bench.statistics import BLIND, MARGIN, can_tell, difference, holm, margin, mean_interval, verdict
 from bench.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, STYLE
+from bench.tables import markdown
 from enjoy import load_agent, load_script, read_model
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
@@ -491,8 +490,8 @@ def report(runs: pd.DataFrame, others: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    """Play and collect, where runs exist, and make tables and figures."""
+def main() -> str:
+    """Play and collect, where runs exist, and make tables and figures; returns the tables."""
     out = Path("results", SUITE)
     out.mkdir(parents=True, exist_ok=True)
     if list(Path("runs").glob(f"{SUITE}__*/model.pt")):
@@ -505,8 +504,4 @@ def main() -> None:
     with rc_context(STYLE):
         plot_ladder(runs).savefig(out / "ladder.png")
         plot_use(runs, others).savefig(out / "posterior.png")
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+    return text

@@ -1,5 +1,6 @@
-"""Names and colours of methods, and how figures look, the same in all of them."""
+"""Colours of methods and how figures look, the same in all of them."""
 
+from bench.methods import METHODS
 from bench.statistics import BLIND
 
 # Okabe and Ito's palette, told apart with any kind of colour vision
@@ -7,6 +8,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
 )
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
+GREY = "#808080"
 MAX_CURVES = len(CYCLE)  # in one pair of axes
 STYLE = {  # for matplotlib.rc_context
     "font.size": 9,
@@ -18,26 +20,15 @@ STYLE = {  # for matplotlib.rc_context
     "axes.axisbelow": True,
     "savefig.dpi": 130,
 }
-TITLES = {
-    BLIND: "Task-blind",
-    "varshare": "VarShare",
-    "varshare-recentred": "VarShare, re-centred",
-    "l2soft": "L2Soft",
-    "l2soft-recentred": "L2Soft, re-centred",
-    "independent": "Independent",
-    "hard-sharing": "Hard sharing",
-    "contextual": "Contextual",
-    "pcgrad": "PCGrad",
-    "cagrad": "CAGrad",
-    "varshare-ppo": "VarShare-PPO",
-    "varshare-sac": "VarShare-SAC",
-}
 
 
 def color_of(method: str) -> str:
-    """One colour per method in every figure; those with residuals have one also."""
-    order = ["varshare", "independent", "hard-sharing", "contextual", "pcgrad", "cagrad"]
-    order += ["l2soft", "varshare-recentred"]
-    colors = dict(zip(order, (BLUE, BLACK, ORANGE, PURPLE, GREEN, RED, SKY, YELLOW)))
-    colors |= {"varshare-ppo": BLUE, "varshare-sac": ORANGE}  # which are in no figure with the others
-    return colors.get(method, "0.5")
+    """One colour per method in every figure; a variant by flags has that of its method."""
+    return METHODS[method].color if method in METHODS else GREY
+
+
+def line_of(method: str) -> str:
+    """Dashed for a variant by flags, dotted for the task-blind control."""
+    if method == BLIND:
+        return ":"
+    return "--" if method in METHODS and METHODS[method].variant else "-"

@@ -2,9 +2,9 @@
 
 A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). After every seed
 it is dropped if its mean final return is below the median of the trials that ran all three: a run is judged
-when it is over, never on the way, where a large annealed step size looks slow. What a dropped trial saves goes
-to further ones, until the steps of `trials` full ones are spent. Then the five best settings run on five
-fresh seeds, as long as the runs that are reported, and the best mean of those is the method's setting.
+when it is over, never on the way, where a large annealed step size looks slow. What a dropped trial saves
+goes to further ones, until the steps of `trials` full ones are spent. Then the five best settings run on
+five fresh seeds, as long as the runs that are reported, and the best mean of those is the method's setting.
 
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
 work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue
@@ -24,11 +24,12 @@ from pathlib import Path
 import optuna
 import pandas as pd
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import RDBStorage, RetryFailedTrialCallback
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from bench import launch
 from bench.methods import METHODS, Settings, parse_flags, write_flags
+from bench.suite_report import write_search
 from bench.suites import SETTINGS, Suite
 
 SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # no result is reported of
@@ -36,6 +37,7 @@ RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
 BEST = 5  # settings that run again
 TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
 HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again
+RESULTS = SETTINGS.parent
 STORAGE = "sqlite:///runs/search.db"
 
 
@@ -66,7 +68,7 @@ class Search:
         )
 
     def steps_of(self, trial: FrozenTrial) -> int:
-        """What a trial counts of the budget: a running one in full, one that another took up again nothing."""
+        """What a trial counts of the budget: a running one in full, one that another took up nothing."""
         if trial.state == TrialState.RUNNING:
             return self.trial_steps
         ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or trial.user_attrs.get("crashed")
@@ -97,7 +99,7 @@ class Search:
         """A run, in a folder named by its settings: whoever runs them again finds it."""
         digest = hashlib.sha256(write_flags(settings).encode()).hexdigest()[:10]
         name = f"search__{self.name}__{steps}__{digest}"
-        settings = settings | {"eval-interval": str(steps // 10)}
+        settings = self.suite.complete(settings, steps)
         return launch.job(name, self.method, self.suite.env_id, steps, seed, settings)
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -136,7 +138,7 @@ class Search:
 
         def again(study: optuna.Study, trial: FrozenTrial) -> None:
             if trial.state == TrialState.FAIL and not trial.user_attrs.get("crashed"):
-                RetryFailedTrialCallback()(study, trial)
+                RetryHeartbeatStaleTrialCallback()(study, trial)
 
         self.study.optimize(self.objective, n_trials=1, catch=(Stopped, Crashed), callbacks=[again])
 
@@ -175,6 +177,17 @@ class Search:
         means = complete.groupby("settings", sort=False).mean().reset_index()
         return rank(means).assign(suite=self.suite.name, method=self.method, steps=self.suite.steps)
 
+    def summary(self) -> dict[str, object]:
+        """A row of settings.csv: what was chosen, and what the search spent."""
+        states = self.table().state.value_counts()
+        counts = {state: int(states.get(state, 0)) for state in ("complete", "dropped", "crashed")}
+        return self.fresh().iloc[0].to_dict() | counts | {"spent": self.spent()}
+
+
+def steps_of_search(suite: Suite) -> int:
+    """Environment steps of one method's search and of its best settings on fresh seeds."""
+    return suite.trials * len(SEEDS) * suite.trial_steps + BEST * len(FRESH_SEEDS) * suite.steps
+
 
 def read_scores(job: launch.Job) -> tuple[float, float]:
     """Of a finished run: the final evaluation, and the mean of all evaluations, both means over tasks."""
@@ -201,7 +214,7 @@ def open_storage(url: str) -> RDBStorage:
         url,
         heartbeat_interval=HEARTBEAT,
         grace_period=4 * HEARTBEAT,
-        heartbeat_stale_trial_callback=RetryFailedTrialCallback(),
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
     )
 
 
@@ -235,6 +248,7 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
         raise SystemExit(130)
     done = launch.launch([job for s in searches for _, job in s.jobs()])
     write(searches)
+    write_search(RESULTS)
     return done
 
 
@@ -264,15 +278,17 @@ class Progress:
 
 
 def write(searches: list[Search]) -> None:
-    """trials.csv of this suite, and its rows of settings.csv; rows of methods not searched here stay."""
-    update(Path("results/search/trials.csv"), pd.concat([s.table() for s in searches]))
-    fresh = pd.concat([s.fresh() for s in searches])
-    update(Path("results/search/fresh.csv"), fresh)
-    update(SETTINGS, fresh.groupby("method", sort=False).first().reset_index()[list(fresh.columns)])
+    """What is new for trials.csv, fresh.csv and settings.csv; rows of other suites and methods stay."""
+    update(RESULTS / "trials.csv", pd.concat([s.table() for s in searches]))
+    update(RESULTS / "fresh.csv", pd.concat([s.fresh() for s in searches]))
+    chosen = [s.summary() for s in searches if len(s.fresh())]
+    update(RESULTS / SETTINGS.name, pd.DataFrame(chosen))
 
 
 def update(path: Path, rows: pd.DataFrame) -> None:
     """Replace what a CSV has of the suites and methods of these rows."""
+    if rows.empty:
+        return
     if path.exists():
         old = pd.read_csv(path)
         keys = set(zip(rows.suite, rows.method))

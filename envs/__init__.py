@@ -128,6 +128,8 @@ def make_single(env_id: str, task: int = 0, render_mode: str | None = None) -> g
 def _find(env_id: str) -> EnvSpec:
     module, _, name = env_id.rpartition(":")
     try:
+        if module.startswith("."):
+            raise ImportError("the name of its module is relative")
         if module:
             importlib.import_module(module)
         return gym.spec(name)

@@ -5,6 +5,7 @@
     runs/NAME/events.*        the same for TensorBoard
     runs/NAME/checkpoint.pt   what --resume continues from
     runs/NAME/model.pt        the trained agent; its presence says that the run is finished
+    runs/latest               a link to the newest
 
 What is logged and kept is the script's business; here is only how.
 """
@@ -24,7 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -43,9 +45,11 @@ from envs import make
 from envs.evaluation import evaluate, spread_seeds
 from envs.types import BOUNDS
 from envs.vector import final_success
+from envs.video import open_stages, record, save_films
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_DIFFER = {"run_name", "resume", "checkpoint_interval", "track"}  # between a run and its resumption
+MAY_DIFFER = {"run_name", "resume", "checkpoint_interval", "track", "capture_video"}
+MAY_DIFFER |= {"wandb_project_name", "wandb_entity"}  # between a run and its resumption
 FORMAT = 3  # of models and checkpoints
 LOGS = 50  # of a run, at most; every third is printed
 
@@ -77,7 +81,9 @@ def check_args(args: Any) -> None:
                     fail(f"--{name.replace('_', '-')} must be {bound}, not {x}")
     if args.seed >= 2**63:
         fail(f"--seed must be below 2^63, not {args.seed}")
-    if args.run_name in (".", "..") or Path(args.run_name).name != args.run_name:
+    if args.num_threads > os.cpu_count():
+        fail(f"--num-threads must be at most {os.cpu_count()}, this machine's cores, not {args.num_threads}")
+    if args.run_name in (".", "..", "latest") or Path(args.run_name).name != args.run_name:
         fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
     if getattr(args, "freeze_theta", False):
         if not args.load:
@@ -88,6 +94,18 @@ def check_args(args: Any) -> None:
         fail("--clip-vloss goes with --no-norm-value only: what it clips around would be in other units")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch finds no CUDA device")
+    if args.track:
+        log_in()
+
+
+def log_in() -> None:
+    """To Weights & Biases, or refuse."""
+    import wandb  # a slow import that few need
+
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        fail(f"--track: {' '.join(str(error).split())}")
 
 
 def build(maker: Callable, *args: Any) -> Any:
@@ -259,10 +277,16 @@ class Run:
         }
         self.folder = self._find_folder()
         config_file = self.folder / "config.json"
+        for path in (self.folder.parent, self.folder):
+            if path.exists() and not path.is_dir():
+                fail(f"{path} is a file, where a folder is to be")
         if self.folder.exists() and not args.resume:
             fail(f"{self.folder} exists: continue it with --resume, or choose another --run-name")
         if config_file.exists():
-            earlier = json.loads(config_file.read_text())["args"]
+            try:
+                earlier = dict(json.loads(config_file.read_text())["args"])
+            except (ValueError, TypeError, KeyError):
+                fail(f"{config_file} is spoilt: move the folder away to start anew")
             if unknown := self.config["args"].keys() - earlier.keys():
                 fail(f"{self.folder} cannot be resumed: it is of a version without {min(unknown)}")
             for name, value in self.config["args"].items():
@@ -276,6 +300,19 @@ class Run:
             if lost := {"iteration", "seconds", "envs", "heartbeat_bytes"} - self.checkpoint.keys():
                 fail(f"{self.folder / 'checkpoint.pt'} does not fit: it has no {min(lost)}")
             self.iteration, self.seconds = self.checkpoint["iteration"], self.checkpoint["seconds"]
+        self.stages = []
+        if args.capture_video:
+            self.stages = build(open_stages, args.env_id, args.tasks or range(len(self.task_names)))
+        self.lock = FileLock(self.folder / "lock")
+        if self.folder.exists() and not self.finished:
+            self._acquire_lock()
+
+    def _acquire_lock(self) -> None:
+        """Of the folder, which one process at a time writes in; it falls with the process."""
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            fail(f"{self.folder} is in use by another process")
 
     def _find_folder(self) -> Path:
         stem = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
@@ -292,6 +329,7 @@ class Run:
             things: agent, the module that a model consists of; tensors, generators, what has a state_dict.
         """
         self.kept |= things
+        self.theta_start = getattr(things["agent"], "theta", torch.empty(0)).detach().clone()
         for name, x in things.items() if self.checkpoint else ():
             try:
                 state = self.checkpoint.pop(name)  # which may be large
@@ -367,6 +405,8 @@ class Run:
     def _open(self, step: int, total_steps: int) -> None:
         """Open the folder's files at `step`, of the checkpoint or 0: what was logged later is dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._acquire_lock()  # again, where it was there before
+        _link(self.folder.parent / "latest", self.folder.name)
         if not (self.folder / "config.json").exists():
             (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2))
             os.replace(self.folder / "config.tmp", self.folder / "config.json")
@@ -374,7 +414,8 @@ class Run:
             import wandb  # a slow import that few need
 
             wandb.init(
-                project="varshare",
+                project=self.args.wandb_project_name,
+                entity=self.args.wandb_entity or None,
                 id=self.folder.name,
                 resume="allow",
                 config=self.config,
@@ -439,14 +480,16 @@ class Run:
         overall = 1 - unexplained.sum() / variance.sum()
         self.log("losses/explained_variance", overall.item(), (1 - unexplained / variance).tolist())
 
-    def log_sharing(self, theta: dict[str, Tensor], mu: dict[str, Tensor]) -> None:
-        """Log |theta|, |mu_m|, and of every layer |theta|^2 / (|theta|^2 + |mu_m|^2), its sharing ratio.
+    def log_sharing(self, theta: dict[str, Tensor], mu: dict[str, Tensor], group: str = "varshare") -> None:
+        """Log |theta|, |theta - theta_0|, |mu_m|, and of every layer |theta|^2 / (|theta|^2 + |mu_m|^2).
 
-        The ratio for all tasks is with mean_m |mu_m|^2. As theta + c with mu_m - c is the same network, theta
-        is measured as theta + mean_m(mu_m), and mu_m as mu_m - mean_m(mu_m); but where theta is frozen.
+        The latter, its sharing ratio, is for all tasks with mean_m |mu_m|^2. As theta + c with mu_m - c is
+        the same network, theta is measured as theta + mean_m(mu_m), and mu_m as mu_m - mean_m(mu_m); but
+        where theta is frozen.
 
         Args:
             theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...).
+            group: what the names of the metrics begin with.
         """
         if not getattr(self.args, "freeze_theta", False):
             common = {name: x.mean(0, keepdim=True) for name, x in mu.items()}
@@ -455,11 +498,14 @@ class Run:
         both = _by_layer({name: torch.cat((theta[name], mu[name])) for name in theta})
         squares = {layer: x.square().sum(1) for layer, x in both.items()}  # |theta|^2, |mu_m|^2 (1 + task,)
         theta_norm, *mu_norms = sum(squares.values()).sqrt().tolist()
-        self.log("varshare/theta_norm", theta_norm)
-        self.log("varshare/mu_norm", sum(mu_norms) / len(mu_norms), mu_norms)
+        self.log(f"{group}/theta_norm", theta_norm)
+        if not self.args.load:  # else what a resumed run started from is not at hand
+            now = torch.cat([x.flatten() for x in theta.values()])
+            self.log(f"{group}/theta_moved", (now - self.theta_start.to(now)).norm())
+        self.log(f"{group}/mu_norm", sum(mu_norms) / len(mu_norms), mu_norms)
         for layer, (theta2, *mu2) in ((layer, x.tolist()) for layer, x in squares.items()):
             overall = theta2 / (theta2 + sum(mu2) / len(mu2))
-            self.log(f"varshare/sharing_ratio/{layer}", overall, [theta2 / (theta2 + x) for x in mu2])
+            self.log(f"{group}/sharing_ratio/{layer}", overall, [theta2 / (theta2 + x) for x in mu2])
 
     def log_sigma(self, theta: dict[str, Tensor], sigma: dict[str, Tensor], live: dict[str, Tensor]) -> None:
         """Log sigma among live weights: its median, per task, and quantiles of every layer, all tasks pooled.
@@ -539,12 +585,27 @@ class Run:
         returns = self.evaluate(self.args.eval_episodes)
         self._flush()
         self._save("model", agent=self.kept["agent"].state_dict())
+        films = self._film() if self.stages else []
         self.close()
         for task, x in zip([*self.task_names, "mean of tasks"], [*returns, returns.mean(1)], strict=True):
             print(f"{task:>24}  return {x.mean():8.1f} +- {x.std():.1f}")
         print(f"saved  {self.folder}")
+        for path in films:
+            print(f"film   {path}")
         print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
         return self.folder
+
+    def _film(self) -> list[Path]:
+        """The first episode of every task of the final evaluation."""
+        agent = self.kept["agent"]
+        W, device = agent.unpack(agent.weights().detach()), next(agent.parameters()).device
+        seeds = spread_seeds(self.args.seed, 1, len(self.stages) * self.args.eval_episodes)
+        seeds = seeds[:: self.args.eval_episodes]
+        with torch.no_grad():
+            reels, duration, _ = record(
+                lambda obs: agent.policy(W, obs.to(device)), self.stages, self.task_names, seeds
+            )
+        return save_films(self.folder / "videos", self.task_names, reels, duration)
 
     def close(self) -> None:
         """Close the files; Ctrl-C is Python's own again."""
@@ -552,6 +613,7 @@ class Run:
         self.bar.close()
         self.file.close()
         self.writer.close()
+        self.lock.release(force=True)
         for signum, handler in (
             (signal.SIGINT, signal.default_int_handler),
             (signal.SIGTERM, signal.SIG_DFL),
@@ -571,6 +633,14 @@ def _state(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x
     return x.state_dict() if hasattr(x, "state_dict") else x.get_state()
+
+
+def _link(path: Path, target: str) -> None:
+    """Let a symbolic link point to another target, without a moment in which there is none."""
+    new = path.with_name(f"{path.name}-{target}")
+    with suppress(OSError):  # of a file system that has no such links: nothing but comfort is lost
+        new.symlink_to(target)
+        os.replace(new, path)
 
 
 def _git_commit() -> str | None:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -18,17 +17,17 @@ import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
 
 import envs
+from bench.methods import METHODS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-TRUNKS = ("varshare_ppo.py",)  # paths below ROOT
-SIBLINGS = tuple(
-    f"baselines/{name}_ppo.py"
-    for name in ("shared", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
-)
+# paths below ROOT
+ALL_SCRIPTS = tuple(dict.fromkeys(method.script for method in METHODS.values()))
+TRUNKS, SAC_SCRIPTS = ("varshare_ppo.py",), ("varshare_sac.py",)
+SIBLINGS = tuple(name for name in ALL_SCRIPTS if name.startswith("baselines/"))
 SCRIPTS = TRUNKS + SIBLINGS
-VARIANTS = tuple(f"variants/varshare_{name}_ppo.py" for name in ("fixed_sigma", "shuffled_sigma", "samples"))
-SAC_VARIANTS = ("variants/varshare_fixed_sigma_sac.py",)
-SAC_SCRIPTS = ("varshare_sac.py",)
+VARIANTS = tuple(name for name in ALL_SCRIPTS if name.startswith("variants/") and name.endswith("_ppo.py"))
+SAC_VARIANTS = tuple(
+    name for name in ALL_SCRIPTS if name.startswith("variants/") and name.endswith("_sac.py")
+)
 
 # Processes of their own fork from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")

@@ -3,15 +3,18 @@
 A script is taken apart into its definitions: functions, methods of Agent, fields of Args, imports, ...;
 comments belong to what they precede. Those in SEAMS are a method's own. Others that parent and script both
 have are the same letter for letter, or the table below names them, with the number of lines that differ.
+Which script has which parent is in bench/methods.csv.
 """
 
 import ast
 import difflib
 import re
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from bench.methods import METHODS, ROOT
+
 MAX_CHANGED = 90  # lines
 Definitions = dict[str, list[str]]  # name -> lines
 
@@ -19,72 +22,34 @@ SEAMS = {"docstring", "Agent", "Agent.per_task", "Agent.weights", "Agent.draw_no
 SEAMS |= {"gaussian_kl", "parameter_gradients", "learn_sigma", "recentre", "log_method"}
 
 
-@dataclass
-class Sibling:
-    """Where a script comes from, what it is, and lines (added and dropped) that it changes beside SEAMS."""
-
-    parent: str
-    method: str
-    changes: dict[str, int] = field(default_factory=dict)
-
-
-TRUNKS = {"varshare_ppo.py": "VarShare with PPO", "varshare_sac.py": "VarShare with soft actor-critic"}
+METHOD_OF = {}  # script -> the first method of bench/methods.csv that it is the script of
+for method in METHODS.values():
+    METHOD_OF.setdefault(method.script, method)
+TRUNKS = [name for name, method in METHOD_OF.items() if not method.parent]
+# how many lines, added and dropped, a script changes of its parent beside SEAMS
 SIBLINGS = {
-    "variants/varshare_samples_ppo.py": Sibling(
-        "varshare_ppo.py",
-        "several draws of the weights per minibatch",
-        {"minibatch_gradients": 14, "update": 5},
-    ),
-    "variants/varshare_shuffled_sigma_ppo.py": Sibling(
-        "varshare_ppo.py",
-        "sigma shuffled between weights: a control",
-        {"update": 1},
-    ),
-    "variants/varshare_fixed_sigma_ppo.py": Sibling(
-        "varshare_ppo.py",
-        "a sigma that is not learned",
-        {"LUNARLANDER_GOALS": 2, "Agent.__init__": 5, "minibatch_gradients": 6, "update": 7},
-    ),
-    "variants/varshare_fixed_sigma_sac.py": Sibling(
-        "varshare_sac.py",
-        "a sigma that is not learned",
-        {"Agent.__init__": 5, "minibatch_gradients": 4, "update": 3},
-    ),
-    "baselines/l2soft_ppo.py": Sibling(
-        "variants/varshare_fixed_sigma_ppo.py",
-        "a residual per task, with a squared penalty",
-        {"imports": 1, "Agent.__init__": 1, "minibatch_gradients": 4, "update": 2, "train": 3},
-    ),
-    "baselines/shared_ppo.py": Sibling(
-        "baselines/l2soft_ppo.py",
-        "plain PPO, one network for all tasks, no task information",
-        {"LUNARLANDER_GOALS": 1, "Agent.__init__": 2, "update": 2},
-    ),
-    "baselines/independent_ppo.py": Sibling(
-        "baselines/shared_ppo.py",
-        "an agent of its own for every task",
-        {"Agent.__init__": 9, "minibatch_gradients": 2},
-    ),
-    "baselines/hard_sharing_ppo.py": Sibling(
-        "baselines/shared_ppo.py",
-        "shared hidden layers, a head per task",
-        {"Agent.__init__": 13},
-    ),
-    "baselines/contextual_ppo.py": Sibling(
-        "baselines/shared_ppo.py",
-        "all shared, a learned task embedding as input",
-        {"mlp": 1, "Agent.__init__": 6},
-    ),
-    "baselines/pcgrad_ppo.py": Sibling(
-        "baselines/hard_sharing_ppo.py",
-        "conflicting gradients of tasks projected",
-        {"minibatch_gradients": 6, "update": 2},
-    ),
-    "baselines/cagrad_ppo.py": Sibling(
-        "baselines/hard_sharing_ppo.py",
-        "the least helped task helped",
-        {"imports": 1, "minibatch_gradients": 2, "train": 2},
-    ),
+    "variants/varshare_samples_ppo.py": {"minibatch_gradients": 14, "update": 5},
+    "variants/varshare_shuffled_sigma_ppo.py": {"update": 1},
+    "variants/varshare_fixed_sigma_ppo.py": {
+        "LUNARLANDER_GOALS": 2,
+        "Agent.__init__": 5,
+        "minibatch_gradients": 6,
+        "update": 7,
+    },
+    "variants/varshare_fixed_sigma_sac.py": {"Agent.__init__": 5, "minibatch_gradients": 4, "update": 3},
+    "baselines/l2soft_ppo.py": {
+        "imports": 1,
+        "Agent.__init__": 1,
+        "minibatch_gradients": 4,
+        "update": 2,
+        "train": 3,
+    },
+    "baselines/shared_ppo.py": {"LUNARLANDER_GOALS": 1, "Agent.__init__": 2, "update": 2},
+    "baselines/independent_ppo.py": {"Agent.__init__": 9, "minibatch_gradients": 2},
+    "baselines/hard_sharing_ppo.py": {"Agent.__init__": 13},
+    "baselines/contextual_ppo.py": {"mlp": 1, "Agent.__init__": 7},
+    "baselines/pcgrad_ppo.py": {"minibatch_gradients": 6, "update": 2},
+    "baselines/cagrad_ppo.py": {"imports": 1, "minibatch_gradients": 2, "train": 2},
 }
 
 # what the trunks do not share though both have it, and lines of it in which they differ otherwise
@@ -164,11 +129,11 @@ def compare(old: Definitions, new: Definitions, free: set[str], changes: dict[st
 
 def drifted(sibling: str) -> list[str]:
     """Differences from the parent that are not the method's own, each a line or more."""
-    child = SIBLINGS[sibling]
-    old, new = definitions(child.parent), definitions(sibling)
-    wrong = compare(old, new, SEAMS & old.keys() & new.keys(), child.changes)
+    parent = METHOD_OF[sibling].parent
+    old, new = definitions(parent), definitions(sibling)
+    wrong = compare(old, new, SEAMS & old.keys() & new.keys(), SIBLINGS[sibling])
     wrong += [f"{x} is gone" for x in old.keys() - new.keys() - SEAMS if not x.startswith("Args.")]
-    total = count_changed(lines_of(child.parent), lines_of(sibling))
+    total = count_changed(lines_of(parent), lines_of(sibling))
     return wrong + [f"{total} lines differ in total"] * (total > MAX_CHANGED)
 
 
@@ -180,11 +145,11 @@ def trunks_drifted() -> list[str]:
 def table() -> str:
     """The scripts and how many of their lines are not those of their parents, for the README."""
     rows = ["| script | method | parent | lines | changed lines |", "|---|---|---|---|---|"]
-    for trunk, method in TRUNKS.items():
-        rows.append(f"| `{trunk}` | {method} | | {len(lines_of(trunk))} | |")
-    for name, child in SIBLINGS.items():
-        diff = count_changed(lines_of(child.parent), lines_of(name))
-        rows.append(f"| `{name}` | {child.method} | `{child.parent}` | {len(lines_of(name))} | {diff} |")
+    for name, method in METHOD_OF.items():
+        parent, lines = method.parent, lines_of(name)
+        cells = f"`{parent}`" if parent else "", len(lines)
+        diff = count_changed(lines_of(parent), lines) if parent else ""
+        rows.append(f"| `{name}` | {method.what} | {cells[0]} | {cells[1]} | {diff} |")
     return "\n".join(rows) + "\n"
 
 

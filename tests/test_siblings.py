@@ -18,7 +18,7 @@ def test_trunks_differ_in_their_algorithm_only():
 
 def test_every_script_is_known():
     known = {*probes.SCRIPTS, *probes.SAC_SCRIPTS, *probes.VARIANTS, *probes.SAC_VARIANTS}
-    assert {*siblings.TRUNKS, *siblings.SIBLINGS} == known
+    assert {*siblings.TRUNKS, *siblings.SIBLINGS} == known == siblings.METHOD_OF.keys()
     patterns = ("*_ppo.py", "*_sac.py", "baselines/*.py", "variants/*.py")
     paths = {path for pattern in patterns for path in probes.ROOT.glob(pattern)}
     assert paths == {probes.ROOT / name for name in known}
@@ -99,7 +99,7 @@ CASES += [("varshare_sac.py", where) for where in IN_SAC]
 @pytest.mark.parametrize(("name", "where"), CASES)
 def test_a_fix_in_the_parent_that_its_children_lack_is_noticed(edit, name, where):
     edit(name, *DRIFT[where])
-    children = [x for x, child in siblings.SIBLINGS.items() if child.parent == name]
+    children = [x for x in siblings.SIBLINGS if siblings.METHOD_OF[x].parent == name]
     assert children and all(map(siblings.drifted, children))
 
 

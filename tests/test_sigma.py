@@ -13,7 +13,10 @@ from torch.distributions import Normal, kl_divergence
 from envs.runs import Run
 
 varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
-fixed, shuffled, samples = map(probes.load_script, probes.VARIANTS)
+fixed, shuffled, samples = (
+    probes.load_script(f"variants/varshare_{name}_ppo.py")
+    for name in ("fixed_sigma", "shuffled_sigma", "samples")
+)
 l2soft = probes.load_script("baselines/l2soft_ppo.py")
 FEATURES, TASKS, SAMPLES, SIGMA_PRIOR = 15, 3, 1024, 0.1
 SCALES = torch.logspace(-2, 1, FEATURES)

@@ -61,6 +61,9 @@ class Args:
     cuda: bool = False  # train on the GPU; meant for networks much larger than the default
     compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too
+    wandb_project_name: str = "varshare"  # project there
+    wandb_entity: str = ""  # team there, by default one's own
+    capture_video: bool = False  # film every task with the final policy -> videos/ in the run's folder
 
     # SAC
     learning_rate: PositiveFloat = 1e-3  # step size of Adam, of actor, critics and temperatures

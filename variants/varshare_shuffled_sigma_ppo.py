@@ -59,6 +59,9 @@ class Args:
     cuda: bool = False  # train on the GPU; meant for networks much larger than the default
     compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too
+    wandb_project_name: str = "varshare"  # project there
+    wandb_entity: str = ""  # team there, by default one's own
+    capture_video: bool = False  # film every task with the final policy -> videos/ in the run's folder
 
     # PPO
     learning_rate: PositiveFloat = 3e-3  # step size of Adam
@@ -69,6 +72,7 @@ class Args:
     gae_lambda: UnitFloat = 0.95  # lambda of generalised advantage estimation
     num_minibatches: PositiveInt = 4  # minibatches per epoch, each with as many samples of every task
     update_epochs: PositiveInt = 4  # epochs over each rollout
+    target_kl: NonNegativeFloat = 0.0  # end them where approx_kl, mean over tasks, exceeds this; 0: never
     norm_adv: bool = True  # normalise the advantages of each task in each rollout
     norm_reward: bool = False  # divide each task's rewards by the running std of its discounted return
     norm_obs: bool = False  # normalise observations by their running mean and std, of all tasks together
@@ -379,6 +383,8 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
                 getattr(agent, name).grad = grad
             optimizer.step()
             stats.append(mb_stats)
+        if args.target_kl and mb_stats["losses/approx_kl"].mean() > args.target_kl:
+            break
     agent.live.copy_(seen > 0)
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)

@@ -1,0 +1,208 @@
+"""The README's claims, each with a verdict and the numbers behind it, from the runs.csv of the suites.
+
+Which methods a claim compares is said by their families in methods.csv, not by their names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bench.controls import ceiling
+from bench.methods import METHODS
+from bench.statistics import (
+    BLIND,
+    MARGIN,
+    Interval,
+    can_tell,
+    difference,
+    holm,
+    margin,
+    median_interval,
+    verdict,
+)
+from bench.tables import THRESHOLD, Scores, improvement, markdown, scores, title_of
+
+SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
+
+
+@dataclass
+class Result:
+    """What is committed of a suite.
+
+    Attributes:
+        runs: runs.csv.
+        by_method: of it.
+        ceiling: mean over tasks of what each allows, None where it is not known.
+        able, why: whether the suite can tell methods apart.
+    """
+
+    name: str
+    env: str
+    steps: int
+    runs: pd.DataFrame
+    by_method: dict[str, Scores]
+    ceiling: float | None
+    able: bool
+    why: str
+
+    @property
+    def target(self) -> float | None:
+        """Return that methods are timed to."""
+        return None if self.ceiling is None else THRESHOLD * self.ceiling
+
+
+def read_result(folder: Path) -> Result:
+    """A suite's, from results/SUITE."""
+    runs, configs = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "configs.csv")
+    env, steps = configs.env.iloc[0], int(configs.steps.iloc[0])
+    by_method, highest = scores(runs), ceiling(env)
+    means = {title_of(m) if m != BLIND else m: s.means for m, s in by_method.items()}
+    return Result(folder.name, env, steps, runs, by_method, highest, *can_tell(means, highest))
+
+
+def of_family(by_method: dict[str, Scores], *families: str, algorithm: str = "ppo") -> list[str]:
+    """Methods of these families with this algorithm, variants by flags left out."""
+    known = [METHODS[method] for method in by_method if method in METHODS]
+    return [
+        m.name
+        for m in known
+        if m.family in families and m.script.endswith(f"_{algorithm}.py") and not m.variant
+    ]
+
+
+def compare(by_method: dict[str, Scores], pairs: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Verdict and a row of a table for each pair of methods, corrected for their number."""
+    found = [difference(by_method[x].means, by_method[y].means) for x, y in pairs]
+    result = []
+    for (x, y), d, p in zip(pairs, found, holm([d.p for d in found])):
+        within = margin(by_method[method].means.mean() for method in (x, y))
+        decision = verdict(d, p, within)
+        chance = improvement(by_method[x].final, by_method[y].final)
+        cells = [title_of(x), title_of(y), d.interval.text(), f"{p:.2g}", f"{within:.1f}", f"{chance:.2f}"]
+        result.append((decision, [*cells, decision]))
+    return result
+
+
+def comparisons(rows: list[list[str]]) -> str:
+    """The table of `compare`."""
+    columns = ["method", "and", "difference of means", "p (Holm)", "margin", "probability of improvement"]
+    return markdown([*columns, "verdict"], rows)
+
+
+def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """VarShare and L2Soft beat the other baselines."""
+    pairs = [
+        (m, b) for m in of_family(by_method, "varshare", "l2soft") for b in of_family(by_method, "rival")
+    ]
+    if not pairs:
+        return None
+    verdicts, rows = zip(*compare(by_method, pairs))
+    won, lost = verdicts.count("better"), verdicts.count("worse")
+    answer = "supported" if won == len(pairs) else f"supported in {won} of {len(pairs)} comparisons"
+    answer += f", worse in {lost}" * (0 < won and 0 < lost)
+    if not won:
+        answer = "not decided" if set(verdicts) == {"undecided"} else "not supported"
+    test = "p below 5 % in every comparison, and not the same within the margin"
+    return answer, f"Test: {test}.\n\n{comparisons(rows)}"
+
+
+def claim_2(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """VarShare and L2Soft are the same."""
+    ours, theirs = (
+        {m: METHODS[m].flags for m in by_method if m in METHODS and METHODS[m].family == family}
+        for family in ("varshare", "l2soft")
+    )
+    pairs = [(x, y) for x in ours for y in theirs if ours[x] == theirs[y]]
+    if not pairs:
+        return None
+    verdicts, rows = zip(*compare(by_method, pairs))
+    apart = {"better", "worse"} & set(verdicts)
+    answer = "not supported" if apart else "supported" if set(verdicts) == {"the same"} else "not decided"
+    test = f"the 95 % interval of the difference lies within {MARGIN:.0%} of the better mean"
+    return answer, f"Test: {test}.\n\n{comparisons(rows)}"
+
+
+def claim_6(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """SAC needs fewer samples than PPO."""
+    pair = [of_family(by_method, "varshare", algorithm=algorithm) for algorithm in ("sac", "ppo")]
+    if not all(pair):
+        return None
+    (sac, *_), (ppo, *_) = pair
+    if min(by_method[m].curve.shape[1] for m in (sac, ppo)) < 2:
+        return "not decided", "The runs were not evaluated on the way."
+    target = min(by_method[m].means.mean() for m in (sac, ppo))  # which both reach
+    needed = [by_method[m].steps_to(target) for m in (sac, ppo)]
+    p = stats.mannwhitneyu(*needed).pvalue
+    fewer = np.mean(needed[0][:, None] < needed[1]) - np.mean(needed[0][:, None] > needed[1])
+    answer = "not decided"
+    if p < 0.05:
+        answer = "supported" if fewer > 0 else "not supported: PPO needs fewer"
+    lines = ["Test: steps to the lower of the two final means, p below 5 %.", ""]
+    for name, x in zip((sac, ppo), needed):
+        median = median_interval(x).text(0)
+        reached = f"reached in {np.isfinite(x).sum()} of {len(x)} runs"
+        lines.append(f"- {title_of(name)}: median {median} steps to an evaluation of {target:.0f}, {reached}")
+    lines.append(f"- Mann-Whitney test of these steps: p = {p:.2g}, a run that never gets there the longest")
+    for name, what in (("means", "final evaluation"), ("area", "area under the evaluations")):
+        d = difference(*(getattr(by_method[m], name) for m in (sac, ppo)))
+        lines.append(f"- {what}, {title_of(sac)} minus {title_of(ppo)}: {d.interval.text()}, p = {d.p:.2g}")
+    return answer, "\n".join(lines) + "\n"
+
+
+def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
+    """On identical tasks mu shrinks to 0, on different tasks it does not."""
+    lines, small, less = [], [], []
+    for method in [m for m in identical.by_method if m in METHODS]:
+        rows = [
+            x.runs[(x.runs.method == method) & (x.runs.metric == "residual/ratio")]
+            for x in (identical, different)
+        ]
+        ratios = [x.set_index("seed").value for x in rows]
+        if min(map(len, ratios)) < 2:
+            continue
+        d = difference(*map(np.log, ratios))  # whose difference is the logarithm of a quotient
+        share = Interval(*np.exp(d.interval))
+        small.append(share.high < SMALL)
+        less.append(share.high < 1)
+        lines.append(
+            f"- {title_of(method)}: mean |mu_m| / |theta| {ratios[0].mean():.4f} on identical and "
+            f"{ratios[1].mean():.4f} on different tasks, quotient {share.text(2)}"
+        )
+    if not lines:
+        return None
+    answer = "supported" if all(small) else "not supported"
+    if not all(small) and any(less):
+        answer += f": smaller on identical tasks for {sum(less)} of {len(less)} methods, but not small"
+    test = f"the quotient's 95 % interval lies below {SMALL}; what all mu_m have in common counts as theta"
+    return answer, f"Test: {test}.\n\n" + "\n".join(lines) + "\n"
+
+
+def verdicts(results: list[Result]) -> str:
+    """All claims on all suites: a table of answers, then what they rest on."""
+    rows, details = [], []
+
+    def add(number: int, claim: str, suite: str, answer: str, text: str) -> None:
+        rows.append([f"C{number} {claim.rstrip('.')}", suite, f"**{answer}**"])
+        details.append(f"## C{number} on {suite}: {answer}\n\n{claim} {text}")
+
+    for x in results:
+        if found := claim_6(x.by_method):  # which is not about sharing: no power is asked for
+            add(6, claim_6.__doc__, x.name, *found)
+            continue
+        for number, claim in ((1, claim_1), (2, claim_2)):
+            if found := claim(x.by_method):
+                answer, text = found if x.able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
+                add(number, claim.__doc__, x.name, answer, text)
+    for identical in [x for x in results if "identical" in x.env]:
+        for different in [x for x in results if x.steps == identical.steps and x.env != identical.env]:
+            if found := claim_8(different, identical):
+                add(8, claim_8.__doc__, f"{identical.name} and {different.name}", *found)
+    power = [f"- {x.name}: **{'can' if x.able else 'cannot'} tell methods apart**: {x.why}" for x in results]
+    order = sorted(range(len(rows)), key=lambda i: rows[i][0])
+    table = markdown(["claim", "suite", "verdict"], [rows[i] for i in order])
+    return "\n".join([table, *power, "", *(details[i] for i in order)])

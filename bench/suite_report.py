@@ -1,0 +1,69 @@
+"""What is made of the CSVs in results/: tables and figures of a suite and of its search, and the verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import rc_context
+
+from bench.claims import Result, read_result, verdicts
+from bench.figures import SUITE_FIGURES, plot_residuals, plot_settings, plot_step_sizes
+from bench.methods import METHODS
+from bench.style import STYLE
+from bench.tables import make_table, settings_table
+
+
+def write_suite(folder: Path) -> str:
+    """table.md and the figures of a suite, from results/SUITE/runs.csv and configs.csv; returns the table."""
+    result, configs = read_result(folder), pd.read_csv(folder / "configs.csv")
+    title = f"{result.env}, {result.steps:,} steps"
+    missing = configs[~configs.finished]
+    notes = [f"{len(configs) - len(missing)} runs, one core each"]
+    notes[0] += f" ({', '.join(configs.hardware.dropna().unique())}; "
+    notes[0] += f"commit {', '.join(f'`{x}`' for x in configs.git_commit.dropna().unique())})."
+    if len(missing):
+        notes.append(
+            f"Missing: {len(missing)} runs, as {missing.method.iloc[0]}, seed {missing.seed.iloc[0]}."
+        )
+    notes.append("In brackets 95 % intervals over runs: Student's t, of medians order statistics.")
+    able = f"**This suite {'can' if result.able else 'cannot'} tell methods apart**: {result.why}."
+    text = f"# {title}\n\n{able}\n\n{' '.join(notes)}\n\n{make_table(result.runs, result.target)}"
+    (folder / "table.md").write_text(text)
+    with rc_context(STYLE):
+        for name, plot in SUITE_FIGURES.items():
+            if figure := plot(result.runs, title, result.ceiling):
+                figure.savefig(folder / f"{name}.png")
+    return text
+
+
+def write_search(folder: Path) -> None:
+    """table.md and two figures for each suite, from results/search/trials.csv and settings.csv."""
+    trials, settings = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "settings.csv")
+    tables = []
+    with rc_context(STYLE):
+        for suite, rows in settings.groupby("suite", sort=False):
+            order = sorted(rows.index, key=lambda i: list(METHODS).index(rows.method[i]))
+            tables.append(f"## {suite}\n\n{settings_table(rows.loc[order])}")
+            of_suite = trials[trials.suite == suite]
+            plot_step_sizes(of_suite, suite).savefig(folder / f"steps_{suite}.png")
+            plot_settings(of_suite, suite).savefig(folder / f"settings_{suite}.png")
+    (folder / "table.md").write_text("\n".join(tables))
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All suites in results/."""
+    return [read_result(path.parent) for path in sorted(folder.glob("*/configs.csv"))]
+
+
+def write_claims(folder: Path) -> str:
+    """claims.md, and residuals.png of identical against different tasks; returns the verdicts."""
+    results = read_results(folder)
+    text = verdicts(results)
+    (folder / "claims.md").write_text(text)
+    identical = [x for x in results if "identical" in x.env]
+    suites = {x.env: x.runs for x in results if identical and x.steps == identical[0].steps}
+    with rc_context(STYLE):
+        if identical and (figure := plot_residuals(suites)):
+            figure.savefig(folder / "residuals.png")
+    return text
