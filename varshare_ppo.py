@@ -11,7 +11,7 @@ the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1
 2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
 share of the mean of the mu_m into theta.
 
-PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
+PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
 gradient of every task's loss by its row. `parameter_gradients` and `learn_sigma` say what follows from it.
 """

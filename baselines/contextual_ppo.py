@@ -8,7 +8,7 @@ observation, the script minimises
 where L_PPO is a mean over samples of task m. The embeddings start as draws from N(0, s^2),
 s small as observations are.
 
-PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
+PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
 gradient of every task's loss by its row; `parameter_gradients` says what follows for theta and e_m.
 """

@@ -7,7 +7,7 @@ With weights W_m of task m the script minimises
 where L_PPO is a mean over samples of task m. Only the minibatch indices are shared: every task has its own
 initial weights and its own gradient clipping, as if its agent were trained alone.
 
-PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
+PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
 gradient of every task's loss by its row; `parameter_gradients` says what follows for W_m.
 """

@@ -7,7 +7,7 @@ Every weight of actor and critic acts in task m as W_m = theta + mu_m. The scrip
 where L_PPO is a mean over samples of task m: Evgeniou & Pontil 2004 with PPO's loss, or VarShare with points
 for posteriors. After each update phase --reptile-alpha moves a share of the mean of the mu_m into theta.
 
-PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
+PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
 gradient of every task's loss by its row; `parameter_gradients` says what follows for theta and mu.
 """

@@ -7,7 +7,7 @@ With shared hidden layers theta and output layers h_m of task m, in actor and cr
 where L_PPO is a mean over samples of task m. In place of the sum of the tasks' gradients theta here follows
 what `pcgrad` makes of them (Yu et al. 2020, Alg. 1), actor and critic apart. The heads keep their gradients.
 
-PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; the README numbers every deviation. All tasks are
+PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
 gradient of every task's loss by its row; `parameter_gradients` says what follows for theta and h_m.
 """

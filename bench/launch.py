@@ -7,7 +7,6 @@ is skipped, an interrupted one continues from its checkpoint.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import runpy
@@ -18,13 +17,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
 from bench.methods import METHODS, ROOT, Settings, fail, write_flags
 
+BUSY = 75  # exit code of a run that another process has begun
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["bench.launch", "envs.runs", "envs.cartpole", "envs.lunarlander"])
@@ -68,44 +71,46 @@ def _main(script: str, argv: list[str], output: str) -> None:
 
 
 def run(job: Job) -> int:
-    """Start or continue a run and wait for it; returns its exit code, 0 also where it had finished."""
+    """Start or continue a run and wait for it; returns its exit code, 0 where it had finished, or BUSY."""
     folder = Path("runs", job.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "launch.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # of another grid that has this run too
-            print(f"{job.name} is running already")
-            return 0
-        command, failed = folder / "command", folder / "failed"
-        failed.unlink(missing_ok=True)
-        if not command.exists():
-            command.write_text(job.command + "\n")
-        if command.read_text().strip() != job.command:
-            failed.write_text("2")
-            print(
-                f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr
-            )
-            return 2
-        if job.finished:
-            return 0
-        argv = [*job.flags.split(), "--run-name", job.name, "--resume"]
-        process = server.Process(
-            target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt"))
-        )
-        process.start()
-        while process.exitcode is None:
-            process.join(0.2)
-            if stopping.is_set() and process.is_alive():
-                process.terminate()  # it saves first
-                process.join()
-        code = process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
-        if code and code not in STOPPED:
-            failed.write_text(str(code))
-            tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
-            where = folder.resolve() / "output.txt"
-            print(f"\nfailed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
-        return code
+    try:
+        with FileLock(folder / "launch.lock", timeout=0):
+            with FileLock(folder / "lock", timeout=0):
+                pass  # nor has it a run whose launcher died
+            return _run(job, folder)
+    except Timeout:
+        time.sleep(1)  # not to ask again at once
+        return BUSY
+
+
+def _run(job: Job, folder: Path) -> int:
+    """The same, with the folder's lock."""
+    command, failed = folder / "command", folder / "failed"
+    failed.unlink(missing_ok=True)
+    if not command.exists():
+        command.write_text(job.command + "\n")
+    if command.read_text().strip() != job.command:
+        failed.write_text("2")
+        print(f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
+        return 2
+    if job.finished:
+        return 0
+    argv = [*job.flags.split(), "--run-name", job.name, "--resume"]
+    process = server.Process(target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt")))
+    process.start()
+    while process.exitcode is None:
+        process.join(0.2)
+        if stopping.is_set() and process.is_alive():
+            process.terminate()  # it saves first
+            process.join()
+    code = process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
+    if code and code not in STOPPED:
+        failed.write_text(str(code))
+        tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
+        where = folder.resolve() / "output.txt"
+        print(f"\nfailed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
+    return code
 
 
 def stop_on_signals() -> None:
@@ -133,15 +138,20 @@ def show(line: str, *, changed: bool = True) -> None:
 def launch(jobs: Iterable[Job]) -> bool:
     """Run all that have not finished, here; whether all have then."""
     jobs, start, shown = list(jobs), time.monotonic(), ""
-    left = [job for job in jobs if not job.finished]
-    before, failed = len(jobs) - len(left), 0
-    waiting, running, at_a_time = iter(left), set[Future](), jobs_at_a_time()
+    waiting = deque(job for job in jobs if not job.finished)
+    before, failed, at_a_time = len(jobs) - len(waiting), 0, jobs_at_a_time()
+    running: dict[Future, Job] = {}
     with ThreadPoolExecutor(at_a_time) as pool:
-        while True:
-            while len(running) < at_a_time and not stopping.is_set() and (one := next(waiting, None)):
-                running.add(pool.submit(run, one))
-            done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            failed += sum(future.result() not in (0, *STOPPED) for future in done)
+        while running or (waiting and not stopping.is_set()):
+            while waiting and len(running) < at_a_time and not stopping.is_set():
+                job = waiting.popleft()
+                running[pool.submit(run, job)] = job
+            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                job, code = running.pop(future), future.result()
+                if code == BUSY:  # come back to it when the others are done
+                    waiting.append(job)
+                else:
+                    failed += code not in (0, *STOPPED)
             finished = sum(job.finished for job in jobs)
             eta = ""
             if finished > before:
@@ -150,14 +160,22 @@ def launch(jobs: Iterable[Job]) -> bool:
             line = f"{finished}/{len(jobs)} finished, {failed} failed"
             show(line + eta, changed=line != shown)
             shown = line
-            if not running:
-                break
+    end_line()
+    leave_if_stopped()
+    return all(job.finished for job in jobs)
+
+
+def end_line() -> None:
+    """After the last of `show`."""
     if sys.stdout.isatty():
         print()
+
+
+def leave_if_stopped() -> None:
+    """End the launcher if it was told to."""
     if stopping.is_set():
         print("stopped; the same command continues")
-        raise SystemExit(130)
-    return all(job.finished for job in jobs)
+        raise SystemExit(128 + signal.SIGINT)
 
 
 def submit(name: str, jobs: Iterable[Job], after: list[str]) -> None:

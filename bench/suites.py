@@ -26,6 +26,7 @@ class Suite:
     settings: str = ""  # the suite whose search chose the settings, by default this one
     trial_steps: int = 500_000  # of a run of the search
     trials: int = 24  # full ones that a method's search is worth
+    best: int = 5  # settings that run again, on as many fresh seeds
     flags: str = ""  # further ones of every run, e.g. "--cuda"
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from their checkpoints where those are at hand.
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import threading
 import time
 import warnings
@@ -23,18 +25,18 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from bench import launch
-from bench.methods import METHODS, Settings, parse_flags, write_flags
+from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
 from bench.suite_report import write_search
 from bench.suites import SETTINGS, Suite
 
 SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # no result is reported of
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
-BEST = 5  # settings that run again
 TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
 HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again
 RESULTS = SETTINGS.parent
@@ -57,14 +59,18 @@ class Search:
         self.name = f"{suite.name}__{method}"
         self.trial_steps = len(SEEDS) * suite.trial_steps
         self.lock, self.starting = threading.Lock(), 0
-        seed = zlib.crc32(self.name.encode())
         self.study = optuna.create_study(
             study_name=self.name,
             storage=storage,
-            sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, multivariate=True, seed=seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=RANDOM_TRIALS),
             direction="maximize",
             load_if_exists=True,
+        )
+        # another one for who continues a search, and for each process of several that share a server
+        who = "" if storage.url == STORAGE else f"{platform.node()} {os.getpid()}"
+        seed = zlib.crc32(f"{self.name} {len(self.study.trials)} {who}".encode())
+        self.study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_TRIALS, multivariate=True, seed=seed
         )
 
     def steps_of(self, trial: FrozenTrial) -> int:
@@ -116,8 +122,9 @@ class Search:
         finals, curves = [], []
         for i, seed in enumerate(SEEDS):
             job = self.job(settings, self.suite.trial_steps, seed)
-            code = launch.run(job)
-            if launch.stopping.is_set():
+            while (code := launch.run(job)) == launch.BUSY and not launch.stopping.is_set():
+                pass  # another process has chosen the same
+            if launch.stopping.is_set() or code in launch.STOPPED:
                 raise Stopped
             trial.set_user_attr("steps", (i + 1) * self.suite.trial_steps)
             if code:
@@ -159,13 +166,13 @@ class Search:
     def candidates(self) -> list[str]:
         """Flags of the best settings, best first."""
         complete = self.table().query("state == 'complete'").drop_duplicates("settings")
-        return list(rank(complete).settings[:BEST])
+        return list(rank(complete).settings[: self.suite.best])
 
     def jobs(self) -> list[tuple[str, launch.Job]]:
         """The runs of the candidates on fresh seeds, each with the candidate's flags."""
         return [
             (flags, self.job(parse_flags(flags), self.suite.steps, seed))
-            for seed in FRESH_SEEDS
+            for seed in FRESH_SEEDS[: self.suite.best]
             for flags in self.candidates()
         ]
 
@@ -173,7 +180,7 @@ class Search:
         """A row for each candidate whose runs on fresh seeds have all finished: mean final and curve."""
         rows = [(flags, *read_scores(job)) for flags, job in self.jobs() if job.finished]
         runs = pd.DataFrame(rows, columns=["settings", "final", "curve"])
-        complete = runs[runs.groupby("settings").settings.transform("size") == len(FRESH_SEEDS)]
+        complete = runs[runs.groupby("settings").settings.transform("size") == self.suite.best]
         means = complete.groupby("settings", sort=False).mean().reset_index()
         return rank(means).assign(suite=self.suite.name, method=self.method, steps=self.suite.steps)
 
@@ -186,7 +193,7 @@ class Search:
 
 def steps_of_search(suite: Suite) -> int:
     """Environment steps of one method's search and of its best settings on fresh seeds."""
-    return suite.trials * len(SEEDS) * suite.trial_steps + BEST * len(FRESH_SEEDS) * suite.steps
+    return suite.trials * len(SEEDS) * suite.trial_steps + suite.best**2 * suite.steps
 
 
 def read_scores(job: launch.Job) -> tuple[float, float]:
@@ -210,12 +217,20 @@ def open_storage(url: str) -> RDBStorage:
     """The database of all searches; trials of dead processes are enqueued again."""
     if url == STORAGE:
         Path("runs").mkdir(exist_ok=True)
-    return RDBStorage(
-        url,
-        heartbeat_interval=HEARTBEAT,
-        grace_period=4 * HEARTBEAT,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-    )
+    for attempt in range(3):
+        try:
+            return RDBStorage(
+                url,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=4 * HEARTBEAT,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            if attempt == 2:
+                raise
+            time.sleep(2)  # another process was creating the tables at the same time
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+            fail(f"cannot open the database {url}: {str(error).splitlines()[0]}")
 
 
 def search(suite: Suite, storage: str = STORAGE) -> bool:
@@ -243,9 +258,8 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
             progress.show()
     for future in futures:
         future.result()  # raises what a worker raised
-    if launch.stopping.is_set():
-        print("stopped; the same command continues")
-        raise SystemExit(130)
+    launch.end_line()
+    launch.leave_if_stopped()
     done = launch.launch([job for s in searches for _, job in s.jobs()])
     write(searches)
     write_search(RESULTS)

@@ -13,7 +13,7 @@ changes no W_m and no target.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task, and for discrete actions Christodoulou 2019, with expectations over actions in
-place of samples; the README numbers every deviation. All tasks are computed at once: the weights of task m
+place of samples; docs/sac.md lists every deviation. All tasks are computed at once: the weights of task m
 are row m of one (task, weight) matrix, and an update starts from the gradient of every task's loss by its
 row. `parameter_gradients` says what follows from it.
 """

@@ -1,0 +1,177 @@
+"""Tests of what is made of the trials of a search: its table and figures, on made-up trials."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution
+from PIL import Image
+
+from bench import figures
+from bench.methods import METHODS, write_flags
+from bench.style import STYLE
+from bench.suite_report import write_search
+
+SUITE = "cartpole-goals10"
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Pictures are drawn in a fraction of the time."""
+    monkeypatch.setitem(STYLE, "savefig.dpi", 30)
+
+
+def draw(rng, space):
+    """A setting from all over its space; a number's is its place there, from 0 to 1."""
+    if isinstance(space, CategoricalDistribution):
+        return str(rng.choice(space.choices)), 0.0
+    place = rng.uniform()
+    low, high = (np.log([space.low, space.high])) if space.log else (space.low, space.high)
+    value = low + place * (high - low)
+    return f"{np.exp(value) if space.log else value:.3g}", place
+
+
+def make_trials(method, final, complete=40, dropped=0, crashed=0, suite=SUITE):
+    """Trials of a method; final is a function of the settings and of their places in the space."""
+    rng, rows = np.random.default_rng(0), []
+    states = ["complete"] * complete + ["dropped"] * dropped + ["crashed"] * crashed
+    for i, state in enumerate(states):
+        drawn = {name: draw(rng, space) for name, space in METHODS[method].space.items()}
+        settings, places = ({name: x[j] for name, x in drawn.items()} for j in (0, 1))
+        row = {"suite": suite, "method": method, "trial": i, "state": state}
+        row |= {"settings": write_flags(settings)}
+        rows.append(row | {"final": np.nan if state == "crashed" else final(settings, places)})
+    return pd.DataFrame(rows)
+
+
+def by_rate(settings, places):
+    """Best in the middle of the step sizes; from 0 to 100."""
+    return 100 - 400 * (places["learning-rate"] - 0.5) ** 2
+
+
+def marks(ax):
+    """Marker -> (x, y) of what is drawn with it."""
+    return {line.get_marker(): np.column_stack(line.get_data()) for line in ax.get_lines()}
+
+
+def visible(figure):
+    return [ax for ax in figure.axes if ax.get_visible()]
+
+
+def inside(ax, points):
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    x, y = np.asarray(points, float).T
+    return bool(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).all())
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "final"),
+    [
+        ("varshare", "learning-rate", by_rate),
+        ("varshare", "beta", lambda settings, places: places["beta"]),
+        ("varshare", "sigma-decay", lambda settings, places: float(settings["sigma-decay"])),
+        ("contextual", "embedding-size", lambda settings, places: -int(settings["embedding-size"])),
+        ("cagrad", "cagrad-c", lambda settings, places: places["cagrad-c"]),
+    ],
+)
+def test_the_setting_that_matters_is_found(method, name, final):
+    shares = figures.importance(make_trials(method, final), method)
+    assert set(shares) == set(METHODS[method].space) and sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=shares.get) == name and shares[name] > 0.6
+
+
+def test_only_complete_trials_have_a_say_in_what_matters():
+    trials = make_trials("varshare", by_rate, crashed=20)
+    misleading = make_trials("varshare", lambda settings, places: 1000 * places["beta"])
+    both = pd.concat([trials, misleading.assign(state="dropped")])
+    assert figures.importance(both, "varshare") == figures.importance(trials, "varshare")
+
+
+def test_step_sizes_of_all_trials_are_drawn():
+    """Of methods with other spaces too: each of them is within the axes."""
+    counts = {"complete": 9, "dropped": 4, "crashed": 2}
+    methods = ("varshare-sac", "varshare", "task-blind")
+    trials = pd.concat([make_trials(method, by_rate, **counts) for method in methods])
+    figure = figures.plot_step_sizes(trials, "suite")
+    assert [ax.get_title() for ax in figure.axes] == ["VarShare", "VarShare-SAC", "Task-blind"]
+    for ax, method in zip(figure.axes, ("varshare", "varshare-sac", "task-blind")):
+        rows = figures.with_settings(trials[trials.method == method])
+        drawn = marks(ax)
+        for state, mark in figures.STATES.items():
+            expected = rows[rows.state == state]
+            x, y = expected["learning-rate"].astype(float), expected.final.fillna(trials.final.min())
+            np.testing.assert_allclose(drawn[mark], np.column_stack((x, y)))
+            assert len(drawn[mark]) == counts[state] and inside(ax, drawn[mark])
+        assert ax.get_xscale() == "log"
+    (legend,) = figure.legends
+    assert [x.get_text() for x in legend.get_texts()] == [
+        "three seeds",
+        "dropped after one or two",
+        "crashed",
+    ]
+
+
+def test_every_setting_has_a_panel_with_all_trials():
+    trials = pd.concat(
+        [
+            make_trials("contextual", by_rate, complete=12, dropped=3, crashed=2),
+            make_trials("varshare", by_rate, complete=12, dropped=3, crashed=2),
+            make_trials("cagrad", by_rate, complete=0, crashed=5),  # of which nothing can be said
+        ]
+    )
+    axes = visible(figures.plot_settings(trials, "suite"))
+    names = {method: list(METHODS[method].space) for method in ("varshare", "contextual", "cagrad")}
+    assert [ax.get_title().partition(":")[0] for ax in axes] == sum(names.values(), [])
+    assert [ax.get_title() for ax in axes[-3:]] == names["cagrad"]
+    rows, floor = iter(axes), trials.final.min()
+    for method, settings in names.items():
+        of_method = figures.with_settings(trials[trials.method == method])
+        shares = figures.importance(of_method, method)
+        for name in settings:
+            ax, choices = next(rows), getattr(METHODS[method].space[name], "choices", None)
+            if method != "cagrad":
+                assert ax.get_title() == f"{name}: {shares[name]:.0%}"
+            for state, mark in figures.STATES.items():
+                expected = of_method[of_method.state == state]
+                x = expected[name].map(choices.index) if choices else expected[name].astype(float)
+                points = np.column_stack((x, expected.final.fillna(floor)))
+                np.testing.assert_allclose(marks(ax)[mark].reshape(-1, 2), points)
+                assert inside(ax, points)
+            if choices:
+                assert [x.get_text() for x in ax.get_xticklabels()] == list(choices)
+
+
+def test_the_report_of_a_search(tmp_path):
+    """A table and two figures for each suite; a method whose runs have not come to fresh seeds is drawn."""
+    other = "cartpole10"
+    trials = [make_trials("varshare", by_rate, 10, 3, 1), make_trials("task-blind", by_rate, 12)]
+    trials += [make_trials("pcgrad", by_rate, 2, suite=SUITE), make_trials("l2soft", by_rate, 9, suite=other)]
+    pd.concat(trials).to_csv(tmp_path / "trials.csv", index=False)
+    rows = [(SUITE, "task-blind", "--learning-rate 0.02", 180.25, 12, 0, 0, 18_000_000)]
+    rows += [(SUITE, "varshare", "--learning-rate 0.01 --beta 0.001", 400.0, 10, 3, 1, 17_500_000)]
+    rows += [(other, "l2soft", "--l2-coef 0.01", 480.0, 9, 0, 0, 9_000_000)]
+    columns = ["suite", "method", "settings", "final", "complete", "dropped", "crashed", "spent"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "settings.csv", index=False)
+    write_search(tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert (
+        [line for line in text.splitlines() if not line.startswith("| ---")]
+        == [
+            f"## {SUITE}",
+            "",
+            "| method | settings | mean on fresh seeds | trials | dropped | crashed | steps spent |",
+            "| VarShare | `--learning-rate 0.01 --beta 0.001` | 400.0 | 14 | 3 | 1 | 17.5 M |",  # as in methods.csv
+            "| Task-blind | `--learning-rate 0.02` | 180.2 | 12 | 0 | 0 | 18.0 M |",
+            "",
+            f"## {other}",
+            "",
+            "| method | settings | mean on fresh seeds | trials | dropped | crashed | steps spent |",
+            "| L2Soft | `--l2-coef 0.01` | 480.0 | 9 | 0 | 0 | 9.0 M |",
+        ]
+    )
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == sorted(f"{x}_{suite}.png" for x in ("steps", "settings") for suite in (SUITE, other))
+    for name in pictures:
+        with Image.open(Path(tmp_path, name)) as image:
+            image.load()
