@@ -35,6 +35,7 @@ class Result:
     """What is committed of a suite.
 
     Attributes:
+        searched_on: the suite whose search chose the settings.
         runs: runs.csv.
         by_method: of it.
         ceiling: mean over tasks of what each allows, None where it is not known.
@@ -44,6 +45,7 @@ class Result:
     name: str
     env: str
     steps: int
+    searched_on: str
     runs: pd.DataFrame
     by_method: dict[str, Scores]
     ceiling: float | None
@@ -59,19 +61,22 @@ class Result:
 def read_result(folder: Path) -> Result:
     """A suite's, from results/SUITE."""
     runs, configs = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "configs.csv")
-    env, steps = configs.env.iloc[0], int(configs.steps.iloc[0])
+    env, steps, searched_on = configs[["env", "steps", "searched_on"]].iloc[0]
     by_method, highest = scores(runs), ceiling(env)
     means = {title_of(m) if m != BLIND else m: s.means for m, s in by_method.items()}
-    return Result(folder.name, env, steps, runs, by_method, highest, *can_tell(means, highest))
+    power = can_tell(means, highest)
+    return Result(folder.name, env, int(steps), searched_on, runs, by_method, highest, *power)
 
 
-def of_family(by_method: dict[str, Scores], *families: str, algorithm: str = "ppo") -> list[str]:
-    """Methods of these families with this algorithm, variants by flags left out."""
+def of_family(
+    by_method: dict[str, Scores], *families: str, algorithm: str = "ppo", variants: bool = False
+) -> list[str]:
+    """Methods of these families with this algorithm, with or without variants by flags."""
     known = [METHODS[method] for method in by_method if method in METHODS]
     return [
         m.name
         for m in known
-        if m.family in families and m.script.endswith(f"_{algorithm}.py") and not m.variant
+        if m.family in families and m.script.endswith(f"_{algorithm}.py") and (variants or not m.variant)
     ]
 
 
@@ -113,11 +118,8 @@ def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
 
 def claim_2(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     """VarShare and L2Soft are the same."""
-    ours, theirs = (
-        {m: METHODS[m].flags for m in by_method if m in METHODS and METHODS[m].family == family}
-        for family in ("varshare", "l2soft")
-    )
-    pairs = [(x, y) for x in ours for y in theirs if ours[x] == theirs[y]]
+    ours, theirs = (of_family(by_method, family, variants=True) for family in ("varshare", "l2soft"))
+    pairs = [(x, y) for x in ours for y in theirs if METHODS[x].flags == METHODS[y].flags]
     if not pairs:
         return None
     verdicts, rows = zip(*compare(by_method, pairs))
@@ -155,7 +157,7 @@ def claim_6(by_method: dict[str, Scores]) -> tuple[str, str] | None:
 
 
 def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
-    """On identical tasks mu shrinks to 0, on different tasks it does not."""
+    """On identical tasks mu shrinks to 0, on different tasks, with the same settings, it does not."""
     lines, small, less = [], [], []
     for method in [m for m in identical.by_method if m in METHODS]:
         rows = [
@@ -190,7 +192,7 @@ def verdicts(results: list[Result]) -> str:
         rows.append([f"C{number} {claim.rstrip('.')}", suite, f"**{answer}**"])
         details.append(f"## C{number} on {suite}: {answer}\n\n{claim} {text}")
 
-    for x in results:
+    for x in [x for x in results if "identical" not in x.env]:
         if found := claim_6(x.by_method):  # which is not about sharing: no power is asked for
             add(6, claim_6.__doc__, x.name, *found)
             continue
@@ -199,7 +201,7 @@ def verdicts(results: list[Result]) -> str:
                 answer, text = found if x.able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
                 add(number, claim.__doc__, x.name, answer, text)
     for identical in [x for x in results if "identical" in x.env]:
-        for different in [x for x in results if x.steps == identical.steps and x.env != identical.env]:
+        for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
             if found := claim_8(different, identical):
                 add(8, claim_8.__doc__, f"{identical.name} and {different.name}", *found)
     power = [f"- {x.name}: **{'can' if x.able else 'cannot'} tell methods apart**: {x.why}" for x in results]

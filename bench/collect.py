@@ -1,7 +1,7 @@
 """From the folders of finished runs to long tables: results/SUITE/runs.csv and configs.csv.
 
 runs.csv     method, seed, metric, task, step, value: every number that tables, figures and claims use
-configs.csv  method, seed, env, steps, finished, command, git commit, hardware: one a run
+configs.csv  method, seed, env, steps, the suite searched on, finished, command, commit, hardware
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder."""
-    folder = folder.resolve()  # runs/latest is a link
+    if folder.is_symlink():  # runs/latest
+        folder = folder.parent / folder.readlink()
     for name in ("heartbeat.csv", "config.json"):
         if not (folder / name).is_file():
             fail(f"{folder} is not the folder of a run: it has no {name}")
@@ -131,7 +132,8 @@ def collect(suite: Suite, out: Path) -> None:
     runs, configs = [], []
     for job, (method, seed) in zip(suite.jobs(), suite.pairs()):
         key = {"method": method, "seed": seed}
-        config = {"env": suite.env_id, "steps": suite.steps, "finished": job.finished, "command": job.command}
+        config = {"env": suite.env_id, "steps": suite.steps, "searched_on": suite.settings}
+        config |= {"finished": job.finished, "command": job.command}
         if job.finished:
             folder = Path("runs", job.name)
             runs.append(collect_run(folder).assign(**key))

@@ -178,7 +178,9 @@ def plot_change(runs: pd.DataFrame, title: str, highest: float | None) -> Figure
     theta first, the residuals later, where a share rises: the "crowd effect" of many tasks that pull one
     theta, while every residual is pulled by its own.
     """
-    methods = [m for m in residual_methods(runs) if not METHODS[m].script.endswith("_sac.py")]
+    sac = [m.name for m in METHODS.values() if m.script.endswith("_sac.py")]
+    moved = set(runs.method[runs.metric.str.endswith("/theta_moved")])  # which runs with --load do not log
+    methods = [m for m in residual_methods(runs) if m in moved and m not in sac]
     if not methods:
         return None
     figure = Figure(figsize=(12.4, 3.8), layout="constrained")
@@ -248,7 +250,7 @@ def with_settings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_trials(ax: Axes, trials: pd.DataFrame, name: str, method: str, floor: float) -> None:
-    """Mean final return of the seeds that ran, against one setting; crashed trials at the bottom."""
+    """Mean final return of the seeds that ran, against one setting; at the bottom where none did."""
     space = METHODS[method].space[name]
     choices = list(getattr(space, "choices", ()))
     for state, mark in STATES.items():
@@ -284,6 +286,8 @@ def plot_step_sizes(trials: pd.DataFrame, title: str) -> Figure:
         rows = with_settings(trials[trials.method == method])
         draw_trials(ax, rows, "learning-rate", method, trials.final.min())
         ax.set_title(title_of(method), fontsize=9)
+    spaces = [METHODS[m].space["learning-rate"] for m in methods]  # SAC's is another, and the axis is shared
+    axes[0].set_xlim(min(x.low for x in spaces) / 1.2, max(x.high for x in spaces) * 1.2)
     trial_legend(figure)
     return figure
 
@@ -312,10 +316,10 @@ def plot_settings(trials: pd.DataFrame, title: str) -> Figure:
     axes = figure.subplots(len(methods), columns, squeeze=False, sharey=True)
     for row, method in zip(axes, methods):
         rows = with_settings(trials[trials.method == method])
-        shares = importance(rows, method)
+        shares = importance(rows, method)  # none where no trial is complete
         for ax, name in zip(row, METHODS[method].space):
             draw_trials(ax, rows, name, method, trials.final.min())
-            ax.set_title(f"{name}: {shares[name]:.0%}", fontsize=8)
+            ax.set_title(f"{name}: {shares[name]:.0%}" if shares else name, fontsize=8)
         for ax in row[len(METHODS[method].space) :]:
             ax.set_visible(False)
         row[0].set_ylabel(title_of(method), fontsize=8)

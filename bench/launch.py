@@ -44,12 +44,14 @@ class Job(NamedTuple):
     @property
     def command(self) -> str:
         """As in the file `command` of the run's folder."""
-        return f"{self.script} {self.flags}"
+        return f"{self.script} {self.flags}".strip()
 
     @property
     def finished(self) -> bool:
-        """Its model is saved."""
-        return Path("runs", self.name, "model.pt").exists()
+        """Its model is saved, of this command."""
+        folder = Path("runs", self.name)
+        saved = (folder / "model.pt").exists() and (folder / "command").exists()
+        return saved and (folder / "command").read_text().strip() == self.command
 
 
 def job(name: str, method: str, env: str, steps: int, seed: int, settings: Settings) -> Job:

@@ -20,11 +20,11 @@ NONE = "-"  # of a setting that a script has not
 
 
 def collect() -> pd.DataFrame:
-    """One row per run, kept metric and task; hardware and commit with every row."""
+    """One row per finished run, kept metric and task; hardware and commit with every row."""
     rows = []
-    for config_file in sorted(Path("runs").glob("noise__*/config.json")):
-        config = json.loads(config_file.read_text())
-        heartbeat = pd.read_csv(config_file.parent / "heartbeat.csv")
+    for model in sorted(Path("runs").glob("noise__*/model.pt")):
+        config = json.loads((model.parent / "config.json").read_text())
+        heartbeat = pd.read_csv(model.parent / "heartbeat.csv")
         last = heartbeat[heartbeat.metric.isin(KEPT)].groupby(["metric", "task"]).value.last()
         average = heartbeat[heartbeat.metric == AVERAGED].groupby(["metric", "task"]).value.mean()
         values = pd.concat([last, average]).reset_index()
@@ -60,7 +60,7 @@ def main() -> str:
     """Make runs.csv, where runs exist, and table.md; returns the table."""
     folder = Path("results/noise")
     folder.mkdir(parents=True, exist_ok=True)
-    if list(Path("runs").glob("noise__*/config.json")):
+    if list(Path("runs").glob("noise__*/model.pt")):
         collect().to_csv(folder / "runs.csv", index=False, float_format="%.6g")
     text = table(pd.read_csv(folder / "runs.csv"))
     (folder / "table.md").write_text(text)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from bench.launch import Job, job
 from bench.methods import Settings
+from bench.suites import SEEDS
 
 GOALS = ("cartpole-goals10", "cartpole-goals-physics10")
-SEARCH_SEEDS = (101, 102, 103)  # no result is reported of
 
 
 def prior(beta: float, penalty: float, samples: int = 1024) -> str:
@@ -55,7 +55,7 @@ def normalisation() -> Iterator[Job]:
         steps, rate = (2_000_000, "0.003") if lander else (500_000, "0.006")
         own = {"l2soft": {"l2-coef": "0.01"}}
         own["varshare"] = {"beta": "0.001", "sigma-prior": prior(0.001, 0.01, 512 if lander else 1024)}
-        for seed in SEARCH_SEEDS:
+        for seed in SEEDS:
             for setting in ("none", "obs", "value", "obs+value"):
                 settings = {"learning-rate": rate}
                 for name in ("obs", "value"):
@@ -68,7 +68,7 @@ def normalisation() -> Iterator[Job]:
 def noise() -> Iterator[Job]:
     """Penalties lambda, and beyond each how noisy: VarShare by beta, fixed sigmas, and L2Soft without any."""
     rate = {"learning-rate": "0.012"}
-    for seed in SEARCH_SEEDS:
+    for seed in SEEDS:
         for env in GOALS:
             for penalty in ("0.001", "0.003", "0.01", "0.03"):
                 yield of_setting(

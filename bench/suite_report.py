@@ -39,6 +39,8 @@ def write_suite(folder: Path) -> str:
 
 def write_search(folder: Path) -> None:
     """table.md and two figures for each suite, from results/search/trials.csv and settings.csv."""
+    if not (folder / "settings.csv").exists():  # no search has come to an end
+        return
     trials, settings = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "settings.csv")
     tables = []
     with rc_context(STYLE):
@@ -62,7 +64,7 @@ def write_claims(folder: Path) -> str:
     text = verdicts(results)
     (folder / "claims.md").write_text(text)
     identical = [x for x in results if "identical" in x.env]
-    suites = {x.env: x.runs for x in results if identical and x.steps == identical[0].steps}
+    suites = {x.env: x.runs for x in results if identical and x.searched_on == identical[0].searched_on}
     with rc_context(STYLE):
         if identical and (figure := plot_residuals(suites)):
             figure.savefig(folder / "residuals.png")

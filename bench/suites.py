@@ -14,6 +14,9 @@ from bench.methods import METHODS, ROOT, Settings, fail, parse_flags
 SETTINGS = Path("results/search/settings.csv")  # suite, method, settings: what the searches chose
 
 
+SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # of searches: no result is reported of
+
+
 @dataclass
 class Suite:
     """A line of benchmark.sh."""
@@ -34,6 +37,8 @@ class Suite:
         self.settings = self.settings or self.name
         if lost := [method for method in self.methods if method not in METHODS]:
             fail(f"unknown method {lost[0]}, choose from {', '.join(METHODS)}")
+        if not 1 <= self.best <= len(FRESH_SEEDS):
+            fail(f"--best must be from 1 to {len(FRESH_SEEDS)}, not {self.best}")
 
     @property
     def searched(self) -> bool:

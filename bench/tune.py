@@ -33,9 +33,8 @@ from optuna.trial import FrozenTrial, TrialState
 from bench import launch
 from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
 from bench.suite_report import write_search
-from bench.suites import SETTINGS, Suite
+from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, Suite
 
-SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # no result is reported of
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
 TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
 HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again

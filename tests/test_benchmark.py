@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import probes
 import pytest
 
-SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1"
+from bench.methods import METHODS, write_flags
 
-
+SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+COMPARED = {m for m, method in METHODS.items() if method.space and m != "varshare-sac"}
+SETTINGS = Path("results/search/settings.csv")
 
 
 def heed_sigint():
@@ -23,10 +26,7 @@ def heed_sigint():
 
 def benchmark(*argv, **variables):
     """Exit code and output of benchmark.sh in the current folder."""
-    environment = os.environ | {
-        "OUT": os.getcwd(),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    environment = os.environ | {"OUT": os.getcwd(), "PATH": PATH}
     command = ["bash", str(probes.ROOT / "benchmark.sh"), *argv]
     options = {"env": environment | variables, "text": True, "stdin": subprocess.DEVNULL}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
@@ -35,20 +35,31 @@ def benchmark(*argv, **variables):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=180)
     return process.returncode, output
+
+
+def settings_of(method):
+    """Some setting of its space."""
+    space = METHODS[method].space.items()
+    return write_flags({name: str(getattr(x, "choices", [None])[0] or x.high) for name, x in space})
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
+    """A folder of its own, in which a search has chosen settings of every method."""
     monkeypatch.chdir(tmp_path)
+    SETTINGS.parent.mkdir(parents=True)
+    suites = ("cartpole10", "cartpole-goals10", "cartpole-goals-physics10", "lunarlander20-goals", "sac")
+    rows = [(suite, method, settings_of(method)) for suite in suites for method in METHODS]
+    pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
     return tmp_path
 
 
 def commands(*argv, **variables):
     """The commands of a suite as lists of words."""
-    code, output = finish(benchmark(*argv, "--dry-run", **variables))
-    assert code == 0 and not list(Path().iterdir())
+    code, output = finish(benchmark(*argv, **variables))
+    assert code == 0 and [path.name for path in Path().iterdir()] == ["results"], output
     return [shlex.split(line) for line in output.splitlines()]
 
 
@@ -57,77 +68,91 @@ def option(command, name):
 
 
 def parse(command):
-    """The script of a command and its settings."""
+    """The script of a command and its settings, which it accepts."""
     script = probes.load_script(str(Path(command[1]).relative_to(probes.ROOT)))
     argv, sys.argv = sys.argv, command[1:]
     try:
-        return script, script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__)
+        args = script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__)
     finally:
         sys.argv = argv
+    script.check(args)
+    return script, args
 
 
-def test_suites_have_every_method_and_seed_with_settings_that_scripts_accept():
-    runs = commands("cartpole")
-    parsed = [parse(command) for command in runs[::20]]
-    for script, args in parsed:
-        script.check(args)
-        assert args.resume and args.run_name.startswith(f"cartpole__cartpole10__{args.total_timesteps}__")
+def test_methods_are_scripts_with_settings_that_they_have():
+    for method in METHODS.values():
+        assert (probes.ROOT / method.script).is_file() and method.title and method.what
+        assert not method.parent or (probes.ROOT / method.parent).is_file()
+        args = probes.load_script(method.script).Args()
+        for name in (*method.flags, *method.space):
+            assert hasattr(args, name.replace("-", "_")), (method.name, name)
+        for name, x in method.space.items():
+            default = getattr(args, name.replace("-", "_"))
+            if name in method.flags:
+                default = float(method.flags[name])
+            inside = str(default) in x.choices if hasattr(x, "choices") else x.low <= default <= x.high
+            assert inside, (method.name, name, default)
+    assert {METHODS[m].family for m in COMPARED} == {"varshare", "l2soft", "rival", "blind"}
+
+
+def test_a_suite_has_every_method_and_seed_with_the_settings_that_the_search_chose():
+    runs = commands("commands", "cartpole-identical10")  # which takes those of cartpole10
     names = [option(command, "--run-name") for command in runs]
-    assert len(names) == len(set(names)) == 2 * 10 * 10
-    assert {option(command, "--seed") for command in runs} == {str(seed) for seed in range(1, 11)}
-    assert {option(command, "--exp-name") for command in runs[:10]} == {
-        option(command, "--exp-name") for command in runs
-    }
-    assert all(option(c, "--eval-interval") == str(int(option(c, "--total-timesteps")) // 10) for c in runs)
-    assert len(commands("identical")) == len(commands("lunarlander")) == 100
-    search = commands("search")
-    per_method = {}
-    for command in search:
-        per_method.setdefault(option(command, "--exp-name"), []).append(option(command, "--seed"))
-    assert len(per_method) == 11
-    sac = per_method.pop("varshare-sac")  # at the short budget only, three step sizes
-    assert len(sac) == 27
-    more = per_method.pop("contextual")  # of which one more value of the coefficient is tried
-    assert len({len(seeds) for seeds in per_method.values()}) == 1 and len(more) > len(per_method["varshare"])
-    per_method["contextual"] = more
-    assert {seed for seeds in per_method.values() for seed in seeds} == set(sac) == {"101", "102", "103"}
-    pairs = [(option(c, "--exp-name"), option(c, "--seed")) for c in commands("sac")]
-    methods = ("task-blind", "varshare-ppo", "varshare-sac")
-    assert pairs == [(method, str(seed)) for seed in range(1, 11) for method in methods]
+    assert len(names) == len(set(names)) == 10 * len(COMPARED)
+    for command in runs[: len(COMPARED)]:
+        _, args = parse(command)
+        method = METHODS[args.exp_name]
+        assert args.resume and args.run_name == f"cartpole-identical10__{method.name}__1"
+        assert args.eval_interval == 100_000 and args.total_timesteps == 1_000_000
+        for name, x in method.space.items():
+            chosen = getattr(args, name.replace("-", "_"))
+            assert str(chosen) == x.choices[0] if hasattr(x, "choices") else chosen == x.high
+    assert {option(c, "--exp-name") for c in runs} == COMPARED
+    assert {option(c, "--seed") for c in runs} == {str(seed) for seed in range(1, 11)}
+
+
+def test_the_committed_settings_are_accepted():
+    """Those that the search of the project chose, by today's scripts."""
+    SETTINGS.unlink()
+    for suite in pd.read_csv(probes.ROOT / SETTINGS).suite.unique():
+        for command in commands("commands", suite, SEEDS="1"):
+            parse(command)
 
 
 @pytest.mark.parametrize(
     ("suite", "number"),
-    [("power", 4 * 3 * 4 * 5 + 2 * 3 * 3), ("ceilings", 9), ("normalisation", 144), ("posterior", 436)],
+    [
+        ("power", 4 * 3 * 4 * 5 + 2 * 3 * 3),
+        ("ceilings", 9),
+        ("normalisation", 144),
+        ("noise", 162),
+        ("posterior", 436),
+    ],
 )
-def test_control_suites_have_settings_that_scripts_accept(suite, number):
-    runs = commands(suite)
+def test_studies_have_settings_that_scripts_accept(suite, number):
+    runs = commands(suite, "--dry-run")
     assert len({option(command, "--run-name") for command in runs}) == len(runs) == number
     seen = {}
     for command in runs:
         method, _, setting = option(command, "--exp-name").partition("@")
-        script = Path(command[1]).stem.removesuffix("_ppo")
-        other = {"task-blind": "shared", "varshare-fixed": "varshare_fixed_sigma"}
-        other |= {"varshare-shuffled": "varshare_shuffled_sigma"}
-        other |= {"varshare-fixed-sac": "varshare_fixed_sigma_sac"}
-        assert script == other.get(method, method.replace("-", "_"))
+        assert command[1] == str(probes.ROOT / METHODS[method].script)
         seen[method, option(command, "--env-id"), setting] = command
     for (method, env, setting), command in seen.items():
-        script, args = parse(command)
-        script.check(args)
+        _, args = parse(command)
         assert args.env_id == env and args.total_timesteps == int(option(command, "--total-timesteps"))
+        penalty = getattr(args, "l2_coef", None)
+        if hasattr(args, "beta") and not method.endswith("sac"):
+            penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
         if suite == "power":
             assert args.learning_rate == float(setting) and args.eval_interval == args.total_timesteps // 10
         if suite == "normalisation":
             assert (args.norm_obs, args.norm_value) == ("obs" in setting, "value" in setting)
-            if method == "varshare":  # the same penalty as L2Soft's
-                penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
+            if method in ("varshare", "l2soft"):
                 assert penalty == pytest.approx(0.01, rel=0.05)
-        if suite == "posterior" and not method.endswith("sac"):
-            penalty = 0.003
-            if hasattr(args, "beta"):
-                penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
-            assert getattr(args, "l2_coef", penalty) == pytest.approx(0.003, rel=0.01)
+        if suite == "noise":
+            assert penalty == pytest.approx(float(setting.partition(",")[0]), rel=0.02)
+        if suite == "posterior" and penalty is not None and not method.endswith("sac"):
+            assert penalty == pytest.approx(0.003, rel=0.01)
             acts = "sample" if setting.startswith("sample") else "mean"
             assert getattr(args, "rollout_weights", "mean") == acts
             assert (getattr(args, "reptile_alpha", 0) > 0) == setting.endswith("recentred")
@@ -137,108 +162,108 @@ def test_control_suites_have_settings_that_scripts_accept(suite, number):
         assert {env for _, env, _ in seen} == set(probes.envs.ENV_IDS) - without
 
 
-def test_settings_come_from_the_search():
-    with open(probes.ROOT / "results/search/settings.csv") as file:
-        rows = [line.strip().split(",")[:4] for line in file][1:]
-    both = commands("cartpole", SEEDS="1"), commands("sac", SEEDS="1")
-    grid, sac = ([" ".join(command) for command in runs] for runs in both)
-    methods = {option(command, "--exp-name") for command in both[0]}
-    assert {
-        row[2] for row in rows if row[1] == "500000"
-    } >= methods  # none is compared with its settings unsearched
-    for env, steps, method, flags in rows:
-        run, *_ = [run for run in grid + sac if f"__{env}__{steps}__{method}__1 " in f"{run} "]
-        assert flags in run
-    assert (
-        next(flags for _, steps, method, flags in rows if (steps, method) == ("102400", "varshare")) in sac[1]
-    )
-    (longer,) = commands("cartpole", SEEDS="1", STEPS="2000000", METHODS="cagrad")
-    flags = next(flags for _, steps, method, flags in rows if (steps, method) == ("500000", "cagrad"))
-    assert flags in " ".join(longer)
-    (recentred,) = commands("lunarlander", SEEDS="1", METHODS="varshare-recentred")
-    assert option(recentred, "--reptile-alpha") == "0.1"  # not searched there, but not plain VarShare either
-
-
 def test_knobs():
-    runs = commands(
-        "cartpole", METHODS="l2soft pcgrad", SEEDS="3 5", ENVS="CartPole-v1", STEPS="7", FLAGS="--cuda"
-    )
+    variables = {"METHODS": "l2soft pcgrad", "SEEDS": "2", "STEPS": "7000", "FLAGS": "--cuda --gamma 0.9"}
+    runs = commands("commands", "cartpole10", **variables)
     assert len(runs) == 4 and all("--cuda" in command for command in runs)
     assert {option(command, "--exp-name") for command in runs} == {"l2soft", "pcgrad"}
-    assert {option(command, "--seed") for command in runs} == {"3", "5"}
-    assert {option(command, "--env-id") for command in runs} == {"CartPole-v1"}
-    for argv, variables in ((["nonsense"], {}), (["cartpole"], {"METHODS": "nonsense"})):
-        code, output = finish(benchmark(*argv, **variables))
-        assert code == 2 and "unknown" in output and not list(Path().iterdir())
-    assert "METHODS" in finish(benchmark("help"))[1]
+    assert {option(command, "--seed") for command in runs} == {"1", "2"}
+    for name, value in (("--total-timesteps", "7000"), ("--eval-interval", "700"), ("--gamma", "0.9")):
+        assert {option(command, name) for command in runs} == {value}
+    code, output = finish(benchmark("help"))
+    assert code == 0 and "METHODS" in output and "set -e" not in output
+    code, output = finish(benchmark("plan"))
+    assert code == 0 and len(output.splitlines()) == 7 and "0 of 100 runs done" in output
 
 
-TINY = {"STEPS": "2560", "SEEDS": "1 2", "METHODS": "varshare", "FLAGS": SMALL, "JOBS": "2"}
+@pytest.mark.parametrize(
+    ("argv", "variables", "message"),
+    [
+        (["nonsense"], {}, "unknown suite nonsense"),
+        (["search", "nonsense"], {}, "unknown suite nonsense"),
+        (["cartpole10"], {"METHODS": "nonsense"}, "unknown method nonsense, choose from varshare"),
+        (["cartpole10"], {"LAUNCHER": "pbs"}, "LAUNCHER is slurm or nothing, not 'pbs'"),
+        ([], {"JOBS": "abc"}, "JOBS is a number of runs at a time, not 'abc'"),
+        (["cartpole10"], {"JOBS": "0"}, "JOBS is a number"),
+        (["search", "cartpole10"], {"STORAGE": "nonsense"}, "cannot open the database nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(argv, variables, message):
+    code, output = finish(benchmark(*argv, **variables))
+    assert code == 2 and message in output and output.count("\n") == 1, output
+    assert [path.name for path in Path().iterdir()] == ["results"]
+
+
+def test_a_method_without_settings_is_refused():
+    pd.read_csv(SETTINGS).query("method != 'pcgrad'").to_csv(SETTINGS, index=False)
+    code, output = finish(benchmark("commands", "cartpole10", METHODS="l2soft pcgrad"))
+    assert code == 2 and "no settings of pcgrad on cartpole10" in output
+
+
+TINY = {"STEPS": "2560", "SEEDS": "2", "METHODS": "hard-sharing", "FLAGS": SMALL, "JOBS": "2"}
 
 
 def test_a_crashed_run_is_reported_and_the_others_go_on():
-    spoilt = Path("runs/cartpole__cartpole10__2560__varshare__2")
+    spoilt = Path("runs/cartpole10__hard-sharing__2")
     spoilt.mkdir(parents=True)
     (spoilt / "checkpoint.pt").write_text("spoilt")
-    code, output = finish(benchmark("cartpole", **TINY))
+    code, output = finish(benchmark("cartpole10", **TINY))
     assert code == 1
     assert f"failed: {spoilt.name} (exit code 2)" in output
     assert "checkpoint.pt is not a checkpoint" in output  # the last line of its log
     assert "1/2 finished, 1 failed" in output
-    assert f"Missing: 1 runs, as {spoilt.name}" in Path("results/cartpole/table.md").read_text()
-    finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/model.pt")}
+    table = Path("results/cartpole10/table.md")
+    assert "Missing: 1 runs, as hard-sharing, seed 2" in table.read_text()
+    finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*__*/model.pt")}
     assert len(finished) == 1
 
     (spoilt / "checkpoint.pt").unlink()  # mended: only this one is run again
-    code, output = finish(benchmark("cartpole", **TINY))
+    code, output = finish(benchmark("cartpole10", **TINY))
     assert code == 0 and "2/2 finished, 0 failed" in output
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
-    Path("runs/other.tsv").write_text(
-        Path("runs/cartpole.tsv").read_text().replace("--seed", "--gamma 0.9 --seed")
-    )
-    code, output = finish(benchmark("run", "runs/other.tsv", "1"))
+    assert "Missing" not in table.read_text()
+    code, output = finish(benchmark("cartpole10", **TINY | {"FLAGS": f"{SMALL} --gamma 0.9"}))
     assert code == 1 and "has other settings than today" in output
-    assert "Missing" not in Path("results/cartpole/table.md").read_text()
-    for name in ("runs.csv", "configs.csv", "claims.md"):
-        assert (Path("results/cartpole") / name).exists()
+    for name in ("runs.csv", "configs.csv", "curves.png"):
+        assert (Path("results/cartpole10") / name).exists()
 
 
 def alive(folder):
-    """Python processes of runs below this folder."""
+    """Processes below this folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if (path / "cwd").resolve() == folder and b"--run-name" in (path / "cmdline").read_bytes():
+            if (path / "cwd").resolve() == folder and b"python" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
         except OSError:
             continue
-    return found
+    return set(found) - {os.getpid()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here):
-    changes = {"STEPS": "256000", "SEEDS": "1", "METHODS": "hard-sharing"}
-    changes["FLAGS"] = f"{SMALL} --checkpoint-interval 0.1"
-    folder = here / "runs/cartpole__cartpole10__256000__hard-sharing__1"
+    changes = {"STEPS": "256000", "SEEDS": "1", "FLAGS": f"{SMALL} --checkpoint-interval 0.1"}
+    folder = here / "runs/cartpole10__hard-sharing__1"
     for signum, to_all in ((signal.SIGINT, False), (signal.SIGKILL, True)):
-        process, before = benchmark("cartpole", **TINY | changes), time.time()
+        process, before = benchmark("cartpole10", **TINY | changes), time.time()
         while not (folder / "checkpoint.pt").exists() or (folder / "checkpoint.pt").stat().st_mtime < before:
-            assert process.poll() is None
+            assert process.poll() is None, finish(process)
             time.sleep(0.05)
         if to_all:  # whatever the runs belong to
             for pid in (process.pid, *alive(here)):
                 os.kill(pid, signum)
         else:
-            process.send_signal(signum)
+            os.killpg(process.pid, signum)  # as a terminal does
         code, output = finish(process)
-        assert not alive(here) and not (folder / "model.pt").exists()
-        assert not (folder / "failed").exists() or to_all
+        while alive(here):
+            time.sleep(0.05)
+        assert not (folder / "model.pt").exists() and not (folder / "failed").exists()
         assert to_all or (code == 130 and "the same command continues" in output)
-    assert finish(benchmark("cartpole", **TINY | changes))[0] == 0
+    assert finish(benchmark("cartpole10", **TINY | changes))[0] == 0
+    code, output = finish(benchmark("commands", "cartpole10", **TINY | changes))
     (here / "again").mkdir()
     os.chdir(here / "again")
-    (command,) = commands("cartpole", **TINY | changes)
-    script, args = parse(command)
+    script, args = parse(shlex.split(output))
     probes.assert_same_runs(folder, script.train(args))
 
 
@@ -251,33 +276,35 @@ echo "77;cluster"
 
 def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     (here / "bin").mkdir()
-    (here / "bin/sbatch").write_text(
-        '#!/bin/sh\nprintf "%s\\n" "$@" >>calls\necho "---" >>calls\necho "77;cluster"\n'
-    )
+    (here / "bin/sbatch").write_text(FAKE_SBATCH)
     (here / "bin/sbatch").chmod(0o755)
     path = f"{here / 'bin'}:{PATH}"
     variables = TINY | {"LAUNCHER": "slurm", "PATH": path}
-    code, output = finish(benchmark("cartpole", **variables))
-    assert code == 0 and "77" in output
-    array, report, _ = [call.split("\n") for call in Path("calls").read_text().split("---\n")]
+
+    def submit(**more):
+        Path("calls").unlink(missing_ok=True)
+        code, output = finish(benchmark("cartpole10", **variables | more))
+        assert code == 0, output
+        *calls, _ = [call.split("\n") for call in Path("calls").read_text().split("---\n")]
+        return output, *calls
+
+    output, array, report = submit()
+    assert "array job 77" in output
     assert array[array.index("--array") + 1] == "1-2%2"
     assert report[report.index("--dependency") + 1] == "afterany:77"
     assert not any("partition" in word for word in array + report)
-    wrapped = array[array.index("--wrap") + 1]
     task = {"SLURM_ARRAY_TASK_ID": "2", "PATH": path}
+    wrapped = array[array.index("--wrap") + 1]
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | task)
-    line = Path("runs/cartpole.tsv").read_text().splitlines()[1]
-    assert [folder.name for folder in Path("runs").iterdir() if folder.is_dir()] == [line.split("\t")[0]]
-    assert (Path("runs") / line.split("\t")[0] / "model.pt").exists()
-    subprocess.run(["bash", "-c", report[report.index("--wrap") + 1]], check=True, env=os.environ | task)
-    assert "Missing: 1 runs" in Path("results/cartpole/table.md").read_text()
+    (model,) = Path("runs").glob("*__*/model.pt")
+    assert model.parent.name == "cartpole10__hard-sharing__2"
+    wrapped = report[report.index("--wrap") + 1]
+    subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | TINY | task)
+    assert "Missing: 1 runs" in Path("results/cartpole10/table.md").read_text()
 
-    Path("calls").unlink()
-    finish(benchmark("cartpole", **variables))
-    assert "1-1%2" in Path("calls").read_text()  # what is left
-    Path("calls").unlink()
-    finish(benchmark("cartpole", **variables | {"SBATCH": "--partition=long --time=2:00:00", "JOBS": ""}))
-    array, report, _ = [call.split("\n") for call in Path("calls").read_text().split("---\n")]
+    _, array, _ = submit()
+    assert array[array.index("--array") + 1] == "1-1%2"  # what is left
+    _, array, report = submit(SBATCH="--partition=long --time=2:00:00", JOBS="")
     assert array[array.index("--array") + 1] == "1-1"
     for call in (array, report):
         assert "--partition=long" in call and "--time=2:00:00" in call

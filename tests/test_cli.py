@@ -153,6 +153,8 @@ BAD = [
     (["--env-id", ""], KNOWN),
     (["--env-id", "CartPole-v99"], KNOWN),
     (["--env-id", "no_such_module:Env-v0"], "no_such_module"),
+    (["--env-id", ".foo:x"], KNOWN),
+    (["--env-id", "..:"], KNOWN),
     (["--env-id", "Blackjack-v1"], "one-dimensional Box"),
     (["--seed", str(2**63)], "--seed must be below 2^63"),
     (["--num-steps", "1", "--envs-per-task", "1", "--num-minibatches", "1"], TOO_FEW),
@@ -184,6 +186,9 @@ BAD = [
     (["--hidden-sizes", "0"], "--hidden-sizes must be positive"),
     (["--hidden-sizes", "64", "-3"], "--hidden-sizes must be positive"),
     (["--num-threads", "0"], "--num-threads must be positive"),
+    (["--num-threads", "1000000"], f"--num-threads must be at most {os.cpu_count()}, this machine's cores"),
+    (["--target-kl", "-0.1"], "--target-kl must be positive or 0"),
+    (["--capture-video", "--env-id", "RewardOfAction"], "cannot build RewardOfAction"),
     (["--checkpoint-interval", "-1"], "--checkpoint-interval must be positive or 0"),
     (["--checkpoint-interval", "nan"], "--checkpoint-interval must be positive or 0"),
     (["--clip-vloss", "--norm-value"], "--clip-vloss goes with --no-norm-value only"),
@@ -192,6 +197,7 @@ BAD = [
     (["--run-name", "a/"], "--run-name"),
     (["--run-name", ".."], "--run-name"),
     (["--run-name", "."], "--run-name"),
+    (["--run-name", "latest"], "--run-name"),
     (["--run-name", "/"], "--run-name"),
 ]
 BAD_OF_METHODS = {
@@ -208,7 +214,10 @@ BAD_OF_METHODS = {
     ],
     "freeze_theta": [(["--freeze-theta"], "--freeze-theta needs a theta from --load")],
     "l2_coef": [(["--l2-coef", "-1"], "--l2-coef must be positive or 0")],
-    "embedding_size": [(["--embedding-size", "0"], "--embedding-size must be positive")],
+    "embedding_size": [
+        (["--embedding-size", "0"], "--embedding-size must be positive"),
+        (["--embedding-std", "0"], "--embedding-std must be positive"),
+    ],
     "cagrad_c": [
         (["--cagrad-c", "-0.1"], "--cagrad-c must be from 0 to 1, not -0.1"),
         (["--cagrad-c", "1.1"], "--cagrad-c must be from 0 to 1, not 1.1"),
@@ -225,6 +234,71 @@ def test_bad_input_of_the_method(script, capsys):
     for setting, cases in BAD_OF_METHODS.items():
         for argv, message in cases if hasattr(script.Args, setting) else ():
             assert_refused(script, capsys, argv, message)
+
+
+def test_a_file_where_a_folder_is_to_be(trunk, capsys):
+    Path("runs").write_text("a file\n")
+    assert_refused(trunk, capsys, [], "runs is a file")
+    Path("runs").unlink()
+    Path("runs").mkdir()
+    Path("runs/mine").write_text("a file\n")
+    for more in ([], ["--resume"]):
+        assert_refused(trunk, capsys, ["--run-name", "mine", *more], "runs/mine is a file")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"args": 3}'])
+def test_a_spoilt_config(trunk, capsys, text):
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.json").write_text(text)
+    assert_refused(trunk, capsys, ["--run-name", "mine", "--resume"], "config.json is spoilt")
+
+
+def test_a_folder_that_another_process_writes_in(trunk, capsys):
+    argv = ["--total-timesteps", "1000000000", "--checkpoint-interval", "0", "--run-name", "mine"]
+    command = [sys.executable, str(probes.ROOT / "varshare_ppo.py"), *argv]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not Path("runs/mine/checkpoint.pt").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGSTOP)  # else it writes, and files come and go
+    assert_refused(trunk, capsys, [*argv, "--resume"], "runs/mine is in use by another process")
+    process.kill()
+    process.wait()
+    tiny = ["--total-timesteps", "1000000000", "--run-name", "mine", "--checkpoint-interval", "0"]
+    stopped = probes.load(Path("runs/mine"), "checkpoint")["iteration"]
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:  # it is free again
+        patch.setattr(trunk, "rollout", lambda *_: sys.exit(stopped))
+        probes.main(trunk, *tiny, "--resume")
+
+
+def test_tracking_without_a_key(trunk, capsys, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def login():
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(wandb, "login", login)
+    assert_refused(trunk, capsys, ["--track"], "--track: No API key configured. Use `wandb login`.")
+
+
+def test_tracking_goes_to_the_project_and_entity(trunk, monkeypatch):
+    wandb, calls = pytest.importorskip("wandb"), []
+    monkeypatch.setattr(wandb, "login", lambda: True)
+    monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options))
+    probes.main(trunk, *TINY_PPO, "--track", "--wandb-entity", "team", "--run-name", "mine")
+    (options,) = calls
+    assert (options["project"], options["entity"], options["id"]) == ("varshare", "team", "mine")
+
+
+def test_the_newest_run_is_linked_and_filmed(trunk, capsys):
+    tasks = ["--tasks", "3", "5", "--capture-video"]
+    for name, more in (("first", []), ("second", tasks)):
+        probes.main(trunk, *TINY_PPO, "--run-name", name, *more)
+        assert Path("runs/latest").is_symlink() and Path("runs/latest").resolve().name == name
+    names = json.loads(Path("runs/latest/config.json").read_text())["task_names"]
+    films = sorted(Path("runs/latest/videos").iterdir())
+    assert [film.stem for film in films] == sorted([*names, "all-tasks"])
+    assert f"film   {Path('runs/second/videos') / names[0]}.gif" in capsys.readouterr().out
+    assert not Path("runs/first/videos").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -286,7 +360,7 @@ def test_a_run_prints_plain_lines_into_a_pipe():
     """Every third log, and the last; then the final evaluation, and what to do next."""
     done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--total-timesteps", "102400")
     assert (done.returncode, done.stderr) == (0, "")
-    (folder,) = Path("runs").iterdir()
+    (folder,) = Path("runs").glob("cartpole10__*")
     assert re.fullmatch(r"cartpole10__varshare_ppo__1__\d+", folder.name)
     lines = done.stdout.splitlines()
     assert len(lines) == 4 + 11 + 3 and "\r" not in done.stdout
@@ -336,6 +410,6 @@ def test_a_copy_in_another_folder_of_the_project_runs(tmp_path):
     for folder, path in ((project / "forks", "mine/my_idea.py"), (tmp_path, fork)):
         done = python(path, *TINY_PPO, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
-        (run,) = (folder / "runs").iterdir()
+        (run,) = (folder / "runs").glob("cartpole10__*")
         assert run.name.startswith("cartpole10__my_idea__1__")
         assert json.loads((run / "config.json").read_text())["script"] == "forks/mine/my_idea.py"

@@ -1,20 +1,23 @@
-"""Tables of the control suites, from made-up runs."""
+"""Tables of the control suites and of the noise suite, from made-up runs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from bench import controls
+from bench import controls, noise
+from bench.statistics import mean_interval
+from bench.style import STYLE
 
 TASKS = ["a", "b"]
 
 
 def write_run(suite, env, method, seed, final, steps=500_000):
     """A finished run with an evaluation on the way, which is not to count; final is (task,)."""
-    folder = controls.Path("runs", f"{suite}__{env}__{method}__{seed}")
+    folder = Path("runs", f"{suite}__{env}__{method}__{seed}")
     folder.mkdir(parents=True)
     args = {"env_id": env, "total_timesteps": steps, "exp_name": method, "seed": seed}
     (folder / "config.json").write_text(json.dumps({"args": args, "git_commit": "abc", "hardware": "abacus"}))
@@ -38,16 +41,17 @@ def rows_of(text, env):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(controls, "ROOT", tmp_path)
+    monkeypatch.setitem(STYLE, "savefig.dpi", 30)  # pictures are drawn in a fraction of the time
     return tmp_path
 
 
 def table(suite):
-    controls.main(suite)
-    text = controls.Path("results", suite, "table.md").read_text()
-    for model in controls.Path("runs").glob("*/model.pt"):
+    text = controls.main(suite)
+    assert Path("results", suite, "table.md").read_text() == text
+    for model in Path("runs").glob("*/model.pt"):
         model.unlink()
-    controls.main(suite)  # from runs.csv alone
-    assert controls.Path("results", suite, "table.md").read_text() == text
+    assert controls.main(suite) == text  # from runs.csv alone
+    assert Path("results", suite, "table.md").read_text() == text
     return text
 
 
@@ -76,7 +80,7 @@ def test_power_takes_each_methods_best_step_size_and_says_whether_a_suite_can_te
     mean = best[(best.task == "mean") & (best.step == 500_000)].value
     row = rows["varshare"]
     assert row["runs"] == "5" and row["against task-blind"] == "better"
-    assert row["mean at the best"] == controls.mean_interval(mean).text()
+    assert row["mean at the best"] == mean_interval(mean).text()
     assert row["its worst task"].startswith(f"{best[best.task == 'a'].value.mean():.1f} [")
     assert row["success"] == f"{mean.mean() / 1000:.0%}"
     assert rows["task-blind"]["minus task-blind"] == rows["task-blind"]["against task-blind"] == ""
@@ -117,3 +121,40 @@ def test_normalisation_says_what_either_adds():
     rows = rows_of(table("normalisation"), "goals")
     assert list(rows["l2soft"].values())[1:] == [f"{10150 + x:.1f} +- 70.7" for x in gains.values()]
     assert list(rows["mean gain over none"].values())[2:] == ["-15.0", "+45.0", "+30.0"]
+
+
+def test_noise_says_what_differs_between_settings_best_first():
+    """beta and lambda only where a method has them; how noisy it is beside its return."""
+    methods = {"l2soft@0.01": (100, None), "varshare@0.01,0.001": (130, 0.02), "varshare@0.01,1": (60, 0.5)}
+    for (name, (mean, sigma)), seed in ((x, seed) for x in methods.items() for seed in (101, 102)):
+        folder = Path("runs", f"noise__goals__500000__{name}__{seed}")
+        folder.mkdir(parents=True)
+        args = {"exp_name": name, "env_id": "goals", "total_timesteps": 500_000, "seed": seed}
+        args |= {"beta": float(name.partition(",")[2])} if sigma else {"l2_coef": 0.01}
+        config = {"args": args, "git_commit": "abc", "hardware": "abacus"}
+        (folder / "config.json").write_text(json.dumps(config))
+        lines = ["global_step,metric,task,value"]
+        for step, share in ((1, 0.5), (2, 1.0)):  # of the clipped fraction the mean counts, else the last
+            for task, value in (("a", mean - 10), ("b", mean + 10), ("mean", mean)):
+                lines.append(f"{step},eval/episodic_return,{task},{share * value + seed - 101}")
+            lines.append(f"{step},losses/clipfrac_first_minibatch,mean,{0.02 * share}")
+            lines += [f"{step},varshare/sigma,mean,{sigma * share}"] if sigma else []
+        (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
+        (folder / "model.pt").touch()
+    unfinished = Path("runs/noise__goals__500000__l2soft@0.01__103")
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text(json.dumps(config))
+    text = noise.main()
+    assert Path("results/noise/table.md").read_text() == text
+    for model in Path("runs").glob("*/model.pt"):
+        model.unlink()
+    assert noise.main() == text  # from runs.csv alone
+    table = [[x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines()]
+    del table[1]
+    assert table == [
+        ["exp_name", "beta", "seeds", "return", "std over seeds", "worst seed", "worst task"]
+        + ["clipped at first minibatch", "sigma at end"],
+        ["varshare", "0.001", "2", "130.5", "0.7", "130.0", "120.5", "1.50 %", "0.0200"],
+        ["l2soft", "-", "2", "100.5", "0.7", "100.0", "90.5", "1.50 %", ""],
+        ["varshare", "1.0", "2", "60.5", "0.7", "60.0", "50.5", "1.50 %", "0.5000"],
+    ]

@@ -18,7 +18,7 @@ from PIL import Image
 import enjoy
 import varshare_ppo
 from enjoy import Args, play
-from envs import make_single
+from envs import make_single, video
 from envs.evaluation import spread_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,7 +233,7 @@ def test_table(run, capsys):
 
 
 def test_films(run, tmp_path, monkeypatch, capsys):
-    recorded, record = [], enjoy.record
+    recorded, record = [], video.record
     monkeypatch.setattr(enjoy, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
     names, returns, lengths, _, films = play(
         Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True)
@@ -241,14 +241,14 @@ def test_films(run, tmp_path, monkeypatch, capsys):
     (reels, duration, totals), longest = recorded[0], lengths[:, 0].max()
     assert np.array_equal(totals, returns[:, 0])  # the first episode of the table
     assert films == [run / "videos" / f"{name}.gif" for name in (*names, "all-tasks")]
-    assert [len(reel) for reel in reels] == [1 + np.ceil(longest / enjoy.FRAME_SKIP)] * 2
+    assert [len(reel) for reel in reels] == [1 + np.ceil(longest / video.FRAME_SKIP)] * 2
     for film, length in zip(films, (*lengths[:, 0], longest)):
         with Image.open(film) as image:
             assert image.n_frames == 1 + np.ceil(
-                length / enjoy.FRAME_SKIP
+                length / video.FRAME_SKIP
             )  # from the first to the last state
             assert image.info["duration"] == duration == 40 and film.stat().st_size < 2e6
-            assert image.width == enjoy.WIDTH * (1 + (film.stem == "all-tasks"))
+            assert image.width == video.WIDTH * (1 + (film.stem == "all-tasks"))
             first = np.asarray(image.convert("RGB"))
             image.seek(image.n_frames - 1)
             assert image.info["duration"] == 1500
@@ -268,7 +268,7 @@ def test_a_film_of_continuous_actions(pendulum, monkeypatch):
     _, _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
     with Image.open(films[0]) as image:
         assert films == [pendulum / "videos/Pendulum-v1.gif"] and image.n_frames == 11
-        assert image.width == 2 * enjoy.WIDTH
+        assert image.width == 2 * video.WIDTH
 
 
 class Trap:

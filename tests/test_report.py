@@ -1,4 +1,4 @@
-"""Tests of report.py: what the plots hold, of runs that are finished, unfinished, or log little."""
+"""Tests of the plots of single runs: what they hold, of runs that are finished, unfinished, or log little."""
 
 import csv
 import json
@@ -12,11 +12,20 @@ import pytest
 from PIL import Image
 
 import report
+from bench import run_figures
+from bench.collect import read_run
+from bench.style import MAX_CURVES, STYLE
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (100, 200, 300, 400)
 LAYERS = [f"{net}.{i}" for net in ("actor", "critic") for i in range(10)]  # a deep one
 ALL_TASKS = ("losses/policy_loss", "losses/value_loss", "losses/clipfrac")  # logged without single tasks
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Pictures are drawn in a fraction of the time."""
+    monkeypatch.setitem(STYLE, "savefig.dpi", 50)
 
 
 def value(metric, step, task):
@@ -79,13 +88,13 @@ def test_writes_what_the_run_has_logged(tmp_path, capsys):
     for path in full + bare:
         with Image.open(path) as image:
             image.load()
-            assert image.width > 500 and image.height > 300
+            assert image.width > 200 and image.height > 120
 
 
 @pytest.mark.parametrize("num_tasks", [1, 3, 10, 20])
 def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
-    run = report.read_run(write_run(tmp_path / "run", num_tasks))
-    figures = {name: plot(run) for name, plot in report.PLOTS.items()}
+    run = read_run(write_run(tmp_path / "run", num_tasks))
+    figures = {name: plot(run) for name, plot in run_figures.PLOTS.items()}
     for figure in figures.values():
         assert all(len(ax.get_lines()) <= 8 for ax in figure.axes)
         assert figure.get_suptitle() == "run:  a.py on some-env, seed 7"
@@ -113,7 +122,7 @@ def test_layers_are_known_by_their_older_names_too(tmp_path):
         text = (folder / "heartbeat.csv").read_text().replace("critic.0", "logstd")
         text = text.replace("/critic.1,", "/critic2.1,")
         (folder / "heartbeat.csv").write_text(re.sub(r"(actor|critic2?)\.", rf"\1{dot}", text))
-    new, old = (report.plot_sharing(report.read_run(folder)).axes for folder in folders)
+    new, old = (run_figures.plot_sharing(read_run(folder)).axes for folder in folders)
     assert [ax.get_title() for ax in new] == [ax.get_title() for ax in old]
     titles = [f"{net}, all tasks" for net in ("actor", "logstd", "critic2", "critic")]
     assert [ax.get_title() for ax in new][:-2] == titles
@@ -126,8 +135,8 @@ def test_layers_are_known_by_their_older_names_too(tmp_path):
 
 
 def test_returns_of_every_task(tmp_path):
-    run = report.read_run(write_run(tmp_path / "run", 10))
-    top, *panels = report.plot_returns(run).axes
+    run = read_run(write_run(tmp_path / "run", 10))
+    top, *panels = run_figures.plot_returns(run).axes
     by_step = np.array([[value("charts/episodic_return", s, i) for s in STEPS] for i in range(10)])
     worst, mean, marks, last = lines(top)
     np.testing.assert_allclose(mean, np.column_stack((STEPS, by_step.mean(0))))
@@ -151,13 +160,13 @@ def test_one_crash_does_not_flatten_the_rest(tmp_path):
     line = f"100,charts/episodic_return,task-5,{value('charts/episodic_return', 100, 5)}"
     assert line in text
     (folder / "heartbeat.csv").write_text(text.replace(line, "100,charts/episodic_return,task-5,-9000"))
-    top = report.plot_returns(report.read_run(folder)).axes[0]
+    top = run_figures.plot_returns(read_run(folder)).axes[0]
     assert -20 < top.get_ylim()[0] and "-9000" in top.texts[0].get_text()
 
 
 def test_norms(tmp_path):
-    run = report.read_run(write_run(tmp_path / "run", 10))
-    mu, theta, _, bars = report.plot_norms(run).axes
+    run = read_run(write_run(tmp_path / "run", 10))
+    mu, theta, _, bars = run_figures.plot_norms(run).axes
     values = run.values("varshare/mu_norm")
     highest, lowest, mean = lines(mu)
     for curve, column in ((highest, "task-9"), (lowest, "task-0"), (mean, "mean")):
@@ -172,10 +181,10 @@ def test_norms(tmp_path):
 
 
 def test_sigma_of_every_layer(tmp_path):
-    run = report.read_run(write_run(tmp_path / "run", 3))
-    actor, critic, dead, _ = report.plot_sigma(run).axes
+    run = read_run(write_run(tmp_path / "run", 3))
+    actor, critic, dead, _ = run_figures.plot_sigma(run).axes
     drawn = [text.get_text() for text in critic.get_legend().get_texts()]
-    assert len(drawn) == report.MAX_CURVES and {drawn[0], drawn[-1]} == {"critic.0", "critic.9"}
+    assert len(drawn) == MAX_CURVES and {drawn[0], drawn[-1]} == {"critic.0", "critic.9"}
     expected = [value("varshare/sigma_q50/actor.0", step, 0) for step in STEPS]
     np.testing.assert_allclose(lines(actor)[0], np.column_stack((STEPS, expected)))
     low, high = (value(f"varshare/sigma_q{q}/actor.0", STEPS[0], 0) for q in (1, 99))
@@ -191,11 +200,20 @@ def test_an_unfinished_run_is_drawn_as_far_as_its_log_is_whole(tmp_path, end):
     folder = write_run(tmp_path / "run", 3, finished=False)
     text = (folder / "heartbeat.csv").read_bytes()
     (folder / "heartbeat.csv").write_bytes(text[: text.rindex(end)] + end)
-    run = report.read_run(folder)
-    for plot in report.PLOTS.values():
+    run = read_run(folder)
+    for plot in run_figures.PLOTS.values():
         assert plot(run).get_suptitle().endswith("(not finished: 300 of 1,000 steps)")
     assert run.values("losses/clipfrac").index.tolist() == [100, 200, 300]
     assert np.isfinite(run.values("charts/episodic_return").iloc[1:].to_numpy()).all()
+
+
+def test_the_newest_run_has_its_own_name(tmp_path, capsys):
+    """runs/latest is a link."""
+    folder = write_run(tmp_path / "run", 1, varshare=False)
+    (tmp_path / "latest").symlink_to("run")
+    report.main((tmp_path / "latest",))
+    assert str(folder / "plots/returns.png") in capsys.readouterr().out.splitlines()
+    assert read_run(tmp_path / "latest").title.startswith("run:  a.py")
 
 
 def refused(capsys, *folders):
@@ -230,6 +248,5 @@ def test_command_line(tmp_path):
         [sys.executable, str(ROOT / "report.py"), "no-such-run"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr == "report.py: error: no-such-run is not the folder of a run: it has no heartbeat.csv\n"
-    )
+    folder = tmp_path / "no-such-run"
+    assert done.stderr == f"report.py: error: {folder} is not the folder of a run: it has no heartbeat.csv\n"

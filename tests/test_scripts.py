@@ -384,6 +384,7 @@ def test_files_of_a_run(either):
         "checkpoint.pt",
         "config.json",
         "heartbeat.csv",
+        "lock",
         "model.pt",
     ]
 
@@ -603,3 +604,18 @@ def test_goals_need_task_information():
     varshare, shared = map(probes.load_script, ("varshare_ppo.py", "baselines/shared_ppo.py"))
     assert final_return(varshare, total_timesteps=204_800, **changes) > 220
     assert final_return(shared, total_timesteps=204_800, **changes) < 180
+
+
+def test_target_kl_ends_the_epochs(trunk):
+    """After the first epoch whose last minibatch moved the policy further; 0 never does."""
+    batch_of = {}
+    for target_kl in (0.0, 1e-9, 1e9):
+        agent, args = probes.make_agent(trunk), probes.settings(trunk, update_epochs=3, target_kl=target_kl)
+        batch = probes.random_batch(trunk, agent, args.samples_per_task)
+        optimizer = torch.optim.SGD(agent.parameters(), lr=0.1)
+        rng = torch.Generator().manual_seed(0)
+        stats = trunk.update(agent, optimizer, batch, trunk.minibatch_gradients, args, rng)
+        batch_of[target_kl] = len(stats["losses/approx_kl"])
+        assert stats["losses/approx_kl"][-1].mean() > 1e-9
+    n = args.num_minibatches
+    assert batch_of == {0.0: 3 * n, 1e-9: n, 1e9: 3 * n}

@@ -17,7 +17,7 @@ from bench.statistics import BLIND, difference, holm, mean_interval
 from bench.style import MAX_CURVES, STYLE
 from bench.suite_report import write_claims, write_suite
 from bench.suites import SETTINGS, Suite
-from bench.tables import Scores, improvement, title_of
+from bench.tables import Scores, improvement, make_table, title_of
 
 SAC = ("varshare-sac", "varshare")
 PPO = [m.name for m in METHODS.values() if m.space and m.script.endswith("_ppo.py")]  # all that are compared
@@ -36,10 +36,11 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setitem(STYLE, "savefig.dpi", 30)
 
 
-def write_run(name, method, env_id, steps, seed, final, mu_norm, success):
+def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
     """A finished run whose returns rise linearly to the final ones; final is (task,)."""
-    folder = Path("runs", name)
+    folder = Path("runs", job.name)
     folder.mkdir(parents=True)
+    (folder / "command").write_text(job.command + "\n")
     args = {"env_id": env_id, "total_timesteps": steps, "exp_name": method, "seed": seed}
     config = {"script": METHODS[method].script, "args": args, "task_names": TASKS}
     config |= {"git_commit": "abc", "hardware": "abacus"}
@@ -95,7 +96,7 @@ def write_runs(name, means, env_id="cartpole10", seeds=6, steps=1000, spread=5.0
         for s in range(1, seeds + 1)
     }
     for job, (method, seed) in zip(suite.jobs(), suite.pairs()):
-        write_run(job.name, method, env_id, steps, seed, finals[method, seed], mu_norm, success)
+        write_run(job, method, env_id, steps, seed, finals[method, seed], mu_norm, success)
     return suite
 
 
@@ -128,6 +129,11 @@ def cells_of(text):
     return {row[0]: dict(zip(columns, row)) for row in rows}
 
 
+def table_of(folder):
+    result = claims.read_result(folder)
+    return cells_of(make_table(result.runs, result.target))
+
+
 def test_a_run_is_the_unit():
     """Tasks of a run that all are the same say no more than one task does."""
     runs = np.random.default_rng(0).normal(size=(10, 1))
@@ -150,12 +156,13 @@ def test_steps_to_a_target_and_area():
 
 
 def test_a_suite_and_the_same_again_from_its_csvs(capsys):
-    out = collected("suite", {method: 100.0 + 20 * i for i, method in enumerate(PPO)}, success=True)
+    means = {"task-blind": 100, "cagrad": 160, "varshare": 140, "l2soft": 120}
+    out = collected("suite", means, seeds=4, success=True)
     text = write_suite(out)
     assert text == (out / "table.md").read_text()
     assert text.splitlines()[0] == "# cartpole10, 1,000 steps"
     assert text.splitlines()[2].startswith("**This suite can tell methods apart**: the best method, CAGrad,")
-    assert f"{6 * len(PPO)} runs, one core each (abacus; commit `abc`)" in text and "Missing" not in text
+    assert "16 runs, one core each (abacus; commit `abc`)" in text and "Missing" not in text
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert pictures == ["change.png", "curves.png", "sharing.png", "tasks.png"]
     for name in pictures:
@@ -173,7 +180,7 @@ def test_a_suite_and_the_same_again_from_its_csvs(capsys):
 def test_what_the_table_says():
     means = {method: 100.0 + 20 * i for i, method in enumerate(PPO)}
     out = collected("suite", means, success=True)
-    runs, table = runs_of(out), cells_of(write_suite(out))
+    runs, table = runs_of(out), table_of(out)
     others = [method for method in PPO if method != BLIND]
     assert list(table) == [title_of(m) for m in (BLIND, *reversed(others))]  # the control, then best first
     final = runs[(runs.metric == "eval/episodic_return") & (runs.step == 1000)]
@@ -200,12 +207,12 @@ def test_what_the_table_says():
 def test_steps_to_the_threshold():
     """80 % of the 500 that cartpole10 allows; at 450 it is the evaluation at 1000 steps, of 200, ... 1000."""
     out = collected("suite", {"task-blind": 100, "varshare": 450, "l2soft": 510}, spread=1.0)
-    table = cells_of(write_suite(out))
+    table = table_of(out)
     assert table["VarShare"]["steps to 400 (median)"] == "1,000 [1,000, 1,000]"
     assert table["L2Soft"]["steps to 400 (median)"] == "800 [800, 800]"
     assert table["L2Soft"]["runs that get there"] == "6 of 6"
     runs_of(out).query("step == 1000").to_csv(out / "runs.csv", index=False)  # not evaluated on the way
-    table = cells_of(write_suite(out))
+    table = table_of(out)
     assert not any("steps to" in column or "area" in column for column in table["VarShare"])
 
 
@@ -231,12 +238,16 @@ def test_what_is_collected():
 
 def test_partial_results_are_reported_with_what_is_missing(capsys):
     suite = write_runs("suite", {"varshare": 100, "pcgrad": 90}, seeds=2)
-    for name in ("varshare__1", "pcgrad__1", "pcgrad__2"):
+    for name in ("varshare__1", "pcgrad__1"):
         Path("runs", f"suite__{name}", "model.pt").unlink()
+    Path("runs/suite__pcgrad__2/command").write_text("of other settings\n")
     collect(suite, Path("results/suite"))
     text = write_suite(Path("results/suite"))
     assert "Missing: 3 runs, as varshare, seed 1." in text and "1 runs, one core each (abacus;" in text
-    assert "there is no task-blind control" in text and "minus task-blind" not in text
+    assert (
+        "cannot tell methods apart**: there is no task-blind control" in text
+        and "minus task-blind" not in text
+    )
     table = cells_of(text)
     assert list(table) == ["VarShare"] and table["VarShare"]["runs"] == "1"
     assert table["VarShare"]["mean"].endswith(" [-, -]")
@@ -311,12 +322,15 @@ def test_sharing_and_change_of_methods_with_residuals():
         for line in ax.get_lines():
             assert line.get_xdata().tolist() == list(range(100, 1001, 100))
             assert line.get_ydata()[-1] == pytest.approx(end)
+    loaded = runs[~runs.metric.str.endswith("/theta_moved") | (runs.method != "l2soft")]  # as with --load
+    assert len(figures.plot_change(loaded, "title", None).axes[0].get_lines()) == 1
+    assert figures.plot_change(loaded[loaded.method == "l2soft"], "title", None) is None
     plain = runs[runs.method == "pcgrad"]
     assert figures.plot_sharing(plain, "", None) is figures.plot_change(plain, "", None) is None
 
 
 def test_a_method_of_a_fork_is_reported_by_its_name():
-    out = collected("suite", {"task-blind": 50, "varshare": 100, "l2soft": 99, "pcgrad": 90}, seeds=3)
+    out = collected("suite", {"task-blind": 50, "varshare": 120, "l2soft": 105, "pcgrad": 90}, seeds=3)
     runs = runs_of(out).replace({"method": {"l2soft": "my-method"}})
     runs.to_csv(out / "runs.csv", index=False)
     table = cells_of(write_suite(out))
@@ -394,9 +408,8 @@ def test_a_suite_that_compares_sac_and_ppo():
 def test_no_verdict_where_task_blind_does_as_well(capsys):
     """However far the methods are apart among themselves."""
     for name, blind in (("even", 100), ("uneven", 60)):
-        out = collected(name, {"task-blind": blind, "varshare": 100, "l2soft": 99, "pcgrad": 50})
-        can = "can" if name == "uneven" else "cannot"
-        assert f"**This suite {can} tell methods apart**" in write_suite(out).splitlines()[2]
+        means = {"task-blind": blind, "varshare": 100, "l2soft": 99, "pcgrad": 50}
+        collected(name, means, spread=1.0)
     report.main((Path("results"),))
     text = Path("results/claims.md").read_text()
     assert capsys.readouterr().out == text + "\n"

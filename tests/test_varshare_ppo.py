@@ -499,7 +499,7 @@ def test_metrics_of_varshare():
     of_layers = ("sharing_ratio", "dead", "sigma_q1", "sigma_q50", "sigma_q99")
     layers = [f"{x}/{net}.{i}" for x in of_layers for net in ("actor", "critic") for i in range(3)]
     metrics = {row[1].removeprefix("varshare/") for row in rows if row[1].startswith("varshare/")}
-    norms = {"mu_norm", "theta_norm"}
+    norms = {"mu_norm", "theta_norm", "theta_moved"}
     assert metrics == {"kl", "kl_loss", "kl_weight", "lambda", "sigma", "sigma_over_theta", *norms, *layers}
     first = slice(0, 64 * 5)  # weights and biases of the actor's first layer
     live = agent.live[:, first]
@@ -521,6 +521,9 @@ def test_metrics_of_varshare():
     assert last["varshare/kl", "mean"] == pytest.approx(kl.mean().item(), rel=1e-4)
     assert last["varshare/theta_norm", "mean"] == pytest.approx(theta.norm().item(), rel=1e-4)
     assert {row[2] for row in rows if row[1] == "varshare/theta_norm"} == {"mean"}
+    fresh = varshare.Agent(envs.make("cartpole10", 1), varshare.Args(), torch.Generator().manual_seed(1))
+    moved = (theta - fresh.theta).norm().item()
+    assert last["varshare/theta_moved", "mean"] == pytest.approx(moved, rel=1e-4) and moved > 0
     for q in (1, 50, 99):
         expected = np.quantile(agent.sigma[:, first][live], q / 100)
         assert last[f"varshare/sigma_q{q}/actor.0", "mean"] == pytest.approx(expected, rel=1e-4)
@@ -581,6 +584,7 @@ def test_what_is_measured_of_sharing_does_not_depend_on_the_gauge():
         for _ in range(2):
             run, logged = Run.__new__(Run), {}
             run.args = varshare.Args(freeze_theta=freeze_theta)
+            run.theta_start = torch.zeros_like(agent.theta)
             run.log = lambda name, x, per_task=(), to=logged: to.update({name: [x, *per_task]})
             run.log_sharing(agent.unpack(agent.theta.detach()[None]), agent.unpack(agent.mu.detach()))
             measured.append(logged)
@@ -589,7 +593,7 @@ def test_what_is_measured_of_sharing_does_not_depend_on_the_gauge():
                 agent.theta += c
                 agent.mu -= c
     free, same, frozen, moved = measured
-    assert len(free) == 2 + 6 and len(free["varshare/mu_norm"]) == 1 + TASKS
+    assert len(free) == 3 + 6 and len(free["varshare/mu_norm"]) == 1 + TASKS
     for name, x in free.items():
         assert same[name] == pytest.approx(x)
         assert moved[name] != pytest.approx(frozen[name], rel=1e-3)

@@ -1,0 +1,222 @@
+"""The search: budgets, what is dropped, what is chosen, and what becomes of a search that was interrupted.
+
+Runs are made up: a run's return is a function of its settings and its seed, and takes no time.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import probes
+import pytest
+
+from bench import launch, tune
+from bench.methods import parse_flags, parse_space, write_flags
+from bench.suites import FRESH_SEEDS, SEEDS, Suite
+
+STEPS = 1000
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JOBS", "2")
+    monkeypatch.setattr(tune, "write_search", lambda folder: None)
+    launch.stopping.clear()
+    yield tmp_path
+    launch.stopping.clear()
+
+
+def final_return(flags):
+    """Best at a step size of 0.01; above 0.05 a run crashes."""
+    rate = float(flags["learning-rate"])
+    return None if rate > 0.05 else 100 - 30 * abs(np.log10(rate / 0.01)) + int(flags["seed"]) % 10
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Every run that is started, by its folder's name; they finish at once."""
+    started = []
+
+    def run(job):
+        started.append(job)
+        folder, flags = Path("runs", job.name), parse_flags(job.flags)
+        if (final := final_return(flags)) is None:
+            return 1
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["global_step,metric,task,value"]
+        steps = int(flags["total-timesteps"])
+        lines += [f"{steps * i // 10},eval/episodic_return,mean,{final * i / 10}" for i in range(1, 11)]
+        (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
+        (folder / "command").write_text(job.command)
+        (folder / "model.pt").touch()
+        return 0
+
+    monkeypatch.setattr(launch, "run", run)
+    return started
+
+
+def make_suite(**changes):
+    options = {"methods": ("task-blind",), "trial_steps": STEPS, "trials": 14} | changes
+    return Suite("suite", "cartpole10", **options)
+
+
+def read(name):
+    return pd.read_csv(tune.RESULTS / name)
+
+
+def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
+    methods = ("task-blind", "contextual")
+    assert tune.search(make_suite(methods=methods, steps=2000))
+    trials, settings = read("trials.csv"), read("settings.csv")
+    for method, rows in trials.groupby("method"):
+        budget = 14 * 3 * STEPS
+        assert budget - 3 * STEPS < rows.steps.sum() <= budget, method
+        assert len(rows) > 14  # what was dropped has left room for others
+        assert not rows.settings.duplicated().any()
+        names = set(parse_flags(rows.settings.iloc[0]))
+        assert names == set(tune.METHODS[method].space)
+    assert list(settings.method) == list(methods) and set(settings.steps) == {2000}
+    for row in settings.itertuples():
+        rows = trials[trials.method == row.method]
+        assert row.spent == rows.steps.sum()
+        assert row.complete + row.dropped + row.crashed == len(rows)
+        assert abs(np.log10(float(parse_flags(row.settings)["learning-rate"]) / 0.01)) < 0.3
+    of_seed = {}
+    for job in runs:
+        flags = parse_flags(job.flags)
+        of_seed.setdefault(flags["seed"], set()).add(flags["total-timesteps"])
+        assert flags["eval-interval"] == str(int(flags["total-timesteps"]) // 10)
+    assert of_seed == {str(s): {"1000"} for s in SEEDS} | {str(s): {"2000"} for s in FRESH_SEEDS}
+
+
+def test_trials_are_dropped_after_whole_runs_and_crashes_are_counted(runs):
+    tune.search(make_suite())
+    trials = read("trials.csv")
+    finals = trials[[f"final {seed}" for seed in SEEDS]]
+    assert (finals.notna().sum(axis=1) * STEPS == trials.steps)[trials.state != "crashed"].all()
+    complete, dropped = (trials[trials.state == state] for state in ("complete", "dropped"))
+    assert finals.loc[complete.index].notna().all(axis=None) and len(dropped)
+    assert dropped.final.max() < complete.final.max()
+    crashed = trials[trials.state == "crashed"]
+    rates = trials.settings.map(lambda x: float(parse_flags(x)["learning-rate"]))
+    assert (rates[crashed.index] > 0.05).all() and (rates[complete.index] <= 0.05).all()
+    assert (crashed.steps == STEPS).all()  # the first of its seeds, which ends the trial
+    assert (trials.state[: tune.RANDOM_TRIALS] != "dropped").all()
+
+
+def test_the_best_of_the_fresh_seeds_wins_and_of_equals_the_fastest():
+    settings = pd.DataFrame({"final": [500.0, 499.0, 490.0, 400.0], "curve": [300.0, 350.0, 450.0, 480.0]})
+    assert list(tune.rank(settings).index) == [1, 0, 2, 3]  # 499 is within one percent, and faster
+    settings["final"] = [-50.0, -50.4, -80.0, -90.0]
+    assert list(tune.rank(settings).index) == [1, 0, 2, 3]
+
+
+def test_an_interrupted_search_goes_on_where_it_was(runs, monkeypatch):
+    """The trial that was stopped is taken up again, and nothing of the budget is lost."""
+    whole, run = make_suite(), launch.run
+
+    def stop_at_the_tenth(job):
+        if len(runs) == 9:
+            launch.stopping.set()
+            return 128 + signal.SIGTERM
+        return run(job)
+
+    monkeypatch.setattr(launch, "run", stop_at_the_tenth)
+    with pytest.raises(SystemExit) as stop:
+        tune.search(whole)
+    assert stop.value.code == 130 and len(runs) == 9
+    launch.stopping.clear()
+    monkeypatch.setattr(launch, "run", run)
+    assert tune.search(whole)
+    study = tune.Search(whole, "task-blind", tune.open_storage(tune.STORAGE)).study
+    failed = [
+        t for t in study.trials if t.state == optuna.trial.TrialState.FAIL and "crashed" not in t.user_attrs
+    ]
+    again = [t for t in study.trials if "failed_trial" in t.system_attrs]
+    assert failed and sorted(t.params["learning-rate"] for t in failed) == sorted(
+        t.params["learning-rate"] for t in again
+    )
+    trials = read("trials.csv")
+    assert trials.steps.sum() <= 14 * 3 * STEPS and not trials.settings.duplicated().any()
+    before = len(runs)
+    assert tune.search(whole) and len(runs) == before  # nothing is left
+    pd.testing.assert_frame_equal(read("trials.csv"), trials)
+
+
+def test_a_trial_whose_process_died_is_taken_up_again(runs, monkeypatch, here):
+    """Killed without a word: known by its missing heartbeat, here of one second."""
+    monkeypatch.setattr(tune, "HEARTBEAT", 1)
+    code = f"""
+import sys
+sys.path.insert(0, {str(probes.ROOT)!r})
+import time
+from bench import launch, tune
+from bench.suites import Suite
+tune.HEARTBEAT = 1
+launch.run = lambda job: print("running", flush=True) or time.sleep(600)
+tune.search(Suite("suite", "cartpole10", methods=("task-blind",), trial_steps={STEPS}, trials=14))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "running\n" == process.stdout.readline()
+    process.kill()
+    process.wait()
+    time.sleep(5)
+    assert tune.search(make_suite())
+    study = tune.Search(make_suite(), "task-blind", tune.open_storage(tune.STORAGE)).study
+    states = [t.state.name for t in study.trials if "crashed" not in t.user_attrs]
+    assert states.count("FAIL") == 2 and "RUNNING" not in states
+    again = {t.system_attrs["failed_trial"]: t for t in study.trials if "failed_trial" in t.system_attrs}
+    for number, t in again.items():
+        assert t.params == study.trials[number].params and t.state.is_finished()
+    assert len(again) == 2 and read("trials.csv").steps.sum() <= 14 * 3 * STEPS
+
+
+def test_results_of_other_suites_and_methods_stay(runs):
+    tune.search(make_suite(methods=("task-blind", "hard-sharing"), trials=9))
+    first = read("settings.csv")
+    tune.search(Suite("other", "cartpole10", methods=("task-blind",), trial_steps=STEPS, trials=9))
+    tune.search(make_suite(methods=("hard-sharing",), trials=12))
+    settings = read("settings.csv")
+    assert sorted(zip(settings.suite, settings.method)) == [
+        ("other", "task-blind"),
+        ("suite", "hard-sharing"),
+        ("suite", "task-blind"),
+    ]
+    kept = settings[(settings.suite == "suite") & (settings.method == "task-blind")]
+    assert kept.settings.item() == first[first.method == "task-blind"].settings.item()
+
+
+def test_spaces_and_flags_are_read_as_they_are_written():
+    space = parse_space("learning-rate 0.001..0.1 log; cagrad-c 0.1..0.9; embedding-size 2|4")
+    assert (space["learning-rate"].low, space["learning-rate"].high, space["learning-rate"].log) == (
+        1e-3,
+        0.1,
+        True,
+    )
+    assert not space["cagrad-c"].log and space["embedding-size"].choices == ("2", "4")
+    assert parse_space("") == {} and parse_flags("") == {}
+    for text in ("--beta 0.1", "--norm-obs", "--tasks 0 1 --cuda --exp-name a@b"):
+        assert write_flags(parse_flags(text)) == text
+
+
+def test_runs_that_another_process_has_begun_are_waited_for(monkeypatch):
+    calls = []
+
+    def run(job):
+        calls.append(job.name)
+        if job.name == "a" and calls.count("a") < 3:
+            return launch.BUSY
+        (Path("runs") / job.name).mkdir(parents=True)
+        for name, text in (("model.pt", ""), ("command", job.command)):
+            (Path("runs") / job.name / name).write_text(text)
+        return 0
+
+    monkeypatch.setattr(launch, "run", run)
+    assert launch.launch([launch.Job(name, "script.py", "") for name in "abc"])
+    assert calls.count("a") == 3 and calls.count("b") == calls.count("c") == 1
