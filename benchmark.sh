@@ -59,7 +59,8 @@ case ${1:-} in
     search | commands | report | plan) what=$1 which=${2:-} ;;
     *) what="" which=${1:-} ;;
 esac
-suites name "" | grep -qx "${which:-.*}" || { echo "benchmark.sh: unknown suite $which: bash benchmark.sh help" >&2 && exit 2; }
+names=$(suites name "")
+grep -qx "${which:-.*}" <<<"$names" || { echo "benchmark.sh: unknown suite $which: bash benchmark.sh help" >&2 && exit 2; }
 if [ -n "$what" ]; then
     suites "$what" "$which"
 else

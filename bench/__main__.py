@@ -27,7 +27,7 @@ def search(suite: SuiteArg, storage: str = tune.STORAGE, missing: bool = False) 
         storage: URL of the database of trials, e.g. postgresql+psycopg://user@host/name
         missing: not where settings.csv has settings of all of them already
     """
-    if not suite.searched or (missing and all(map(suite.chosen, suite.methods))):
+    if not suite.searched or (missing and suite.chosen.keys() >= {*suite.methods}):
         return True
     return tune.search(suite, storage)
 
@@ -43,9 +43,13 @@ def runs(suite: SuiteArg) -> bool:
 
 
 def report(suite: SuiteArg) -> None:
-    """Collect the finished runs of a suite; its table and figures."""
+    """Table and figures of a suite's finished runs, or where there are none here of its CSVs in results/."""
     folder = Path("results", suite.name)
-    collect.collect(suite, folder)
+    if any(map(suite.finished, suite.methods)):
+        collect.collect(suite, folder)
+    elif not (folder / "configs.csv").exists():
+        print(f"{suite.name}: no run has finished yet")
+        return
     print(write_suite(folder))
 
 
@@ -60,7 +64,7 @@ def plan(suite: SuiteArg) -> None:
     for method in suite.methods:
         finished = suite.finished(method)
         left = (suite.seeds - finished) * suite.steps
-        if suite.searched and not suite.chosen(method):
+        if suite.searched and method not in suite.chosen:
             left += tune.steps_of_search(suite)
         cost = seconds_per_step(ROOT / "results" / suite.name, method)
         done, steps, seconds = done + finished, steps + left, seconds + (left and left * cost)

@@ -123,7 +123,8 @@ def stop_on_signals() -> None:
 
 def jobs_at_a_time() -> int:
     """Of the environment variable JOBS; by default as many as there are cores."""
-    text = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = os.environ.get("JOBS") or str(cores)
     if not text.isdigit() or int(text) < 1:
         fail(f"JOBS is a number of runs at a time, not {text!r}")
     return int(text)

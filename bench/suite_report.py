@@ -9,7 +9,7 @@ from matplotlib import rc_context
 
 from bench.claims import Result, read_result, verdicts
 from bench.figures import SUITE_FIGURES, plot_residuals, plot_settings, plot_step_sizes
-from bench.methods import METHODS
+from bench.methods import METHODS, fail
 from bench.style import STYLE
 from bench.tables import make_table, settings_table
 
@@ -61,6 +61,8 @@ def read_results(folder: Path) -> list[Result]:
 def write_claims(folder: Path) -> str:
     """claims.md, and residuals.png of identical against different tasks; returns the verdicts."""
     results = read_results(folder)
+    if not results:
+        fail(f"no suite has results in {folder} yet")
     text = verdicts(results)
     (folder / "claims.md").write_text(text)
     identical = [x for x in results if "identical" in x.env]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -49,19 +50,23 @@ class Suite:
         """Method and seed of its reported runs, a seed of all methods after the other."""
         return [(method, seed) for seed in range(1, self.seeds + 1) for method in self.methods]
 
+    def job(self, method: str, seed: int) -> launch.Job | None:
+        """A reported run; None where the search has not come to the method."""
+        if method not in self.chosen:
+            return None
+        name = f"{self.name}__{method}"
+        return launch.job(name, method, self.env_id, self.steps, seed, self.complete(self.chosen[method]))
+
     def jobs(self) -> list[launch.Job]:
         """The reported runs, in the order of `pairs`.
 
         Raises:
             SystemExit: the search has not come to a method.
         """
-        settings = {method: self.chosen(method) for method in self.methods}
-        if lost := [method for method in self.methods if settings[method] is None]:
-            fail(f"the search has no settings of {lost[0]} on {self.settings} yet")
-        return [
-            launch.job(f"{self.name}__{m}", m, self.env_id, self.steps, seed, self.complete(settings[m]))
-            for m, seed in self.pairs()
-        ]
+        jobs = [self.job(method, seed) for method, seed in self.pairs()]
+        if None in jobs:
+            fail(f"the search has no settings of {self.methods[jobs.index(None)]} on {self.settings} yet")
+        return jobs
 
     def complete(self, settings: Settings, steps: int | None = None) -> Settings:
         """A method's settings with what all runs of a suite have: ten evaluations, and its further flags."""
@@ -69,15 +74,14 @@ class Suite:
 
     def finished(self, method: str) -> int:
         """How many of a method's reported runs are."""
-        names = (f"{self.name}__{method}__{seed}" for seed in range(1, self.seeds + 1))
-        return sum(Path("runs", name, "model.pt").exists() for name in names)
+        jobs = [self.job(method, seed) for seed in range(1, self.seeds + 1)]
+        return sum(job is not None and job.finished for job in jobs)
 
-    def chosen(self, method: str) -> Settings | None:
-        """What the search found for a method, None where it has not come to it."""
-        path = SETTINGS if SETTINGS.exists() else ROOT / SETTINGS  # of $OUT, else of the project
-        if path.exists():
-            found = pd.read_csv(path)
-            found = found[(found.suite == self.settings) & (found.method == method)]
-            if len(found):
-                return parse_flags(found.settings.iloc[0])
-        return None
+    @cached_property
+    def chosen(self) -> dict[str, Settings]:
+        """What the search chose for each method: of $OUT, else of the project."""
+        path = SETTINGS if SETTINGS.exists() else ROOT / SETTINGS
+        if not path.exists():
+            return {}
+        found = pd.read_csv(path, keep_default_na=False).query("suite == @self.settings")
+        return dict(zip(found.method, map(parse_flags, found.settings)))

@@ -146,7 +146,12 @@ class Search:
             if trial.state == TrialState.FAIL and not trial.user_attrs.get("crashed"):
                 RetryHeartbeatStaleTrialCallback()(study, trial)
 
-        self.study.optimize(self.objective, n_trials=1, catch=(Stopped, Crashed), callbacks=[again])
+        try:
+            self.study.optimize(self.objective, n_trials=1, catch=(Stopped, Crashed), callbacks=[again])
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and "Cannot tell" not in str(error):
+                raise
+            # this process slept so long that others took it for dead: they have enqueued the trial again
 
     def table(self) -> pd.DataFrame:
         """All trials that ended or crashed, one row each, in their order."""

@@ -329,7 +329,7 @@ class Run:
             things: agent, the module that a model consists of; tensors, generators, what has a state_dict.
         """
         self.kept |= things
-        self.theta_start = getattr(things["agent"], "theta", torch.empty(0)).detach().clone()
+        self.theta_start = getattr(things.get("agent"), "theta", torch.empty(0)).detach().clone()
         for name, x in things.items() if self.checkpoint else ():
             try:
                 state = self.checkpoint.pop(name)  # which may be large
@@ -501,7 +501,7 @@ class Run:
         self.log(f"{group}/theta_norm", theta_norm)
         if not self.args.load:  # else what a resumed run started from is not at hand
             now = torch.cat([x.flatten() for x in theta.values()])
-            self.log(f"{group}/theta_moved", (now - self.theta_start.to(now)).norm())
+            self.log(f"{group}/theta_moved", (now - self.theta_start.to(now)).norm().item())
         self.log(f"{group}/mu_norm", sum(mu_norms) / len(mu_norms), mu_norms)
         for layer, (theta2, *mu2) in ((layer, x.tolist()) for layer, x in squares.items()):
             overall = theta2 / (theta2 + sum(mu2) / len(mu2))

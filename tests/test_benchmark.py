@@ -259,7 +259,8 @@ def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here
             time.sleep(0.05)
         assert not (folder / "model.pt").exists() and not (folder / "failed").exists()
         assert to_all or (code == 130 and "the same command continues" in output)
-    assert finish(benchmark("cartpole10", **TINY | changes))[0] == 0
+    code, output = finish(benchmark("cartpole10", **TINY | changes))
+    assert code == 0, output
     code, output = finish(benchmark("commands", "cartpole10", **TINY | changes))
     (here / "again").mkdir()
     os.chdir(here / "again")
@@ -308,3 +309,19 @@ def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     assert array[array.index("--array") + 1] == "1-1"
     for call in (array, report):
         assert "--partition=long" in call and "--time=2:00:00" in call
+
+
+def test_reports_of_what_there_is(here):
+    """Of no runs, of runs, and of the committed CSVs alone."""
+    code, output = finish(benchmark("report", "cartpole10"))
+    assert code == 0 and "cartpole10: no run has finished yet" in output
+    code, output = finish(benchmark("report"))
+    assert code == 2 and "no suite has results" in output and not Path("results/claims.md").exists()
+    assert finish(benchmark("cartpole10", **TINY))[0] == 0
+    table = Path("results/cartpole10/table.md")
+    first = table.read_text()
+    os.rename("runs", "elsewhere")
+    table.unlink()
+    code, output = finish(benchmark("report"))
+    assert code == 0 and table.read_text() == first
+    assert "- cartpole10: **cannot tell methods apart**" in Path("results/claims.md").read_text()

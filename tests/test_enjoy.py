@@ -181,7 +181,7 @@ def test_a_gaussian_ensemble_averages_the_means(pendulum):
     agent = varshare_ppo.Agent(enjoy.make("Pendulum-v1", 1), varshare_ppo.Args(), torch.Generator())
     agent.load_state_dict(model["agent"])
     agent.requires_grad_(False)
-    space = enjoy.make_single("Pendulum-v1").action_space
+    space = make_single("Pendulum-v1").action_space
     obs, noise = torch.randn(1, 3, 3), torch.randn(4, 3, *agent.mu.shape)  # (draw, env, task, weight)
     means = enjoy.player(agent, [0], noise)(obs)
     for env in range(3):
@@ -191,7 +191,7 @@ def test_a_gaussian_ensemble_averages_the_means(pendulum):
     agent.mu[:] *= 100
     strong = enjoy.player(agent, [0], None)(torch.randn(1, 100, 3))
     assert strong.shape == (1, 100, 1) and strong.abs().max() > 2
-    assert torch.equal(enjoy.greedy(strong, space), strong.clamp(-2, 2))  # what is played
+    assert torch.equal(video.greedy(strong, space), strong.clamp(-2, 2))  # what is played
 
 
 @pytest.mark.parametrize("weights", ["mean", "sample", "ensemble"])
@@ -255,7 +255,7 @@ def test_films(run, tmp_path, monkeypatch, capsys):
             assert first.std() > 0 and not np.array_equal(first, np.asarray(image.convert("RGB")))
     assert capsys.readouterr().err == ""
 
-    monkeypatch.setattr(enjoy, "MAX_FRAMES", 4)  # a long episode shows fewer steps for longer
+    monkeypatch.setattr(video, "MAX_FRAMES", 4)  # a long episode shows fewer steps for longer
     other = Args(run, "sample", episodes=1, tasks=(0,), capture_video=True, video_dir=tmp_path / "a" / "b")
     films = play(other)[4]
     (reels, duration, _) = recorded[-1]

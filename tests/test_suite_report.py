@@ -83,10 +83,12 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
     torch.save({"kind": "model", "agent": agent}, folder / "model.pt")
 
 
-def write_runs(name, means, env_id="cartpole10", seeds=6, steps=1000, spread=5.0, mu_norm=1.0, success=False):
+def write_runs(
+    name, means, env_id="cartpole10", seeds=6, steps=1000, spread=5.0, mu_norm=1.0, success=False, settings=""
+):
     """A suite whose methods have these mean returns, the tasks 10 apart, and what a search chose for them."""
     rng = np.random.default_rng(0)
-    suite = Suite(name, env_id, steps=steps, seeds=seeds, methods=tuple(means))
+    suite = Suite(name, env_id, steps=steps, seeds=seeds, methods=tuple(means), settings=settings)
     chosen = pd.DataFrame({"suite": name, "method": list(means), "settings": "--learning-rate 0.01"})
     SETTINGS.parent.mkdir(parents=True, exist_ok=True)
     chosen.to_csv(SETTINGS, mode="a", header=not SETTINGS.exists(), index=False)
@@ -440,8 +442,9 @@ def test_no_verdict_where_task_blind_does_as_well(capsys):
 def test_verdicts_on_claim_8(identical, answer):
     methods = {"task-blind": 100, "varshare": 100}
     different = collected("cartpole", methods, seeds=3)
-    same = collected("same", methods, env_id="cartpole-identical10", seeds=3, mu_norm=identical)
-    shorter = collected("shorter", methods, seeds=3, steps=500)  # of another budget
+    options = {"env_id": "cartpole-identical10", "mu_norm": identical, "settings": "cartpole"}
+    same = collected("same", methods, seeds=3, **options)
+    shorter = collected("shorter", methods, seeds=3, steps=500)  # with settings of its own
     text = write_claims(Path("results"))
     assert (
         f"## C8 on same and cartpole: {answer}\n" in text and f"| same and cartpole | **{answer}** |" in text
