@@ -264,7 +264,7 @@ def test_films(run, tmp_path, monkeypatch, capsys):
 
 
 def test_a_film_of_continuous_actions(pendulum, monkeypatch):
-    monkeypatch.setattr(enjoy, "FRAME_SKIP", 20)
+    monkeypatch.setattr(video, "FRAME_SKIP", 20)
     _, _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
     with Image.open(films[0]) as image:
         assert films == [pendulum / "videos/Pendulum-v1.gif"] and image.n_frames == 11
