@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from bench.methods import METHODS, parse_flags
-from bench.statistics import mean_interval
+from bench.statistics import BLIND, mean_interval
 from bench.style import CYCLE, GREY, color_of, line_of
 from bench.tables import best_first, scores, title_of
 
@@ -24,11 +24,13 @@ def residual_methods(runs: pd.DataFrame) -> list[str]:
     return [m for m in scores(runs) if ((runs.method == m) & (runs.metric == "residual/ratio")).any()]
 
 
-def panel_grid(number: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    number: int, columns: int, width: float, height: float, share_y: bool = True
+) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, in rows; width and height are a panel's."""
     rows = math.ceil(number / columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=share_y).flat)
     for ax in axes:
         ax.tick_params(labelsize=7)
     for ax in axes[number:]:
@@ -249,15 +251,29 @@ def with_settings(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(**pd.DataFrame([parse_flags(x) for x in trials.settings], trials.index))
 
 
+def floor_of(trials: pd.DataFrame) -> float:
+    """Where an axis of returns begins: below it a few trials would flatten all others."""
+    finals = trials[trials.state == "complete"].final
+    finals = finals if len(finals) else trials.final.fillna(0)
+    low, high = finals.quantile(0.05), finals.max()
+    return low - 0.3 * max(high - low, 1.0)
+
+
+def limits_of(trials: pd.DataFrame) -> tuple[float, float]:
+    """Of an axis that all of these trials share."""
+    low, high = floor_of(trials), trials.final.max()
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
 def draw_trials(ax: Axes, trials: pd.DataFrame, name: str, method: str, floor: float) -> None:
-    """Mean final return of the seeds that ran, against one setting; at the bottom where none did."""
+    """Mean final return of the seeds that ran, against one setting; at the floor where none did, or less."""
     space = METHODS[method].space[name]
     choices = list(getattr(space, "choices", ()))
     for state, mark in STATES.items():
         rows = trials[trials.state == state]
         x = [choices.index(v) for v in rows[name]] if choices else rows[name].astype(float)
         full = state == "complete"
-        y = rows.final.fillna(floor)
+        y = rows.final.fillna(floor).clip(lower=floor)
         ax.plot(x, y, mark, color=color_of(method) if full else GREY, ms=4 if full else 3.5, alpha=0.8)
     if choices:
         ax.set_xticks(range(len(choices)), choices)
@@ -265,6 +281,9 @@ def draw_trials(ax: Axes, trials: pd.DataFrame, name: str, method: str, floor: f
     elif space.log:
         ax.set_xscale("log")
         ax.set_xlim(space.low / 1.2, space.high * 1.2)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def trial_legend(figure: Figure) -> None:
@@ -280,11 +299,14 @@ def trial_legend(figure: Figure) -> None:
 def plot_step_sizes(trials: pd.DataFrame, title: str) -> Figure:
     """Return against the step size for every method, whatever its other settings."""
     methods = [m for m in METHODS if m in set(trials.method)]
-    figure, axes = panel_grid(len(methods), min(5, len(methods)), 2.5, 2.3)
+    figure, axes = panel_grid(len(methods), min(5, len(methods)), 2.5, 2.3, share_y=False)
     figure.suptitle(f"{title}: return of the trials against the step size", fontsize=11)
+    others = trials[trials.method != BLIND]  # far above it, on an axis of their own
     for ax, method in zip(axes, methods):
         rows = with_settings(trials[trials.method == method])
-        draw_trials(ax, rows, "learning-rate", method, trials.final.min())
+        of_axis = rows if method == BLIND else others
+        draw_trials(ax, rows, "learning-rate", method, floor_of(of_axis))
+        ax.set_ylim(ax.get_ylim() if method == BLIND else limits_of(others))
         ax.set_title(title_of(method), fontsize=9)
     spaces = [METHODS[m].space["learning-rate"] for m in methods]  # SAC's is another, and the axis is shared
     axes[0].set_xlim(min(x.low for x in spaces) / 1.2, max(x.high for x in spaces) * 1.2)
@@ -313,12 +335,13 @@ def plot_settings(trials: pd.DataFrame, title: str) -> Figure:
     columns = max(len(METHODS[m].space) for m in methods)
     figure = Figure(figsize=(2.6 * columns, 1.9 * len(methods) + 0.4), layout="constrained")
     figure.suptitle(f"{title}: return of the trials against each setting, and its importance", fontsize=11)
-    axes = figure.subplots(len(methods), columns, squeeze=False, sharey=True)
+    axes = figure.subplots(len(methods), columns, squeeze=False, sharey="row")
     for row, method in zip(axes, methods):
         rows = with_settings(trials[trials.method == method])
         shares = importance(rows, method)  # none where no trial is complete
         for ax, name in zip(row, METHODS[method].space):
-            draw_trials(ax, rows, name, method, trials.final.min())
+            draw_trials(ax, rows, name, method, floor_of(rows))
+            ax.tick_params(labelsize=7)
             ax.set_title(f"{name}: {shares[name]:.0%}" if shares else name, fontsize=8)
         for ax in row[len(METHODS[method].space) :]:
             ax.set_visible(False)

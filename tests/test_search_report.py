@@ -97,10 +97,11 @@ def test_step_sizes_of_all_trials_are_drawn():
     assert [ax.get_title() for ax in figure.axes] == ["VarShare", "VarShare-SAC", "Task-blind"]
     for ax, method in zip(figure.axes, ("varshare", "varshare-sac", "task-blind")):
         rows = figures.with_settings(trials[trials.method == method])
+        floor = figures.floor_of(rows if method == "task-blind" else trials[trials.method != "task-blind"])
         drawn = marks(ax)
         for state, mark in figures.STATES.items():
             expected = rows[rows.state == state]
-            x, y = expected["learning-rate"].astype(float), expected.final.fillna(trials.final.min())
+            x, y = expected["learning-rate"].astype(float), expected.final.fillna(floor).clip(lower=floor)
             np.testing.assert_allclose(drawn[mark], np.column_stack((x, y)))
             assert len(drawn[mark]) == counts[state] and inside(ax, drawn[mark])
         assert ax.get_xscale() == "log"
@@ -124,10 +125,10 @@ def test_every_setting_has_a_panel_with_all_trials():
     names = {method: list(METHODS[method].space) for method in ("varshare", "contextual", "cagrad")}
     assert [ax.get_title().partition(":")[0] for ax in axes] == [x for of in names.values() for x in of]
     assert [ax.get_title() for ax in axes[-3:]] == names["cagrad"]
-    rows, floor = iter(axes), trials.final.min()
+    rows = iter(axes)
     for method, settings in names.items():
         of_method = figures.with_settings(trials[trials.method == method])
-        shares = figures.importance(of_method, method)
+        shares, floor = figures.importance(of_method, method), figures.floor_of(of_method)
         for name in settings:
             ax, choices = next(rows), getattr(METHODS[method].space[name], "choices", None)
             if method != "cagrad":
@@ -135,7 +136,7 @@ def test_every_setting_has_a_panel_with_all_trials():
             for state, mark in figures.STATES.items():
                 expected = of_method[of_method.state == state]
                 x = expected[name].map(choices.index) if choices else expected[name].astype(float)
-                points = np.column_stack((x, expected.final.fillna(floor)))
+                points = np.column_stack((x, expected.final.fillna(floor).clip(lower=floor)))
                 np.testing.assert_allclose(marks(ax)[mark].reshape(-1, 2), points)
                 assert inside(ax, points)
             if choices:
