@@ -9,17 +9,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bench import collect, controls, launch, noise, studies, tune
+from bench import launch, studies
 from bench.methods import ROOT, fail
-from bench.suite_report import write_claims, write_suite
-from bench.suites import Suite
-from bench.tables import seconds_per_step
+from bench.suites import STORAGE, Suite
 
+# what takes a second to import, or more, is imported where it is needed
 SuiteArg = Annotated[Suite, tyro.conf.arg(name="")]
 Name = tyro.conf.Positional[str]
 
 
-def search(suite: SuiteArg, storage: str = tune.STORAGE, missing: bool = False) -> bool:
+def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bool:
     """Search the settings of a suite's methods, unless it takes those of another.
 
     Args:
@@ -29,6 +28,8 @@ def search(suite: SuiteArg, storage: str = tune.STORAGE, missing: bool = False) 
     """
     if not suite.searched or (missing and suite.chosen.keys() >= {*suite.methods}):
         return True
+    from bench import tune
+
     return tune.search(suite, storage)
 
 
@@ -44,9 +45,12 @@ def runs(suite: SuiteArg) -> bool:
 
 def report(suite: SuiteArg) -> None:
     """Table and figures of a suite's finished runs, or where there are none here of its CSVs in results/."""
+    from bench.collect import collect
+    from bench.suite_report import write_suite
+
     folder = Path("results", suite.name)
     if any(map(suite.finished, suite.methods)):
-        collect.collect(suite, folder)
+        collect(suite, folder)
     elif not (folder / "configs.csv").exists():
         print(f"{suite.name}: no run has finished yet")
         return
@@ -65,8 +69,8 @@ def plan(suite: SuiteArg) -> None:
         finished = suite.finished(method)
         left = (suite.seeds - finished) * suite.steps
         if suite.searched and method not in suite.chosen:
-            left += tune.steps_of_search(suite)
-        cost = seconds_per_step(ROOT / "results" / suite.name, method)
+            left += suite.steps_of_search
+        cost = suite.seconds_per_step(method)
         done, steps, seconds = done + finished, steps + left, seconds + (left and left * cost)
     hours = seconds / 3600 / launch.jobs_at_a_time()
     runs = f"{done:3} of {suite.seeds * len(suite.methods):3} runs done"
@@ -90,17 +94,17 @@ def study(name: Name, dry_run: bool = False, report_only: bool = False) -> bool:
         launch.submit(name, jobs, [name, "--report-only"])
         return True
     done = report_only or launch.launch(jobs)
-    if name == "posterior":
-        from bench import posterior  # which imports torch
+    from bench import controls, noise, posterior
 
-        print(posterior.main())
-    else:
-        print(noise.main() if name == "noise" else controls.main(name))
+    own = {"noise": noise.main, "posterior": posterior.main}
+    print(own[name]() if name in own else controls.main(name))
     return done
 
 
 def claims() -> None:
     """The verdicts on the README's claims, from results/."""
+    from bench.suite_report import write_claims
+
     print(write_claims(Path("results")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.methods import METHODS, ROOT, Settings, fail, parse_flags
 SETTINGS = Path("results/search/settings.csv")  # suite, method, settings: what the searches chose
 
 
+STORAGE = "sqlite:///runs/search.db"  # of trials
 SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # of searches: no result is reported of
 
 
@@ -45,6 +47,20 @@ class Suite:
     def searched(self) -> bool:
         """Whether this suite has a search of its own."""
         return self.settings == self.name
+
+    @property
+    def steps_of_search(self) -> int:
+        """Environment steps of one method's search, and of its best settings on fresh seeds."""
+        return self.trials * len(SEEDS) * self.trial_steps + self.best**2 * self.steps
+
+    def seconds_per_step(self, method: str) -> float:
+        """Of a method's committed runs, evaluations left out; NaN where there are none."""
+        path = ROOT / "results" / self.name / "runs.csv"
+        if not path.exists():
+            return math.nan
+        runs = pd.read_csv(path)
+        rows = runs[(runs.method == method) & (runs.metric == "charts/wall_time") & (runs.task == "mean")]
+        return float((rows.value / rows.step).median())
 
     def pairs(self) -> list[tuple[str, int]]:
         """Method and seed of its reported runs, a seed of all methods after the other."""

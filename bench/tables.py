@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -146,12 +145,3 @@ def settings_table(settings: pd.DataFrame) -> str:
             [title_of(x.method), f"`{x.settings}`", f"{x.final:.1f}", *counts, f"{x.spent / 1e6:.1f} M"]
         )
     return markdown(columns, rows)
-
-
-def seconds_per_step(folder: Path, method: str) -> float:
-    """Of a method's committed runs on a suite, their final evaluation left out; NaN where there are none."""
-    if not (folder / "runs.csv").exists():
-        return math.nan
-    runs = pd.read_csv(folder / "runs.csv")
-    rows = runs[(runs.method == method) & (runs.metric == "charts/wall_time") & (runs.task == "mean")]
-    return float((rows.value / rows.step).median())

@@ -33,13 +33,12 @@ from optuna.trial import FrozenTrial, TrialState
 from bench import launch
 from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
 from bench.suite_report import write_search
-from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, Suite
+from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
 
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
 TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
 HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again
 RESULTS = SETTINGS.parent
-STORAGE = "sqlite:///runs/search.db"
 
 
 class Stopped(Exception):
@@ -193,11 +192,6 @@ class Search:
         states = self.table().state.value_counts()
         counts = {state: int(states.get(state, 0)) for state in ("complete", "dropped", "crashed")}
         return self.fresh().iloc[0].to_dict() | counts | {"spent": self.spent()}
-
-
-def steps_of_search(suite: Suite) -> int:
-    """Environment steps of one method's search and of its best settings on fresh seeds."""
-    return suite.trials * len(SEEDS) * suite.trial_steps + suite.best**2 * suite.steps
 
 
 def read_scores(job: launch.Job) -> tuple[float, float]:

@@ -303,10 +303,8 @@ def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | TINY | task)
     assert "Missing: 1 runs" in Path("results/cartpole10/table.md").read_text()
 
-    _, array, _ = submit()
-    assert array[array.index("--array") + 1] == "1-1%2"  # what is left
     _, array, report = submit(SBATCH="--partition=long --time=2:00:00", JOBS="")
-    assert array[array.index("--array") + 1] == "1-1"
+    assert array[array.index("--array") + 1] == "1-1"  # what is left
     for call in (array, report):
         assert "--partition=long" in call and "--time=2:00:00" in call
 
@@ -315,13 +313,10 @@ def test_reports_of_what_there_is(here):
     """Of no runs, of runs, and of the committed CSVs alone."""
     code, output = finish(benchmark("report", "cartpole10"))
     assert code == 0 and "cartpole10: no run has finished yet" in output
-    code, output = finish(benchmark("report"))
-    assert code == 2 and "no suite has results" in output and not Path("results/claims.md").exists()
     assert finish(benchmark("cartpole10", **TINY))[0] == 0
     table = Path("results/cartpole10/table.md")
     first = table.read_text()
     os.rename("runs", "elsewhere")
     table.unlink()
-    code, output = finish(benchmark("report"))
-    assert code == 0 and table.read_text() == first
-    assert "- cartpole10: **cannot tell methods apart**" in Path("results/claims.md").read_text()
+    assert finish(benchmark("report", "cartpole10"))[0] == 0
+    assert table.read_text() == first
