@@ -112,7 +112,8 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
 
 
 @pytest.mark.parametrize(
-    ("name", "signum"), [("varshare_ppo.py", signal.SIGINT), *((s, signal.SIGTERM) for s in probes.SCRIPTS)]
+    ("name", "signum"),
+    [("varshare_ppo.py", signal.SIGINT), ("baselines/cagrad_ppo.py", signal.SIGTERM)],
 )
 def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, uninterrupted, signum):
     folder = tmp_path / "runs/small"

@@ -186,7 +186,7 @@ def test_results_of_other_suites_and_methods_stay(runs):
     tune.search(make_suite(methods=("task-blind", "hard-sharing"), trials=9))
     first = read("settings.csv")
     tune.search(Suite("other", "cartpole10", methods=("task-blind",), trial_steps=STEPS, trials=9))
-    tune.search(make_suite(methods=("hard-sharing",), trials=12))
+    tune.search(make_suite(methods=("hard-sharing",), trials=10))
     settings = read("settings.csv")
     assert sorted(zip(settings.suite, settings.method)) == [
         ("other", "task-blind"),
