@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -24,13 +25,14 @@ def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bo
     Args:
         suite: a line of benchmark.sh.
         storage: URL of the database of trials, e.g. postgresql+psycopg://user@host/name
-        missing: not where settings.csv has settings of all of them already
+        missing: only of those of which settings.csv has none
     """
-    if not suite.searched or (missing and suite.chosen.keys() >= {*suite.methods}):
+    methods = tuple(m for m in suite.methods if not (missing and m in suite.chosen))
+    if not (suite.searched and methods):
         return True
     from bench import tune
 
-    return tune.search(suite, storage)
+    return tune.search(replace(suite, methods=methods), storage)
 
 
 def runs(suite: SuiteArg) -> bool:
@@ -121,14 +123,15 @@ def show_commands(jobs: list[launch.Job]) -> None:
 
 def on_slurm() -> bool:
     """Whether the environment variable LAUNCHER says so."""
-    launcher: Literal["", "slurm"] = os.environ.get("LAUNCHER", "")
+    launcher = os.environ.get("LAUNCHER", "")
     if launcher not in ("", "slurm"):
         fail(f"LAUNCHER is slurm or nothing, not {launcher!r}")
     return launcher == "slurm"
 
 
 if __name__ == "__main__":
-    on_slurm(), launch.jobs_at_a_time()  # refuse what they say before anything starts
+    on_slurm()  # this and the next refuse bad input before anything starts
+    launch.jobs_at_a_time()
     launch.stop_on_signals()
     functions = (search, runs, report, commands, plan, study, claims, job)
     result = tyro.extras.subcommand_cli_from_dict({f.__name__: f for f in functions})

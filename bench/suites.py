@@ -14,8 +14,6 @@ from bench import launch
 from bench.methods import METHODS, ROOT, Settings, fail, parse_flags
 
 SETTINGS = Path("results/search/settings.csv")  # suite, method, settings: what the searches chose
-
-
 STORAGE = "sqlite:///runs/search.db"  # of trials
 SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # of searches: no result is reported of
 
@@ -95,9 +93,10 @@ class Suite:
 
     @cached_property
     def chosen(self) -> dict[str, Settings]:
-        """What the search chose for each method: of $OUT, else of the project."""
-        path = SETTINGS if SETTINGS.exists() else ROOT / SETTINGS
-        if not path.exists():
-            return {}
-        found = pd.read_csv(path, keep_default_na=False).query("suite == @self.settings")
-        return dict(zip(found.method, map(parse_flags, found.settings)))
+        """What the search chose for each method: the project's, and over it that of $OUT."""
+        found = {}
+        for path in (ROOT / SETTINGS, SETTINGS):
+            if path.exists():
+                rows = pd.read_csv(path, keep_default_na=False).query("suite == @self.settings")
+                found |= dict(zip(rows.method, map(parse_flags, rows.settings)))
+        return found

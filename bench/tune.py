@@ -1,10 +1,11 @@
 """The search for the settings of every method, the same number of environment steps for each.
 
 A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). After every seed
-it is dropped if its mean final return is below the median of the trials that ran all three: a run is judged
-when it is over, never on the way, where a large annealed step size looks slow. What a dropped trial saves
-goes to further ones, until the steps of `trials` full ones are spent. Then the five best settings run on
-five fresh seeds, as long as the runs that are reported, and the best mean of those is the method's setting.
+it is dropped if its mean final return so far, the higher one of two, is below the median of the trials that
+ran all three: a run is judged when it is over, never on the way, where a large annealed step size looks
+slow. What a dropped trial saves goes to further ones, until the steps of `trials` full ones are spent. Then
+the five best settings run on five fresh seeds, as long as the runs that are reported, and the best mean of
+those is the method's setting.
 
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
 work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue

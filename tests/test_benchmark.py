@@ -12,7 +12,9 @@ import pandas as pd
 import probes
 import pytest
 
+from bench.__main__ import search
 from bench.methods import METHODS, write_flags
+from bench.suites import Suite
 
 SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -195,9 +197,27 @@ def test_bad_input_is_one_line_and_nothing_is_written(argv, variables, message):
 
 
 def test_a_method_without_settings_is_refused():
-    pd.read_csv(SETTINGS).query("method != 'pcgrad'").to_csv(SETTINGS, index=False)
-    code, output = finish(benchmark("commands", "cartpole10", METHODS="l2soft pcgrad"))
-    assert code == 2 and "no settings of pcgrad on cartpole10" in output
+    pd.read_csv(SETTINGS).query("method != 'varshare-samples'").to_csv(SETTINGS, index=False)
+    code, output = finish(benchmark("commands", "cartpole10", METHODS="l2soft varshare-samples"))
+    assert code == 2 and "no settings of varshare-samples on cartpole10" in output
+
+
+def test_only_missing_settings_are_searched(monkeypatch):
+    """A method added to a searched suite leaves the others as they are, and the project's stand behind."""
+    searched = []
+    monkeypatch.setattr("bench.tune.search", lambda suite, _: searched.append(suite.methods) or True)
+    pd.read_csv(SETTINGS).query("method == 'l2soft'").to_csv(SETTINGS, index=False)
+    suite = Suite("cartpole10", methods=("l2soft", "varshare-samples"))
+    assert search(suite, missing=True) and search(suite)
+    assert search(Suite("cartpole10", methods=("l2soft",)), missing=True)
+    assert search(Suite("cartpole-identical10", settings="cartpole10", methods=("varshare-samples",)))
+    assert searched == [("varshare-samples",), ("l2soft", "varshare-samples")]
+    project = pd.read_csv(probes.ROOT / SETTINGS).query("suite == 'cartpole-goals10'")
+    chosen = Suite("cartpole-goals10").chosen
+    assert chosen.keys() == {*project.method} and len(project) > 1
+    for row in project.itertuples():
+        of = settings_of("l2soft") if row.method == "l2soft" else row.settings
+        assert write_flags(chosen[row.method]) == of
 
 
 TINY = {"STEPS": "2560", "SEEDS": "2", "METHODS": "hard-sharing", "FLAGS": SMALL, "JOBS": "2"}
