@@ -32,9 +32,9 @@ few="task-blind hard-sharing l2soft varshare"
 suites() { # what to do with each, and which alone: a suite's environment, its runs, the search for their settings
     on "$@" cartpole-goals10 --steps 1000000 --seeds 10 --methods $all --trials 24 --trial-steps 500000
     on "$@" cartpole-goals-physics10 --steps 1000000 --seeds 10 --methods $all --trials 12 --trial-steps 500000 --best 3
-    on "$@" cartpole10 --steps 1000000 --seeds 10 --methods $all --trials 12 --trial-steps 500000 --best 3
-    on "$@" cartpole-identical10 --steps 1000000 --seeds 10 --methods $all --settings cartpole10
-    on "$@" sac --env-id cartpole-goals10 --steps 102400 --seeds 10 --methods varshare varshare-sac --trials 12 --trial-steps 102400 --best 3
+    on "$@" cartpole10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
+    on "$@" cartpole-identical10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
+    on "$@" sac --env-id cartpole-goals10 --steps 102400 --seeds 10 --methods varshare varshare-sac --trials 12 --trial-steps 51200 --best 3
     on "$@" lunarlander20-goals --steps 2000000 --seeds 5 --methods $few --trials 12 --trial-steps 1000000 --best 3
     on "$@" lunarlander20 --steps 2000000 --seeds 5 --methods $few --settings lunarlander20-goals
 }

@@ -52,7 +52,7 @@ def here(tmp_path, monkeypatch):
     """A folder of its own, in which a search has chosen settings of every method."""
     monkeypatch.chdir(tmp_path)
     SETTINGS.parent.mkdir(parents=True)
-    suites = ("cartpole10", "cartpole-goals10", "cartpole-goals-physics10", "lunarlander20-goals", "sac")
+    suites = ("cartpole-goals10", "cartpole-goals-physics10", "lunarlander20-goals", "sac")
     rows = [(suite, method, settings_of(method)) for suite in suites for method in METHODS]
     pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
     return tmp_path
@@ -98,7 +98,7 @@ def test_methods_are_scripts_with_settings_that_they_have():
 
 
 def test_a_suite_has_every_method_and_seed_with_the_settings_that_the_search_chose():
-    runs = commands("commands", "cartpole-identical10")  # which takes those of cartpole10
+    runs = commands("commands", "cartpole-identical10")  # which takes those of cartpole-goals-physics10
     names = [option(command, "--run-name") for command in runs]
     assert len(names) == len(set(names)) == 10 * len(COMPARED)
     for command in runs[: len(COMPARED)]:
@@ -187,7 +187,7 @@ def test_knobs():
         (["cartpole10"], {"LAUNCHER": "pbs"}, "LAUNCHER is slurm or nothing, not 'pbs'"),
         ([], {"JOBS": "abc"}, "JOBS is a number of runs at a time, not 'abc'"),
         (["cartpole10"], {"JOBS": "0"}, "JOBS is a number"),
-        (["search", "cartpole10"], {"STORAGE": "nonsense"}, "cannot open the database nonsense"),
+        (["search", "cartpole-goals10"], {"STORAGE": "nonsense"}, "cannot open the database nonsense"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(argv, variables, message):
@@ -199,7 +199,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(argv, variables, message):
 def test_a_method_without_settings_is_refused():
     pd.read_csv(SETTINGS).query("method != 'varshare-samples'").to_csv(SETTINGS, index=False)
     code, output = finish(benchmark("commands", "cartpole10", METHODS="l2soft varshare-samples"))
-    assert code == 2 and "no settings of varshare-samples on cartpole10" in output
+    assert code == 2 and "no settings of varshare-samples on cartpole-goals-physics10" in output
 
 
 def test_only_missing_settings_are_searched(monkeypatch):
@@ -207,10 +207,10 @@ def test_only_missing_settings_are_searched(monkeypatch):
     searched = []
     monkeypatch.setattr("bench.tune.search", lambda suite, _: searched.append(suite.methods) or True)
     pd.read_csv(SETTINGS).query("method == 'l2soft'").to_csv(SETTINGS, index=False)
-    suite = Suite("cartpole10", methods=("l2soft", "varshare-samples"))
+    suite = Suite("sac", methods=("l2soft", "varshare-samples"))
     assert search(suite, missing=True) and search(suite)
-    assert search(Suite("cartpole10", methods=("l2soft",)), missing=True)
-    assert search(Suite("cartpole-identical10", settings="cartpole10", methods=("varshare-samples",)))
+    assert search(Suite("sac", methods=("l2soft",)), missing=True)
+    assert search(Suite("cartpole10", settings="sac", methods=("varshare-samples",)))
     assert searched == [("varshare-samples",), ("l2soft", "varshare-samples")]
     project = pd.read_csv(probes.ROOT / SETTINGS).query("suite == 'cartpole-goals10'")
     chosen = Suite("cartpole-goals10").chosen
