@@ -26,12 +26,13 @@ cd "${OUT:-$root}"
 export OMP_NUM_THREADS=1 PYTHONPATH=$root
 
 all="task-blind independent hard-sharing contextual pcgrad cagrad l2soft l2soft-recentred varshare varshare-recentred"
+variants="varshare-reptile varshare-lora varshare-trust-region varshare-learned-prior varshare-annealed"
 few="task-blind hard-sharing l2soft varshare"
 
 # shellcheck disable=SC2086 # lists of words
 suites() { # what to do with each, and which alone: a suite's environment, its runs, the search for their settings
-    on "$@" cartpole-goals10 --steps 1000000 --seeds 10 --methods $all --trials 24 --trial-steps 500000
-    on "$@" cartpole-goals-physics10 --steps 1000000 --seeds 10 --methods $all --trials 12 --trial-steps 500000 --best 3
+    on "$@" cartpole-goals10 --steps 1000000 --seeds 10 --methods $all $variants --trials 24 --trial-steps 500000
+    on "$@" cartpole-goals-physics10 --steps 1000000 --seeds 10 --methods $all $variants --trials 12 --trial-steps 500000 --best 3
     on "$@" cartpole10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
     on "$@" cartpole-identical10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
     on "$@" sac --env-id cartpole-goals10 --steps 102400 --seeds 10 --methods varshare varshare-sac --trials 12 --trial-steps 51200 --best 3

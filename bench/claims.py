@@ -129,6 +129,38 @@ def claim_2(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     return answer, f"Test: {test}.\n\n{comparisons(rows)}"
 
 
+def claim_4(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """Re-centring task by task, as its author wrote it, is the best variant."""
+    ours, others = (
+        of_family(by_method, "reptile"),
+        of_family(by_method, "varshare", "lora", "variant", variants=True),
+    )
+    if not (ours and others):
+        return None
+    verdicts, rows = zip(*compare(by_method, [(ours[0], other) for other in others]))
+    answer = "not decided"
+    if {"worse", "the same"} & set(verdicts):
+        answer = "not supported"
+    elif set(verdicts) == {"better"}:
+        answer = "supported"
+    return answer, f"Test: better than every other variant, p below 5 %.\n\n{comparisons(rows)}"
+
+
+def claim_5(by_method: dict[str, Scores], runs: pd.DataFrame) -> tuple[str, str] | None:
+    """LoRA costs little return for far fewer task parameters."""
+    pair = [*of_family(by_method, "lora"), *of_family(by_method, "varshare")]
+    if len(pair) < 2:
+        return None
+    [(_, row)] = compare(by_method, [tuple(pair[:2])])
+    d = difference(*(by_method[m].means for m in pair[:2])).interval
+    within = margin(by_method[m].means.mean() for m in pair[:2])
+    answer = "supported" if d.low > -within else "not supported" if d.high < -within else "not decided"
+    own = [runs[(runs.method == m) & (runs.metric == "parameters/own")].value.median() for m in pair[:2]]
+    text = f"Test: the 95 % interval of the difference lies above minus {MARGIN:.0%} of the better mean.\n\n"
+    text += f"{comparisons([row])}\nParameters of a task's own: {own[0]:,.0f} and {own[1]:,.0f}.\n"
+    return answer, text
+
+
 def claim_6(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     """SAC needs fewer samples than PPO."""
     pair = [of_family(by_method, "varshare", algorithm=algorithm) for algorithm in ("sac", "ppo")]
@@ -196,10 +228,12 @@ def verdicts(results: list[Result]) -> str:
         if found := claim_6(x.by_method):  # which is not about sharing: no power is asked for
             add(6, claim_6.__doc__, x.name, *found)
             continue
-        for number, claim in ((1, claim_1), (2, claim_2)):
-            if found := claim(x.by_method):
+        found_of = {claim: claim(x.by_method) for claim in (claim_1, claim_2, claim_4)}
+        found_of[claim_5] = claim_5(x.by_method, x.runs)
+        for claim, found in found_of.items():
+            if found:
                 answer, text = found if x.able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
-                add(number, claim.__doc__, x.name, answer, text)
+                add(int(claim.__name__[-1]), claim.__doc__, x.name, answer, text)
     for identical in [x for x in results if "identical" in x.env]:
         for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
             if found := claim_8(different, identical):

@@ -22,6 +22,7 @@ EVALUATION, TRAINING, SUCCESS = "eval/episodic_return", "charts/episodic_return"
 NORMS = ("mu_norm", "theta_norm", "theta_moved")  # of methods with residuals, whatever they begin with
 NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
 NOT_TRAINED += ("sigma", "live", "fisher", "fisher_weight")  # sigma is made of mu's gradients
+NOT_TRAINED += ("beta", "sigma_prior")  # which may change in a run
 
 
 @dataclass
@@ -121,14 +122,25 @@ def collect_run(folder: Path) -> pd.DataFrame:
         ),  # (task, weight)
         ("parameters/all", "mean", sum(x.numel() for x in trained.values())),
     ]
-    if "mu" in agent:
+    if "mu" in agent and agent["mu"].shape[1:] == agent["theta"].shape:  # not the factors of low rank
         extra += residuals(agent, run.tasks)
     extra = [{"metric": m, "task": t, "step": last, "value": float(x)} for m, t, x in extra]
     return pd.concat([rows, pd.DataFrame(extra)], ignore_index=True)
 
 
+def of_other_methods(suite: Suite, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of configs.csv and runs.csv of methods that are not the suite's, from runs as long as its."""
+    if not (out / "configs.csv").exists():
+        return pd.DataFrame(), pd.DataFrame()
+    configs, runs = (pd.read_csv(out / f"{name}.csv") for name in ("configs", "runs"))
+    others = configs[~configs.method.isin(suite.methods)]
+    others = others[(others.env == suite.env_id) & (others.steps == suite.steps)]
+    return others, runs[runs.method.isin(others.method)]
+
+
 def collect(suite: Suite, out: Path) -> None:
-    """Write runs.csv and configs.csv of a suite's finished runs."""
+    """Write runs.csv and configs.csv of a suite's finished runs; those of other methods stay as they are."""
+    others = of_other_methods(suite, out)
     runs, configs = [], []
     for job, (method, seed) in zip(suite.jobs(), suite.pairs()):
         key = {"method": method, "seed": seed}
@@ -143,7 +155,7 @@ def collect(suite: Suite, out: Path) -> None:
     if not runs:
         fail(f"no run of the suite {suite.name} has finished")
     out.mkdir(parents=True, exist_ok=True)
-    table = pd.concat(runs)[["method", "seed", "metric", "task", "step", "value"]]
+    table = pd.concat([others[1], *runs])[["method", "seed", "metric", "task", "step", "value"]]
     table["value"] = table["value"].map("{:.5g}".format)
     table.to_csv(out / "runs.csv", index=False)
-    pd.DataFrame(configs).to_csv(out / "configs.csv", index=False)
+    pd.concat([others[0], pd.DataFrame(configs)]).to_csv(out / "configs.csv", index=False)

@@ -232,12 +232,44 @@ def plot_residuals(suites: dict[str, pd.DataFrame]) -> Figure | None:
     return figure
 
 
+PORTFOLIO = ("reptile", "lora", "variant")  # families of VarShare's variants, which have figures of their own
+
+
+def of_portfolio(runs: pd.DataFrame, *families: str) -> list[str]:
+    """Methods of these families, in the order of methods.csv."""
+    return [m for m in scores(runs) if m in METHODS and METHODS[m].family in families]
+
+
+def plot_variants(runs: pd.DataFrame, title: str, highest: float | None) -> Figure | None:
+    """Evaluations of all of VarShare's variants; and of the best three with what they are compared to."""
+    variants = of_portfolio(runs, *PORTFOLIO)
+    if not variants:
+        return None
+    by_method = scores(runs)
+    base = [m for m in of_portfolio(runs, "varshare") if not METHODS[m].variant]
+    controls = [m for m in of_portfolio(runs, "varshare", "l2soft") if METHODS[m].variant] + [BLIND]
+    best = best_first({m: by_method[m] for m in variants})[:3]
+    panels = {"all variants": base + variants, "the best three": base + best + controls}
+    figure = Figure(figsize=(10.8, 4.2), layout="constrained")
+    figure.suptitle(f"{title}: evaluation, mean over tasks, 95 % intervals over runs", fontsize=11)
+    for ax, (name, methods) in zip(figure.subplots(1, 2), panels.items()):
+        for method in (m for m in methods if m in by_method):
+            draw_curve(ax, method, by_method[method].curve.columns, by_method[method].curve)
+        if highest is not None:
+            ax.axhline(highest, color="0.6", lw=1, ls=":", label="what the tasks allow")
+        ax.set_title(name)
+        label_steps(ax)
+        ax.legend(fontsize=8, loc="best")
+    return figure
+
+
 SUITE_FIGURES = {
     "curves": plot_curves,
     "cost": plot_cost,
     "tasks": plot_tasks,
     "sharing": plot_sharing,
     "change": plot_change,
+    "variants": plot_variants,
 }
 
 

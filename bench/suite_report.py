@@ -8,7 +8,14 @@ import pandas as pd
 from matplotlib import rc_context
 
 from bench.claims import Result, read_result, verdicts
-from bench.figures import SUITE_FIGURES, plot_residuals, plot_settings, plot_step_sizes
+from bench.figures import (
+    PORTFOLIO,
+    SUITE_FIGURES,
+    of_portfolio,
+    plot_residuals,
+    plot_settings,
+    plot_step_sizes,
+)
 from bench.methods import METHODS, fail
 from bench.style import STYLE
 from bench.tables import make_table, settings_table
@@ -31,8 +38,10 @@ def write_suite(folder: Path) -> str:
     text = f"# {title}\n\n{able}\n\n{' '.join(notes)}\n\n{make_table(result.runs, result.target)}"
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):
+        apart = result.runs.method.isin(of_portfolio(result.runs, *PORTFOLIO))
         for name, plot in SUITE_FIGURES.items():
-            if figure := plot(result.runs, title, result.ceiling):
+            runs = result.runs if name == "variants" else result.runs[~apart]
+            if figure := plot(runs, title, result.ceiling):
                 figure.savefig(folder / f"{name}.png")
     return text
 

@@ -488,22 +488,32 @@ class Run:
         where theta is frozen.
 
         Args:
-            theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...).
+            theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...). Where mu has factors
+                "layer.B" and "layer.A" in place of "layer.weight" they are multiplied, without being formed.
             group: what the names of the metrics begin with.
         """
-        if not getattr(self.args, "freeze_theta", False):
-            common = {name: x.mean(0, keepdim=True) for name, x in mu.items()}
-            theta = {name: x + common[name] for name, x in theta.items()}
-            mu = {name: x - common[name] for name, x in mu.items()}
-        both = _by_layer({name: torch.cat((theta[name], mu[name])) for name in theta})
-        squares = {layer: x.square().sum(1) for layer, x in both.items()}  # |theta|^2, |mu_m|^2 (1 + task,)
-        theta_norm, *mu_norms = sum(squares.values()).sqrt().tolist()
+        start = self.theta_start.to(next(iter(theta.values()))).split([x.numel() for x in theta.values()])
+        products: dict[str, Tensor] = {}  # of theta, theta_0, mu_1, ... with each other, by layer
+        for (name, x), x0 in zip(theta.items(), start):
+            layer = name.rpartition(".")[0] or name
+            shared = torch.cat((x.flatten(1), x0.unsqueeze(0))).double()
+            own = (mu[name],) if name in mu else (mu[f"{layer}.B"], mu[f"{layer}.A"])
+            products[layer] = products.get(layer, 0) + _inner_products(shared, *(y.double() for y in own))
+        free = not getattr(self.args, "freeze_theta", False)
+        tasks = len(next(iter(products.values()))) - 2
+        change = torch.eye(2 + tasks, dtype=torch.float64)  # to theta + mean, theta_0, mu_1 - mean, ...
+        change[0, 2:] += free / tasks
+        change[2:, 2:] -= free / tasks
+        products = {layer: change @ x.cpu() @ change.T for layer, x in products.items()}
+        total = sum(products.values())
+        theta_norm, _, *mu_norms = total.diagonal().clamp(min=0).sqrt().tolist()
         self.log(f"{group}/theta_norm", theta_norm)
         if not self.args.load:  # else what a resumed run started from is not at hand
-            now = torch.cat([x.flatten() for x in theta.values()])
-            self.log(f"{group}/theta_moved", (now - self.theta_start.to(now)).norm().item())
+            moved = total[0, 0] - 2 * total[0, 1] + total[1, 1]
+            self.log(f"{group}/theta_moved", moved.clamp(min=0).sqrt().item())
         self.log(f"{group}/mu_norm", sum(mu_norms) / len(mu_norms), mu_norms)
-        for layer, (theta2, *mu2) in ((layer, x.tolist()) for layer, x in squares.items()):
+        for layer, x in products.items():
+            theta2, _, *mu2 = x.diagonal().clamp(min=0).tolist()
             overall = theta2 / (theta2 + sum(mu2) / len(mu2))
             self.log(f"{group}/sharing_ratio/{layer}", overall, [theta2 / (theta2 + x) for x in mu2])
 
@@ -627,6 +637,19 @@ def _by_layer(W: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, x in W.items():
         layers.setdefault(name.rpartition(".")[0] or name, []).append(x.flatten(1))
     return {layer: torch.cat(parts, 1) for layer, parts in layers.items()}
+
+
+def _inner_products(shared: Tensor, *own: Tensor) -> Tensor:
+    """Of rows (row, weight), and of each task's X (task, ...) or B A: (row + task, row + task)."""
+    if len(own) == 1:
+        rows = torch.cat((shared, own[0].flatten(1)))
+        return rows @ rows.T
+    B, A = own
+    with_shared = torch.einsum("xoi,tor,tri->xt", shared.unflatten(1, (B.shape[1], A.shape[2])), B, A)
+    BB, AA = torch.einsum("sor,toq->strq", B, B), torch.einsum("sri,tqi->strq", A, A)
+    of_tasks = (BB * AA).sum((2, 3))  # <B_s A_s, B_t A_t> = tr(B_s' B_t A_t A_s')
+    upper = torch.cat((shared @ shared.T, with_shared), 1)
+    return torch.cat((upper, torch.cat((with_shared.T, of_tasks), 1)))
 
 
 def _state(x: Any) -> Any:

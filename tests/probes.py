@@ -101,9 +101,10 @@ def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
     return agent
 
 
+@torch.no_grad()
 def random_batch(script, agent, samples, seed=0):
     """Random samples, whose actions were drawn from an older policy."""
-    rng, weights = torch.Generator().manual_seed(seed), agent.weights().detach()
+    rng, weights = torch.Generator().manual_seed(seed), agent.weights()
 
     def randn(*shape):
         return torch.randn(shape, generator=rng, dtype=weights.dtype)

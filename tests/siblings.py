@@ -30,6 +30,31 @@ TRUNKS = [name for name, method in METHOD_OF.items() if not method.parent]
 SIBLINGS = {
     "variants/varshare_samples_ppo.py": {"minibatch_gradients": 14, "update": 5},
     "variants/varshare_shuffled_sigma_ppo.py": {"update": 1},
+    "variants/varshare_reptile_ppo.py": {"imports": 1, "Args.reptile_alpha": 2, "train": 4},
+    "variants/varshare_lora_ppo.py": {
+        "Args.sigma_prior": 2,
+        "Args.sigma_init": 2,
+        "LUNARLANDER_GOALS": 2,
+        "Agent.__init__": 12,
+        "Agent.unpack": 6,
+        "minibatch_gradients": 4,
+        "update": 2,
+    },
+    "variants/varshare_trust_region_ppo.py": {"update": 5},
+    "variants/varshare_learned_prior_ppo.py": {
+        "Args.sigma_prior": 2,
+        "Agent.__init__": 1,
+        "update": 1,
+        "check": 2,
+    },
+    "variants/varshare_annealed_ppo.py": {
+        "Args.beta": 2,
+        "Args.sigma_prior": 2,
+        "LUNARLANDER_GOALS": 3,
+        "Agent.__init__": 2,
+        "check": 2,
+        "train": 1,
+    },
     "variants/varshare_fixed_sigma_ppo.py": {
         "LUNARLANDER_GOALS": 2,
         "Agent.__init__": 5,

@@ -20,7 +20,9 @@ from bench.suites import SETTINGS, Suite
 from bench.tables import Scores, improvement, make_table, title_of
 
 SAC = ("varshare-sac", "varshare")
-PPO = [m.name for m in METHODS.values() if m.space and m.script.endswith("_ppo.py")]  # all that are compared
+SPACES = [m.name for m in METHODS.values() if m.space and m.script.endswith("_ppo.py")]
+PORTFOLIO = [m for m in SPACES if METHODS[m].family in figures.PORTFOLIO]
+PPO = [m for m in SPACES if m not in PORTFOLIO]  # all that are compared
 RESIDUAL = [m for m in PPO if METHODS[m].family in ("varshare", "l2soft")]
 TASKS = ["near", "far", "edge"]
 RATIOS = {"actor.0": 0.9, "critic.0": 0.9999}  # sharing ratio of the layers
@@ -285,6 +287,46 @@ def test_no_axes_have_more_than_eight_curves():
     assert [line.get_label() for line in ax.get_lines()] == ["VarShare", "L2Soft"]
 
 
+def test_variants_have_a_figure_of_their_own():
+    means = {m: 100.0 + 30 * i for i, m in enumerate(PORTFOLIO)} | dict.fromkeys(PPO, 90.0)
+    out = collected("suite", means, seeds=2)
+    every, best = figures.plot_variants(runs_of(out), "title", 500.0).axes
+    drawn = [[line.get_label() for line in ax.get_lines()][:-1] for ax in (every, best)]
+    assert drawn[0] == [title_of(m) for m in ("varshare", *PORTFOLIO)] and len(drawn[0]) < MAX_CURVES
+    controls = ("varshare-recentred", "l2soft-recentred", BLIND)
+    assert drawn[1] == [title_of(m) for m in ("varshare", *PORTFOLIO[:-4:-1], *controls)]
+    for ax in (every, best):
+        assert len({(x.get_color(), x.get_linestyle()) for x in ax.get_lines()}) == len(ax.get_lines())
+    write_suite(out)
+    assert (out / "variants.png").exists()
+    assert figures.plot_variants(runs_of(out)[lambda x: x.method.isin(PPO)], "title", None) is None
+
+
+def test_methods_that_were_not_run_again_stay():
+    """Unless their runs were longer or shorter."""
+    out = collected("suite", {"task-blind": 50, "varshare": 120}, seeds=3)
+    before = runs_of(out)
+    collect(write_runs("suite", {"varshare-lora": 110, "l2soft": 90}, seeds=2), out)
+    after, configs = runs_of(out), pd.read_csv(out / "configs.csv")
+    kept = after[after.method.isin(["task-blind", "varshare"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before)
+    assert configs.groupby("method").size().to_dict() == {
+        "task-blind": 3,
+        "varshare": 3,
+        "varshare-lora": 2,
+        "l2soft": 2,
+    }
+    assert configs.finished.all()
+    suite = Suite("suite", "cartpole10", steps=1000, seeds=2, methods=("l2soft",))
+    collect(suite, out)  # again, alone
+    pd.testing.assert_frame_equal(
+        runs_of(out).sort_values(list(after), ignore_index=True),
+        after.sort_values(list(after), ignore_index=True),
+    )
+    collect(write_runs("suite", {"pcgrad": 90}, seeds=2, steps=2000), out)
+    assert set(runs_of(out).method) == {"pcgrad"}
+
+
 def test_every_run_has_a_dot_in_the_panel_of_every_task():
     runs = runs_of(collected("suite", {"varshare": 100, "task-blind": 50, "l2soft": 120}, seeds=4))
     axes = figures.plot_tasks(runs, "title", None).axes
@@ -369,6 +411,26 @@ def test_verdicts_on_claim_2():
     assert claims.claim_2(unclear)[0] == "not decided"
     assert claims.claim_2(make_scores(varshare=100)) is None
     assert claims.claim_2(make_scores(varshare_sac=100, l2soft=50)) is None  # of another algorithm
+
+
+def test_verdicts_on_claim_4():
+    others = {"varshare": 100, "varshare_recentred": 101, "varshare_lora": 99, "varshare_annealed": 90}
+    for reptile, answer in ((130, "supported"), (101, "not supported"), (60, "not supported")):
+        assert claims.claim_4(make_scores(varshare_reptile=reptile, **others))[0] == answer
+    _, text = claims.claim_4(make_scores(varshare_reptile=100, **others, l2soft=90, pcgrad=80))
+    assert len(cells_of(text)) == 1 and text.count("| VarShare-Reptile |") == 4  # one row for each variant
+    assert claims.claim_4(make_scores(varshare=100, varshare_lora=100)) is None
+
+
+def test_verdicts_on_claim_5():
+    own = [
+        {"method": m, "metric": "parameters/own", "value": x}
+        for m, x in (("varshare", 900), ("varshare-lora", 90))
+    ]
+    for lora, answer in ((100, "supported"), (120, "supported"), (60, "not supported")):
+        found, text = claims.claim_5(make_scores(varshare=100, varshare_lora=lora), pd.DataFrame(own))
+        assert found == answer and "Parameters of a task's own: 90 and 900." in text
+    assert claims.claim_5(make_scores(varshare=100, varshare_reptile=100), pd.DataFrame(own)) is None
 
 
 def test_verdicts_on_claim_6():
