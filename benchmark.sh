@@ -9,6 +9,7 @@
 #   bash benchmark.sh commands SUITE    the commands of its runs
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
 #   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise or posterior: see docs/experiments.md
+#   bash benchmark.sh scale             time and memory of full rank and of LoRA at widths up to 4096, the same
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
 #
 # Environment variables:
@@ -57,7 +58,7 @@ failed=0
 case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;
     power | ceilings | normalisation | noise | posterior) exec python -m bench study "$@" ;;
-    job) exec python -m bench "$@" ;;
+    job | scale) exec python -m bench "$@" ;;
     speed) exec python "$root/tests/speed.py" ;;
     search | commands | report | plan) what=$1 which=${2:-} ;;
     *) what="" which=${1:-} ;;

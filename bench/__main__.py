@@ -103,6 +103,20 @@ def study(name: Name, dry_run: bool = False, report_only: bool = False) -> bool:
     return done
 
 
+def scale(report_only: bool = False) -> None:
+    """Time and memory of a minibatch, full rank against LoRA, with nothing else running.
+
+    Args:
+        report_only: of results/scaling/scaling.csv
+    """
+    from bench import scaling
+
+    out = Path("results/scaling")
+    if not report_only:
+        scaling.run(out)
+    print(scaling.report(out))
+
+
 def claims() -> None:
     """The verdicts on the README's claims, from results/."""
     from bench.suite_report import write_claims
@@ -133,6 +147,6 @@ if __name__ == "__main__":
     on_slurm()  # this and the next refuse bad input before anything starts
     launch.jobs_at_a_time()
     launch.stop_on_signals()
-    functions = (search, runs, report, commands, plan, study, claims, job)
+    functions = (search, runs, report, commands, plan, study, scale, claims, job)
     result = tyro.extras.subcommand_cli_from_dict({f.__name__: f for f in functions})
     raise SystemExit(result is False)
