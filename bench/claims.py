@@ -80,12 +80,15 @@ def of_family(
     ]
 
 
-def compare(by_method: dict[str, Scores], pairs: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Verdict and a row of a table for each pair of methods, corrected for their number."""
-    found = [difference(by_method[x].means, by_method[y].means) for x, y in pairs]
+def compare(
+    by_method: dict[str, Scores], pairs: list[tuple[str, str]], what: str = "means"
+) -> list[tuple[str, list[str]]]:
+    """Verdict and a row of a table for each pair of methods, corrected for their number; what: or "area"."""
+    values = {method: getattr(by_method[method], what) for pair in pairs for method in pair}
+    found = [difference(values[x], values[y]) for x, y in pairs]
     result = []
     for (x, y), d, p in zip(pairs, found, holm([d.p for d in found])):
-        within = margin(by_method[method].means.mean() for method in (x, y))
+        within = margin(values[method].mean() for method in (x, y))
         decision = verdict(d, p, within)
         chance = improvement(by_method[x].final, by_method[y].final)
         cells = [title_of(x), title_of(y), d.interval.text(), f"{p:.2g}", f"{within:.1f}", f"{chance:.2f}"]
@@ -113,7 +116,13 @@ def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     if not won:
         answer = "not decided" if set(verdicts) == {"undecided"} else "not supported"
     test = "p below 5 % in every comparison, and not the same within the margin"
-    return answer, f"Test: {test}.\n\n{comparisons(rows)}"
+    text = f"Test: {test}.\n\n{comparisons(rows)}"
+    if all(by_method[m].curve.shape[1] > 1 for pair in pairs for m in pair):  # evaluated on the way
+        verdicts, rows = zip(*compare(by_method, pairs, "area"))
+        won, lost = verdicts.count("better"), verdicts.count("worse")
+        text += "\nHow fast they get there, by the area under the evaluations: "
+        text += f"better in {won} of {len(pairs)} comparisons, worse in {lost}.\n\n{comparisons(rows)}"
+    return answer, text
 
 
 def claim_2(by_method: dict[str, Scores]) -> tuple[str, str] | None:

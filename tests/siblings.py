@@ -167,10 +167,12 @@ def trunks_drifted() -> list[str]:
     return compare(*map(definitions, TRUNKS), TRUNKS_DIFFER, TRUNKS_CHANGES)
 
 
-def table() -> str:
-    """The scripts and how many of their lines are not those of their parents, for the README."""
+def table(variants: bool) -> str:
+    """The scripts in variants/, or the others, and how many of their lines are not those of their parents."""
     rows = ["| script | method | parent | lines | changed lines |", "|---|---|---|---|---|"]
     for name, method in METHOD_OF.items():
+        if name.startswith("variants/") != variants:
+            continue
         parent, lines = method.parent, lines_of(name)
         cells = f"`{parent}`" if parent else "", len(lines)
         diff = count_changed(lines_of(parent), lines) if parent else ""
@@ -178,13 +180,16 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+TABLES = {"README.md": False, "docs/variants.md": True}  # where they stand
+
+
 def main() -> None:
-    """Update the README."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    start = re.search(r"\| script \| method \|.*\n(\|.*\n)+", text)
-    readme.write_text(text[: start.start()] + table() + text[start.end() :])
-    print(table())
+    """Update the tables in README and docs."""
+    for name, variants in TABLES.items():
+        text, new = (ROOT / name).read_text(), table(variants)
+        start = re.search(r"\| script \| method \|.*\n(\|.*\n)+", text)
+        (ROOT / name).write_text(text[: start.start()] + new + text[start.end() :])
+        print(new)
 
 
 if __name__ == "__main__":

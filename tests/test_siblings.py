@@ -40,8 +40,10 @@ def test_every_line_of_a_script_belongs_to_a_definition():
         assert not found - lines and all(line.startswith("    # ") for line in lines - found)
 
 
-def test_the_table_in_the_readme_is_up_to_date():
-    assert siblings.table() in (probes.ROOT / "README.md").read_text(), "run python tests/siblings.py"
+@pytest.mark.parametrize("name", siblings.TABLES)
+def test_the_table_of_scripts_is_up_to_date(name):
+    table = siblings.table(siblings.TABLES[name])
+    assert table in (probes.ROOT / name).read_text(), "run python tests/siblings.py"
 
 
 @pytest.fixture

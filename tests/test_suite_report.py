@@ -387,6 +387,7 @@ def test_verdicts_on_claim_1():
     best = make_scores(varshare=100, l2soft=100, pcgrad=90, hard_sharing=80)
     answer, text = claims.claim_1(best)
     assert answer == "supported" and text.count("| better |") == 4
+    assert "better in 0 of 4 comparisons, worse in 0" in text  # as fast
     answer, _ = claims.claim_1(best | make_scores(contextual=110))
     assert answer == "supported in 4 of 6 comparisons, worse in 2"
     assert claims.claim_1(make_scores(varshare=50, pcgrad=90))[0] == "not supported"
@@ -395,6 +396,10 @@ def test_verdicts_on_claim_1():
     unrelated = {"varshare_sac": 50, "varshare_recentred": 50, "task_blind": 200}  # not what is claimed
     assert claims.claim_1(best | make_scores(**unrelated)) == claims.claim_1(best)
     assert claims.claim_1(make_scores(varshare=100)) is None
+    rng = np.random.default_rng(1)
+    fast = {m: scores(s.final, (m == "varshare") + rng.normal(size=(10, 2)) / 9) for m, s in best.items()}
+    assert "better in 2 of 4 comparisons, worse in 0" in claims.claim_1(fast)[1]
+    assert claims.claim_1(fast)[0] == "supported"  # which says where they end
     single = {name: scores(s.final[:1]) for name, s in best.items()}
     answer, text = claims.claim_1(single)
     assert answer == "not decided" and "| undecided |" in text
