@@ -263,7 +263,7 @@ def alive(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here):
-    changes = {"STEPS": "256000", "SEEDS": "1", "FLAGS": f"{SMALL} --checkpoint-interval 0.1"}
+    changes = {"STEPS": "128000", "SEEDS": "1", "FLAGS": f"{SMALL} --checkpoint-interval 0.1"}
     folder = here / "runs/cartpole10__hard-sharing__1"
     for signum, to_all in ((signal.SIGINT, False), (signal.SIGKILL, True)):
         process, before = benchmark("cartpole10", **TINY | changes), time.time()
