@@ -8,7 +8,8 @@
 #   bash benchmark.sh search SUITE      its search alone, also where settings are committed -> results/search/
 #   bash benchmark.sh commands SUITE    the commands of its runs
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
-#   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise or posterior: see docs/experiments.md
+#   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise, posterior, serial or ranks: see
+#                                       docs/experiments.md; "studies" is serial and ranks
 #   bash benchmark.sh scale             time and memory of full rank and of LoRA at widths up to 4096, the same
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
 #
@@ -57,7 +58,8 @@ on() { # what, which ("" is all), then a line of the table above
 failed=0
 case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;
-    power | ceilings | normalisation | noise | posterior) exec python -m bench study "$@" ;;
+    power | ceilings | normalisation | noise | posterior | serial | ranks) exec python -m bench study "$@" ;;
+    studies) for study in serial ranks; do python -m bench study $study "${@:2}"; done && exit ;;
     job | scale) exec python -m bench "$@" ;;
     speed) exec python "$root/tests/speed.py" ;;
     search | commands | report | plan) what=$1 which=${2:-} ;;

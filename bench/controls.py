@@ -3,6 +3,8 @@
     power           can a suite tell methods apart? (and power.png)
     ceilings        what does each task allow an agent of its own?
     normalisation   what do --norm-obs and --norm-value change?
+    serial          one environment of each task or eight, different tasks or identical ones (and serial.png)
+    ranks           LoRA by its rank
 
 A run's --exp-name is method@setting. The table is made from runs.csv alone, which is made anew where there
 are runs.
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -28,7 +32,7 @@ from envs import ENV_IDS
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("eval/episodic_return", "eval/success_rate")
-RETURN = METRICS[0]
+RETURN, SPREAD = METRICS[0], "embedding/spread"
 KEY = ["env", "steps", "method", "setting", "seed"]
 HIGHEST = {"cartpole10": 500.0, "cartpole-identical10": 500.0}  # by construction: a reward of 1, 500 steps
 
@@ -43,9 +47,18 @@ def collect(folder: Path, suite: str) -> pd.DataFrame:
         log = log[log.metric.isin(METRICS) & final].rename(columns={"global_step": "step"})
         method, _, setting = args["exp_name"].partition("@")
         key = dict(zip(KEY, (args["env_id"], args["total_timesteps"], method, setting, args["seed"])))
+        if "embedding_std" in args:
+            last = {"step": log.step.max(), "metric": SPREAD, "task": "mean"}
+            log = pd.concat([log, pd.DataFrame([last | {"value": spread_of(model, args["embedding_std"])}])])
         rows.append(log.assign(**key, commit=config["git_commit"], hardware=config["hardware"]))
     columns = [*KEY, "metric", "task", "step", "value", "commit", "hardware"]
     return pd.concat(rows)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def spread_of(model: Path, std: float) -> float:
+    """How far the tasks' embeddings are from their mean, over what it was when they were drawn."""
+    embedding = torch.load(model, map_location="cpu", weights_only=True)["agent"]["embedding"]
+    return embedding.std(0).square().mean().sqrt().item() / std
 
 
 def ceiling(env: str) -> float | None:
@@ -87,6 +100,16 @@ def best_settings(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return best
 
 
+def draw_evaluations(ax: Axes, method: str, rows: pd.DataFrame) -> None:
+    """Evaluations on the way of one method's runs: mean over them, and its 95 % interval."""
+    curve = rows[(rows.metric == RETURN) & (rows.task == "mean")]
+    curve = curve.pivot(index="seed", columns="step", values="value")
+    mean, low, high = np.array([mean_interval(x) for x in curve.to_numpy().T]).T
+    color = color_of(method)
+    ax.plot(curve.columns, mean, line_of(method), color=color, lw=1.8, label=title_of(method))
+    ax.fill_between(curve.columns, low, high, color=color, alpha=0.15, lw=0)
+
+
 def plot_power(runs: pd.DataFrame) -> Figure:
     """For every suite the evaluations on the way, of each method at its best step size, 95 % intervals."""
     groups = suites(runs)
@@ -95,13 +118,7 @@ def plot_power(runs: pd.DataFrame) -> Figure:
     for ax, ((env, _), group) in zip(axes, groups.items()):
         best = best_settings(group)
         for method in sorted(best, key=list(METHODS).index):
-            rows = best[method]
-            curve = rows[(rows.metric == RETURN) & (rows.task == "mean")]
-            curve = curve.pivot(index="seed", columns="step", values="value")
-            mean, low, high = np.array([mean_interval(x) for x in curve.to_numpy().T]).T
-            color = color_of(method)
-            ax.plot(curve.columns, mean, line_of(method), color=color, lw=1.8, label=title_of(method))
-            ax.fill_between(curve.columns, low, high, color=color, alpha=0.15, lw=0)
+            draw_evaluations(ax, method, best[method])
         if (highest := ceiling(env)) is not None:
             ax.axhline(highest, color="0.6", lw=1, ls=":", label="what the tasks allow")
         able, _ = can_tell({m: by_seed(x) for m, x in best.items()}, highest)
@@ -193,6 +210,73 @@ def normalisation(runs: pd.DataFrame) -> str:
     return "\n".join(tables)
 
 
+def of_settings(group: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """(method, setting) -> rows."""
+    return dict(iter(group.groupby(["method", "setting"], sort=False)))
+
+
+def serial(runs: pd.DataFrame) -> str:
+    """For both suites the return with one environment of each task and with eight; and the embeddings."""
+    tables, spreads = [], {}
+    for (env, steps), group in suites(runs).items():
+        found, rows = of_settings(group), []
+        for method in sorted(group.method.unique(), key=list(METHODS).index):
+            means = [by_seed(found[method, number]) for number in ("1", "8")]
+            cells = [
+                mean_interval(x).text() for x in (*means, *(worst(found[method, n]) for n in ("1", "8")))
+            ]
+            rows.append([title_of(method), *cells, difference(*means[::-1]).interval.text()])
+        columns = ["method", "1 environment", "8", "worst task, 1", "worst task, 8", "8 minus 1"]
+        tables.append(f"## {env}, {steps:,} steps, {group.seed.nunique()} seeds\n\n{markdown(columns, rows)}")
+        for (_, number), rows in found.items():
+            if (rows.metric == SPREAD).any():
+                spreads[env, number] = by_seed(rows, SPREAD)
+    lines = [f"| {env} | {number} | {mean_interval(x).text(2)} |" for (env, number), x in spreads.items()]
+    head = "## Contextual: spread of the embeddings at the end, 1 is that of the draws they start as"
+    table = "\n".join(["| suite | environments of each task | spread |", "|---|---|---|", *lines])
+    return "\n".join([*tables, f"{head}\n\n{table}\n"])
+
+
+def ranks(runs: pd.DataFrame) -> str:
+    """The return of every rank, and beside full rank's."""
+    (((env, steps), group),) = suites(runs).items()
+    found = of_settings(group)
+    full = next(by_seed(rows) for (_, setting), rows in found.items() if setting == "full")
+    rows = []
+    for (method, setting), rows_of in found.items():
+        x, d = by_seed(rows_of), difference(by_seed(rows_of), full)
+        against = "" if setting == "full" else d.interval.text()
+        rows.append(
+            [
+                title_of(method),
+                setting,
+                mean_interval(x).text(),
+                mean_interval(worst(rows_of)).text(),
+                against,
+            ]
+        )
+    columns = ["method", "rank", "mean", "worst task", "minus full rank"]
+    return f"## {env}, {steps:,} steps, {group.seed.nunique()} seeds\n\n{markdown(columns, rows)}"
+
+
+def plot_serial(runs: pd.DataFrame) -> Figure:
+    """Four panels: one environment of each task and eight, different and identical tasks."""
+    groups = suites(runs)
+    figure = Figure(figsize=(9.6, 6.6), layout="constrained")
+    for row, ((env, _), group) in zip(
+        figure.subplots(len(groups), 2, sharex=True, sharey="row", squeeze=False), groups.items()
+    ):
+        for ax, number in zip(row, ("1", "8")):
+            for method in sorted(group.method.unique(), key=list(METHODS).index):
+                draw_evaluations(ax, method, of_settings(group)[method, number])
+            ax.set_title(f"{env}, {number} environment{'s' * (number != '1')} of each task")
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for ax in row:
+        ax.set_xlabel("environment steps, all tasks together")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
 def main(suite: str) -> str:
     """Make runs.csv, where runs exist, and table.md; returns the table."""
     folder = Path("results", suite)
@@ -200,14 +284,14 @@ def main(suite: str) -> str:
     if len(runs := collect(Path("runs"), suite)):
         runs["value"] = runs["value"].map("{:.6g}".format)
         runs.to_csv(folder / "runs.csv", index=False)
-    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False)
+    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, dtype={"setting": str})
     machine = (
         f"{', '.join(runs.hardware.unique())}; commit {', '.join(f'`{x}`' for x in runs.commit.unique())}"
     )
-    table = {"power": power, "ceilings": ceilings, "normalisation": normalisation}[suite]
-    text = f"{table(runs)}\n{len(runs[KEY].drop_duplicates())} runs, one core each ({machine}).\n"
+    tables = {f.__name__: f for f in (power, ceilings, normalisation, serial, ranks)}
+    text = f"{tables[suite](runs)}\n{len(runs[KEY].drop_duplicates())} runs, one core each ({machine}).\n"
     (folder / "table.md").write_text(text)
-    if suite == "power":
-        with rc_context(STYLE):
-            plot_power(runs).savefig(folder / "power.png")
+    with rc_context(STYLE):
+        if plot := {"power": plot_power, "serial": plot_serial}.get(suite):
+            plot(runs).savefig(folder / f"{suite}.png")
     return text

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from bench.launch import Job, job
 from bench.methods import Settings
-from bench.suites import SEEDS
+from bench.suites import SEEDS, Suite
 
 GOALS = ("cartpole-goals10", "cartpole-goals-physics10")
 
@@ -136,4 +136,27 @@ def posterior() -> Iterator[Job]:
             yield of_setting("posterior", GOALS[0], 200_000, f"{method}@mean", seed, settings)
 
 
-STUDIES = {f.__name__: f for f in (power, ceilings, normalisation, noise, posterior)}
+def serial() -> Iterator[Job]:
+    """One environment of each task or eight, different tasks or identical ones; settings of one search."""
+    chosen = Suite("cartpole-goals10").chosen
+    for seed in range(1, 11):
+        for env in ("cartpole-goals10", "cartpole-identical10"):
+            for method in ("task-blind", "hard-sharing", "contextual", "l2soft", "varshare"):
+                for number in ("1", "8"):
+                    settings = chosen[method] | {"envs-per-task": number, "eval-interval": "50000"}
+                    settings |= {"norm-value": ""}  # on both
+                    yield of_setting("serial", env, 500_000, f"{method}@{number}", seed, settings)
+
+
+def ranks() -> Iterator[Job]:
+    """LoRA by its rank, with the settings that the search chose but for it, and VarShare of full rank."""
+    suite = Suite("cartpole-goals-physics10")
+    for seed in range(1, 11):
+        for rank in ("1", "2", "4", "8"):
+            settings = suite.complete(suite.chosen["varshare-lora"] | {"rank": rank})
+            yield of_setting("ranks", suite.env_id, suite.steps, f"varshare-lora@{rank}", seed, settings)
+        settings = suite.complete(suite.chosen["varshare"])
+        yield of_setting("ranks", suite.env_id, suite.steps, "varshare@full", seed, settings)
+
+
+STUDIES = {f.__name__: f for f in (power, ceilings, normalisation, noise, posterior, serial, ranks)}

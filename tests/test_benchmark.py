@@ -130,6 +130,8 @@ def test_the_committed_settings_are_accepted():
         ("normalisation", 144),
         ("noise", 162),
         ("posterior", 436),
+        ("serial", 10 * 2 * 5 * 2),
+        ("ranks", 10 * 5),
     ],
 )
 def test_studies_have_settings_that_scripts_accept(suite, number):

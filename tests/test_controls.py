@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from bench import controls, noise
@@ -100,6 +101,45 @@ def test_a_grid_that_is_not_complete_is_reported_as_far_as_it_went():
     rows = rows_of(table("normalisation"), "goals")
     assert list(rows["varshare"].values())[1:] == ["100.0 +- 0.0", "110.0 +- 0.0", "", ""]
     assert list(rows["mean gain over none"].values())[2] == "+10.0"
+
+
+def test_serial_compares_one_environment_with_eight_and_measures_embeddings():
+    for seed in range(4):
+        for env, gain in (("goals", 50.0), ("same", 0.0)):
+            for method in ("varshare", "contextual"):
+                for number in ("1", "8"):
+                    final = np.array([90.0, 110.0]) + seed + gain * (number == "8") * (method == "varshare")
+                    write_run("serial", env, f"{method}@{number}", seed, final)
+                    folder = Path("runs", f"serial__{env}__{method}@{number}__{seed}")
+                    if method == "contextual":
+                        config = json.loads((folder / "config.json").read_text())
+                        config["args"]["embedding_std"] = 0.5
+                        (folder / "config.json").write_text(json.dumps(config))
+                        spread = 2.0 if env == "goals" else 0.25
+                        embedding = spread * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]) / 2**0.5 + seed
+                        torch.save({"agent": {"embedding": embedding}}, folder / "model.pt")
+    text = table("serial")
+    assert rows_of(text, "goals")["VarShare"]["8 minus 1"] == "50.0 [50.0, 50.0]"
+    assert rows_of(text, "same")["VarShare"]["8 minus 1"] == "0.0 [0.0, 0.0]"
+    assert rows_of(text, "goals")["VarShare"]["1 environment"].startswith("101.5 [")
+    assert rows_of(text, "goals")["Contextual"]["worst task, 8"].startswith("91.5 [")
+    assert "| goals | 1 | 4.00 [4.00, 4.00] |" in text and "| same | 8 | 0.50 [0.50, 0.50] |" in text
+    with Image.open("results/serial/serial.png") as image:
+        image.load()
+
+
+def test_ranks_are_compared_with_full_rank():
+    for seed in range(4):
+        for setting, final in (("1", 80.0), ("8", 99.0)):
+            write_run("ranks", "goals", f"varshare-lora@{setting}", seed, [final + seed, final + seed])
+        write_run("ranks", "goals", "varshare@full", seed, [100.0 + seed, 100.0 + seed])
+    lines = [line for line in table("ranks").splitlines() if line.startswith("| VarShare")]
+    assert (
+        sum("| -20.0 [-20.0, -20.0] |" in x for x in lines)
+        == sum("| -1.0 [-1.0, -1.0] |" in x for x in lines)
+        == 1
+    )
+    assert any(line.startswith("| VarShare | full | 101.5") and line.endswith("|  |") for line in lines)
 
 
 def test_ceilings_are_those_of_every_task_and_known_to_the_reports():
