@@ -28,7 +28,8 @@ cd "${OUT:-$root}"
 export OMP_NUM_THREADS=1 PYTHONPATH=$root
 
 all="task-blind independent hard-sharing contextual pcgrad cagrad l2soft l2soft-recentred varshare varshare-recentred"
-variants="varshare-reptile varshare-lora varshare-trust-region varshare-learned-prior varshare-annealed"
+variants="varshare-reptile varshare-lora varshare-trust-region varshare-horseshoe varshare-learned-prior"
+variants="$variants varshare-annealed"
 few="task-blind hard-sharing l2soft varshare"
 
 # shellcheck disable=SC2086 # lists of words

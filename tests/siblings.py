@@ -41,6 +41,7 @@ SIBLINGS = {
         "update": 2,
     },
     "variants/varshare_trust_region_ppo.py": {"update": 5},
+    "variants/varshare_horseshoe_ppo.py": {"Args.sigma_prior": 2, "Agent.__init__": 7, "update": 1},
     "variants/varshare_learned_prior_ppo.py": {
         "Args.sigma_prior": 2,
         "Agent.__init__": 1,

@@ -3,11 +3,13 @@
 import math
 import signal
 
+import numpy as np
+import pandas as pd
 import probes
 import pytest
 import torch
 from probes import TASKS
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
@@ -15,9 +17,9 @@ from bench import scaling
 from envs.runs import Run
 
 varshare = probes.load_script("varshare_ppo.py")
-annealed, learned_prior, lora, reptile, trust_region = (
+annealed, horseshoe, learned_prior, lora, reptile, trust_region = (
     probes.load_script(f"variants/varshare_{name}_ppo.py")
-    for name in ("annealed", "learned_prior", "lora", "reptile", "trust_region")
+    for name in ("annealed", "horseshoe", "learned_prior", "lora", "reptile", "trust_region")
 )
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -87,6 +89,165 @@ def test_a_constant_schedule_is_varshare():
     for key in ("theta", "mu", "sigma"):
         ours, expected = (probes.load(folder)["agent"][key] for folder in folders)
         torch.testing.assert_close(ours, expected, rtol=0.05, atol=1e-3)
+
+
+# Horseshoe
+
+
+def random_horseshoe():
+    """An agent with scales that all are different, and gradients seen."""
+    agent, rng = probes.make_agent(horseshoe, probes.BOX), torch.Generator().manual_seed(0)
+    agent.scales[:, 0].normal_(generator=rng)
+    agent.scales[:, 1].uniform_(0.2, 0.9, generator=rng)
+    agent.fisher.copy_(1e-6 * torch.rand(agent.mu.shape, generator=rng).double() ** 4)
+    agent.fisher_weight.fill_(1)
+    return agent
+
+
+def expectation(function, mean, std, nodes=60):
+    """E of a function of N(mean, std^2), by Gauss' quadrature."""
+    x, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    x = torch.from_numpy(x).view(-1, *[1] * mean.ndim)
+    weights = torch.from_numpy(weights / weights.sum()).view_as(x)
+    return (weights * function(mean + std * x)).sum(0)
+
+
+def test_the_priors_of_a_and_b_make_z_half_cauchy():
+    torch.manual_seed(0)
+    z = (Gamma(0.5, 1.0).sample((200_000,)) * InverseGamma(0.5, 1.0).sample((200_000,))).sqrt()
+    share = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.95])
+    torch.testing.assert_close(z.quantile(share), HalfCauchy(1.0).icdf(share), rtol=0.05, atol=0)
+
+
+def test_kl_of_the_scales_is_that_of_log_normals():
+    scales = random_horseshoe().scales
+    total = 0
+    for i, prior in enumerate((Gamma(0.5, 1.0), InverseGamma(0.5, 1.0))):
+        mean, std = scales[:, 0, i], scales[:, 1, i]
+        q = LogNormal(mean, std)
+        total += expectation(lambda x, q=q, p=prior: q.log_prob(x.exp()) - p.log_prob(x.exp()), mean, std)
+    torch.testing.assert_close(horseshoe.horseshoe_kl(scales), total, rtol=1e-4, atol=1e-5)
+
+
+def test_a_unit_is_what_one_output_depends_on():
+    agent = random_horseshoe()
+    numbers = agent.unpack(agent.unit.unsqueeze(0))
+    assert len(set(agent.unit.tolist())) == agent.scales.shape[3] == 2 * sum(probes.HIDDEN) + 3 + 2
+    for name, x in numbers.items():
+        if name.endswith(".weight"):
+            bias = numbers[name.replace("weight", "bias")]
+            assert torch.equal(x, bias.unsqueeze(2).expand_as(x))
+
+
+def test_mu_is_the_mean_of_the_residuals_and_their_variance_is_that_of_a_product():
+    agent, draws = random_horseshoe(), 40_000
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(draws, TASKS, 30 + agent.scales.shape[3], generator=rng).double()
+    full = torch.zeros(
+        draws, TASKS, len(agent.unit) - 30
+    ).double()  # of the first weights only, as it is slow
+    noise = torch.cat((noise[..., :30], full, noise[..., 30:]), 2)
+    phi = (agent.weights(noise) - agent.theta)[..., :30].detach()
+    torch.testing.assert_close(agent.weights() - agent.theta, agent.mu)
+    log_z = (
+        agent.scales[:, 0].mean(1),
+        (agent.scales[:, 1].square().sum(1) / 4).sqrt(),
+    )  # log z = log(a b) / 2
+    mean, square = (expectation(lambda x, n=n: (n * x).exp(), *log_z)[:, agent.unit[:30]] for n in (1, 2))
+    mu, sigma = agent.mu.detach()[:, :30], agent.sigma[:, :30]
+    variance = square * (mu.square() / mean.square() + sigma.square()) - mu.square()
+    torch.testing.assert_close((phi.mean(0) - mu) / variance.sqrt(), torch.zeros_like(mu), rtol=0, atol=0.03)
+    torch.testing.assert_close(phi.var(0), variance, rtol=0.15, atol=0)
+
+
+def test_horseshoe_gradients_and_sigma_are_those_of_the_objective():
+    agent, args = random_horseshoe(), probes.settings(horseshoe, beta=0.7)
+    mean = agent.z()[0]
+    torch.testing.assert_close(
+        mean,
+        expectation(torch.exp, agent.scales[:, 0].mean(1), agent.scales[:, 1].norm(dim=1) / 2)[:, agent.unit],
+    )
+
+    def kl(sigma):  # of v
+        q = Normal(agent.mu / mean, sigma)
+        return kl_divergence(q, Normal(torch.zeros_like(mean), args.sigma_prior))
+
+    weight = args.beta / args.samples_per_task
+    (expected,) = torch.autograd.grad(weight * kl(agent.sigma).sum(), agent.mu)
+    grads = horseshoe.parameter_gradients(agent, torch.zeros_like(agent.mu), args)
+    torch.testing.assert_close(grads["mu"], expected)
+    horseshoe.learn_sigma(agent, torch.zeros_like(agent.mu), args)
+    sigma = agent.sigma.clone().requires_grad_()
+    h = agent.fisher / agent.fisher_weight
+    square = expectation(
+        lambda x: (2 * x).exp(), agent.scales[:, 0].mean(1), agent.scales[:, 1].norm(dim=1) / 2
+    )
+    loss = 0.5 * h * square[:, agent.unit] * sigma.square() + weight * kl(sigma)
+    (slope,) = torch.autograd.grad(loss.sum(), sigma)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-9)
+
+
+def test_scales_are_the_best_for_their_units():
+    """Small steps of any of the four raise loss and KL; units without a residual have small ones."""
+    agent, args = random_horseshoe(), probes.settings(horseshoe, beta=0.001)
+    with torch.no_grad():
+        agent.mu *= 10.0 ** torch.linspace(-3, 0, agent.scales.shape[3])[agent.unit]
+    for _ in range(5):
+        horseshoe.learn_scales(agent, args)
+    h = args.samples_per_task / args.beta * agent.fisher / agent.fisher_weight
+
+    def cost(scales):
+        log_z = scales[:, 0].mean(1), scales[:, 1].norm(dim=1) / 2
+        mean, square = (expectation(lambda x, n=n: (n * x).exp(), *log_z)[:, agent.unit] for n in (1, 2))
+        v = Normal(agent.mu.detach() / mean, agent.sigma)
+        kl = kl_divergence(v, Normal(torch.zeros_like(mean), args.sigma_prior))
+        variance = square * (v.mean.square() + agent.sigma.square()) - agent.mu.detach().square()
+        of_unit = torch.zeros_like(scales[:, 0, 0]).index_add_(1, agent.unit, 0.5 * h * variance + kl)
+        return of_unit + horseshoe.horseshoe_kl(scales)
+
+    best, free = cost(agent.scales), agent.scales[:, 1].amax(1) < 3  # 10^(1/2) is the most
+    assert free.float().mean() > 0.9
+    for i in range(2):
+        for j in range(2):
+            for step in (-0.02, 0.02):
+                other = agent.scales.clone()
+                other[:, i, j] += step
+                assert (cost(other) > best)[free].all()
+    z, norm = agent.z()[0], agent.mu.abs()
+    assert z[norm < 1e-3].median() < 0.2 * z[norm > 0.3].median()
+
+
+def test_units_that_are_off_are_those_whose_noise_is_larger_than_their_mean():
+    agent = random_horseshoe()
+    off = torch.rand(TASKS, agent.scales.shape[3], generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        mean, std = agent.z()
+        spread = mean * (std.square() / 2).exp() * agent.sigma
+        agent.mu.copy_(spread * torch.where(off, 0.9, 1.1)[:, agent.unit])
+    logged = logged_by(horseshoe.log_method, agent, probes.settings(horseshoe))
+    for name, x in agent.unpack(off[:, agent.unit].double()).items():
+        if not name.endswith("weight"):
+            assert logged[f"varshare/off/{name.removesuffix('.bias')}"][1:] == pytest.approx(
+                x.mean(1).tolist()
+            )
+
+
+@pytest.mark.learns
+def test_units_are_off_on_identical_tasks_and_on_different_tasks_some_are_not():
+    """Where what all residuals have in common is in theta."""
+    size = {"num_steps": 128, "eval_episodes": 1, "checkpoint_interval": 1e9, "total_timesteps": 307_200}
+    shares = {}
+    for env_id in ("cartpole-goals10", "cartpole-identical10"):
+        folder = probes.run(
+            horseshoe, env_id, env_id=env_id, norm_value=True, beta=0.03, reptile_alpha=1.0, **size
+        )
+        log = pd.read_csv(folder / "heartbeat.csv").query("metric.str.startswith('varshare/off/')")
+        last = log[log.global_step == log.global_step.max()]
+        shares[env_id] = last.pivot(index="metric", columns="task", values="value").drop(columns="mean")
+    different, identical = shares.values()
+    assert identical.to_numpy().min() > 0.9
+    first = different.loc["varshare/off/actor.0"]
+    assert first.max() < 0.95 and first.max() - first.min() > 0.1
 
 
 # Learned prior
@@ -426,7 +587,7 @@ def test_an_update_keeps_within_delta_and_without_a_limit_is_varshares():
 
 # Learning
 
-LEARNS = {annealed: 250, learned_prior: 250, lora: 200, reptile: 200, trust_region: 250}
+LEARNS = {annealed: 250, horseshoe: 250, learned_prior: 250, lora: 200, reptile: 200, trust_region: 250}
 
 
 @pytest.mark.learns
