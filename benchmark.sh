@@ -5,6 +5,7 @@
 #   bash benchmark.sh                   all suites below: the searches that are not done, the runs, reports, verdicts
 #   bash benchmark.sh plan              what of it is done, and how long the rest takes
 #   bash benchmark.sh SUITE             one suite: search, runs, report -> results/SUITE/
+#   bash benchmark.sh portfolio         VarShare's variants on both suites of CartPoles with goals
 #   bash benchmark.sh search SUITE      its search alone, also where settings are committed -> results/search/
 #   bash benchmark.sh commands SUITE    the commands of its runs
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
@@ -61,6 +62,11 @@ case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;
     power | ceilings | normalisation | noise | posterior | serial | ranks) exec python -m bench study "$@" ;;
     studies) for study in serial ranks; do python -m bench study $study "${@:2}"; done && exit ;;
+    portfolio)
+        export OUT=$PWD METHODS=${METHODS:-$variants}
+        for suite in cartpole-goals-physics10 cartpole-goals10; do bash "$root/benchmark.sh" $suite || failed=1; done
+        exit $failed
+        ;;
     job | scale) exec python -m bench "$@" ;;
     speed) exec python "$root/tests/speed.py" ;;
     search | commands | report | plan) what=$1 which=${2:-} ;;
