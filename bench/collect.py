@@ -22,7 +22,7 @@ EVALUATION, TRAINING, SUCCESS = "eval/episodic_return", "charts/episodic_return"
 NORMS = ("mu_norm", "theta_norm", "theta_moved")  # of methods with residuals, whatever they begin with
 NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
 NOT_TRAINED += ("sigma", "live", "fisher", "fisher_weight")  # sigma is made of mu's gradients
-NOT_TRAINED += ("beta", "sigma_prior")  # which may change in a run
+NOT_TRAINED += ("sigma_prior", "scales")  # of the prior
 
 
 @dataclass

@@ -89,7 +89,7 @@ def check_args(args: Any) -> None:
         if not args.load:
             fail("--freeze-theta needs a theta from --load")
         if getattr(args, "reptile_alpha", 0):
-            fail("--freeze-theta goes without --reptile-alpha, which moves theta")
+            fail("--freeze-theta goes without --reptile-alpha, which moves theta: --reptile-alpha 0")
     if getattr(args, "clip_vloss", False) and args.norm_value:
         fail("--clip-vloss goes with --no-norm-value only: what it clips around would be in other units")
     if args.cuda and not torch.cuda.is_available():
@@ -645,7 +645,8 @@ def _inner_products(shared: Tensor, *own: Tensor) -> Tensor:
         rows = torch.cat((shared, own[0].flatten(1)))
         return rows @ rows.T
     B, A = own
-    with_shared = torch.einsum("xoi,tor,tri->xt", shared.unflatten(1, (B.shape[1], A.shape[2])), B, A)
+    shared_B = torch.einsum("xoi,tor->xtri", shared.unflatten(1, (B.shape[1], A.shape[2])), B)
+    with_shared = torch.einsum("xtri,tri->xt", shared_B, A)
     BB, AA = torch.einsum("sor,toq->strq", B, B), torch.einsum("sri,tqi->strq", A, A)
     of_tasks = (BB * AA).sum((2, 3))  # <B_s A_s, B_t A_t> = tr(B_s' B_t A_t A_s')
     upper = torch.cat((shared @ shared.T, with_shared), 1)

@@ -11,9 +11,9 @@ the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1
 2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
 share of the mean of the mu_m into theta.
 
-beta goes from --beta-start to --beta over the first --warmup of the run, is held for --hold of it, and goes
-to --beta-end over the rest; sigma_prior does likewise. A KL that is weak at first is the warm-up of Bowman et
-al. 2016 and Soenderby et al. 2016; a prior that narrows at the end asks what tasks need not differ in.
+beta is --beta-start times --beta at first, gets to --beta over the first --warmup of the run, is held for
+--hold of it, and goes to --beta-end times --beta over the rest; sigma_prior does likewise. A weak KL at first
+is the warm-up of Bowman et al. 2016 and Soenderby et al. 2016.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -88,14 +88,14 @@ class Args:
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
     # VarShare
-    beta: PositiveFloat = 0.001  # weight of beta * KL / N_m while it is held; 1 is the ELBO
-    beta_start: PositiveFloat = 0.0001  # the one that the run starts with
-    beta_end: PositiveFloat = 0.001  # and ends with
-    sigma_prior: PositiveFloat = 0.0125  # standard deviation of the prior while it is held
-    sigma_prior_start: PositiveFloat = 0.0125  # the one that the run starts with
-    sigma_prior_end: PositiveFloat = 0.0125  # and ends with
-    warmup: UnitFloat = 0.2  # share of the run from start to held
-    hold: UnitFloat = 0.4  # share of the run that they are held for; what is left goes from held to end
+    beta: PositiveFloat = 0.001  # weight of beta * KL / N_m; 1 is the ELBO
+    sigma_prior: PositiveFloat = 0.0125  # standard deviation of the prior
+    beta_start: PositiveFloat = 0.1  # beta at the start of the run, over --beta
+    beta_end: PositiveFloat = 1.0  # and at its end
+    sigma_prior_start: PositiveFloat = 1.0  # sigma_prior at the start of the run, over --sigma-prior
+    sigma_prior_end: PositiveFloat = 1.0  # and at its end
+    warmup: UnitFloat = 0.2  # share of the run over which they go to 1
+    hold: UnitFloat = 0.4  # share of the run that they stay there; over what is left they go to their end
     sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
     sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
     reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
@@ -112,8 +112,7 @@ LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm
 LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
-LUNARLANDER_GOALS |= dict(beta=0.0001, beta_start=0.00001, beta_end=0.0001)
-LUNARLANDER_GOALS |= dict(sigma_prior=0.01, sigma_prior_start=0.01, sigma_prior_end=0.01)
+LUNARLANDER_GOALS |= dict(beta=0.0001, sigma_prior=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
@@ -163,8 +162,9 @@ class Agent(nn.Module):
         self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
         self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
         self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
-        self.register_buffer("beta", torch.tensor(args.beta_start))  # today's, tensors so that compiled code
-        self.register_buffer("sigma_prior", torch.tensor(args.sigma_prior_start))  # takes them as they come
+        # today's, as tensors, so that compiled code takes them as they come
+        self.register_buffer("beta", torch.tensor(float(args.beta)), persistent=False)
+        self.register_buffer("sigma_prior", torch.tensor(float(args.sigma_prior)), persistent=False)
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
         self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
@@ -289,18 +289,18 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
     agent.sigma.copy_((N / agent.beta * h + 1 / agent.sigma_prior**2).rsqrt())
 
 
-def schedule(progress: float, start: float, held: float, end: float, args: Args) -> float:
-    """A geometric line from start to held, held, and one to end; progress in [0, 1) is of the run."""
+def schedule(progress: float, start: float, end: float, args: Args) -> float:
+    """A geometric line from start to 1, then 1, then one to end; progress in [0, 1] is of the run."""
     times = (0, args.warmup, args.warmup + args.hold, 1)
-    return math.exp(np.interp(progress, times, np.log((start, held, held, end))))
+    return math.exp(np.interp(progress, times, np.log((start, 1, 1, end))))
 
 
 @torch.no_grad()
 def anneal(agent: Agent, progress: float, args: Args) -> None:
     """Set the beta and sigma_prior of this part of the run."""
-    agent.beta.fill_(schedule(progress, args.beta_start, args.beta, args.beta_end, args))
-    prior = schedule(progress, args.sigma_prior_start, args.sigma_prior, args.sigma_prior_end, args)
-    agent.sigma_prior.fill_(prior)
+    agent.beta.fill_(args.beta * schedule(progress, args.beta_start, args.beta_end, args))
+    width = schedule(progress, args.sigma_prior_start, args.sigma_prior_end, args)
+    agent.sigma_prior.fill_(args.sigma_prior * width)
 
 
 @torch.no_grad()

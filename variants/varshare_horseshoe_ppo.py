@@ -10,8 +10,8 @@ all KLs are closed form. q(v_m) = N(mu_m / E z_m, sigma_m^2). With N_m samples o
 where L_PPO is a mean over samples of task m: beta = 1 is the negative ELBO, with PPO's surrogate in place of
 the log-likelihood. theta and mu follow Adam. sigma follows h, a running mean of squared gradients in place of
 the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al.
-2018), which is exact for a log-likelihood at its optimum; for v h counts E z^2 times. After each update phase
---reptile-alpha moves a share of the mean of the mu_m into theta, and q of a and b goes to its optimum.
+2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
+share of the mean of the mu_m into theta, and q of a and b goes to its optimum. For v, h counts E z^2 times.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -87,7 +87,7 @@ class Args:
 
     # VarShare
     beta: PositiveFloat = 0.001  # weight of beta * KL / N_m; 1 is the ELBO
-    sigma_prior: PositiveFloat = 0.0125  # standard deviation of the prior of v
+    sigma_prior: PositiveFloat = 0.0125  # standard deviation of the prior
     sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
     sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
     reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
@@ -154,13 +154,13 @@ class Agent(nn.Module):
         self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
         self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
         self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
-        rows = [(x.rpartition(".")[0] or x, i) for x, s in self.shapes.items() for i in range(s[0])]
-        sizes = torch.tensor([math.prod(s[1:]) for s in self.shapes.values() for _ in range(s[0])])
-        number = {row: i for i, row in enumerate(dict.fromkeys(rows))}  # of a unit, a row of a layer
-        unit = torch.tensor([number[row] for row in rows]).repeat_interleave(sizes)
-        self.register_buffer("unit", unit, persistent=False)  # of every weight
-        size = (envs.num_tasks, 2, 2, len(number))  # means, standard deviations of log a, log b, of units
-        self.register_buffer("scales", torch.full(size, 0.1))
+        parts, number = [], 0  # of units: a bias is of the unit of its row
+        for name, shape in self.shapes.items():
+            parts.append(number + torch.arange(shape[0]).repeat_interleave(math.prod(shape[1:])))
+            number += 0 if name.endswith(".weight") else shape[0]
+        self.register_buffer("unit", torch.cat(parts), persistent=False)  # of every weight
+        # means, and standard deviations, of log a and log b (task, 2, 2, unit)
+        self.register_buffer("scales", torch.full((envs.num_tasks, 2, 2, number), 0.1))
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
         self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
@@ -280,7 +280,10 @@ def ppo_loss(agent: Agent, W: dict[str, Tensor], mb: Batch, args: Args) -> tuple
 def parameter_gradients(agent: Agent, G: Tensor, args: Args) -> dict[str, Tensor]:
     """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
     kl_weight = args.beta / args.samples_per_task
-    grads = {"mu": G + kl_weight / (args.sigma_prior * agent.z()[0]).square() * agent.mu}
+    mean, std = agent.z()
+    pull = kl_weight / (args.sigma_prior * mean).square()
+    pull += agent.fisher / agent.fisher_weight.clamp(min=1) * std.square().expm1()  # as z's noise scales mu
+    grads = {"mu": G + pull * agent.mu}
     return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
 
 

@@ -11,10 +11,10 @@ the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1
 2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
 share of the mean of the mu_m into theta.
 
-The prior is one of every layer (its matrix and its biases apart), or of every weight, and follows the ELBO's
-optimum: the sum of the KLs is smallest at sigma_prior^2 = mean_m(mu_m^2 + sigma_m^2), a mean also over what
-shares it. That is empirical Bayes, or the prior of variational continual learning (Nguyen et al. 2018) with
-all tasks at once. It moves slowly and within bounds; mu_m counts without what all tasks have in common.
+The prior is one of every layer (its matrix and its biases apart), or of every weight as in variational
+continual learning (Nguyen et al. 2018), and follows the ELBO's optimum, empirical Bayes: the sum of the KLs
+is smallest at sigma_prior^2 = mean_m(mu_m^2 + sigma_m^2), a mean also over what shares it. It moves slowly,
+within bounds; mu_m counts without what all tasks have in common, which --reptile-alpha moves into theta.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -96,7 +96,7 @@ class Args:
     prior_bounds: tuple[PositiveFloat, PositiveFloat] = (0.001, 0.1)  # least and largest sigma_prior
     sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
     sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
-    reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update phase
+    reptile_alpha: UnitFloat = 0.1  # share of mean_m(mu_m) that moves into theta after each update phase
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per rollout
 
     @property
@@ -288,7 +288,8 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
 @torch.no_grad()
 def learn_prior(agent: Agent, args: Args) -> None:
     """sigma_prior^2 follows mean_m(mu_m^2 + sigma_m^2), also a mean over the layer if that shares one."""
-    mu = agent.mu if args.freeze_theta else agent.mu - agent.mu.mean(0)
+    in_gauge = not args.freeze_theta and len(agent.mu) > 1  # what a single task has is all in common
+    mu = agent.mu - agent.mu.mean(0) if in_gauge else agent.mu
     second = (mu.square() + agent.sigma.square()).mean(0)
     if args.prior_per == "layer":
         parts = agent.unpack(second.unsqueeze(0)).values()

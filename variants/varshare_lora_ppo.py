@@ -1,8 +1,9 @@
 """VarShare-LoRA: VarShare-PPO with residuals of low rank, whose factors have the posteriors.
 
 Every matrix of actor and critic acts in task m as theta + B_m A_m, of rank r (Hu et al. 2022); biases have
-a residual. All that is task m's own, its weights f_m, has q(f_m) = N(mu_m, sigma_m^2) and prior
-p = N(0, sigma_prior^2), so that the KL is a sum over A and B. With N_m samples of task m it minimises
+a residual. All that is task m's own, its weights f_m, has q(f_m) = N(mu_m, sigma_m^2) and prior p = N(0, s^2)
+with s^2 = sigma_prior / sqrt(r): the variance of an entry of B_m A_m is sigma_prior^2. The KL is a sum over A
+and B. With N_m samples of task m in a rollout the script minimises
 
     sum_m [ L_PPO(theta, mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
@@ -90,8 +91,8 @@ class Args:
     # VarShare
     beta: PositiveFloat = 0.001  # weight of beta * KL / N_m; 1 is the ELBO
     rank: PositiveInt = 4  # largest rank of a residual
-    sigma_prior: PositiveFloat = 0.1  # standard deviation of the prior of a factor's entries
-    sigma_init: PositiveFloat = 0.003  # standard deviation of the factors before the first minibatch
+    sigma_prior: PositiveFloat = 0.0125  # standard deviation of the prior
+    sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
     sigma_decay: UnitFloat = 0.99  # decay of the running mean of squared gradients, per minibatch
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per rollout
 
@@ -100,13 +101,18 @@ class Args:
         """N_m, the samples of each task in a rollout."""
         return self.num_steps * self.envs_per_task
 
+    @property
+    def factor_prior(self) -> float:
+        """s, the standard deviation of the prior of A and B."""
+        return math.sqrt(self.sigma_prior / math.sqrt(self.rank))
+
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
-LUNARLANDER_GOALS |= dict(beta=0.0001)
+LUNARLANDER_GOALS |= dict(beta=0.0001, sigma_prior=0.01)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
@@ -119,7 +125,7 @@ Batch = namedtuple("Batch", "obs actions logprobs advantages returns values")  #
 
 
 def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
-    """A layer of every task, theta x + B_m (A_m x): x (task, sample, in) -> (task, sample, out)."""
+    """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
     A, B, bias = W[f"{name}.A"], W[f"{name}.B"], W[f"{name}.bias"]
     return nn.functional.linear(x, W[f"{name}.weight"]) + torch.baddbmm(bias.unsqueeze(1), x @ A.mT, B.mT)
 
@@ -133,7 +139,7 @@ def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Actor and critic of all tasks. Row m of `weights()` (task, weight) holds every weight of task m alone.
+    """Actor and critic of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
 
     Layers start orthogonal with CleanRL's gains, biases at 0; a Gaussian policy's log standard deviation is a
     weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
@@ -151,15 +157,13 @@ class Agent(nn.Module):
         self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
         self.factors = {}  # their shapes, in the order of the columns
         for name, shape in self.shapes.items():
-            if name.endswith(".weight"):
-                rank, layer = min(args.rank, *shape), name.removesuffix(".weight")
-                self.factors |= {f"{layer}.A": (rank, shape[1]), f"{layer}.B": (shape[0], rank)}
-            else:
-                self.factors[name] = tuple(shape)
+            rank, layer = min(args.rank, *shape), name.removesuffix(".weight")
+            low = {f"{layer}.A": (rank, shape[-1]), f"{layer}.B": (shape[0], rank)}
+            self.factors |= low if layer != name else {name: shape}
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, sum(map(math.prod, self.factors.values()))))
         for name, x in self.split(self.mu.detach(), self.factors).items():
             if name.endswith(".A"):
-                x.normal_(std=args.sigma_prior, generator=rng)
+                x.normal_(std=args.factor_prior, generator=rng)
         self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
         self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
         self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
@@ -272,7 +276,7 @@ def ppo_loss(agent: Agent, W: dict[str, Tensor], mb: Batch, args: Args) -> tuple
 def parameter_gradients(agent: Agent, theta: Tensor, G: Tensor, args: Args) -> dict[str, Tensor]:
     """Gradients of the objective at the top by theta, given, and mu, from G = dL_m / df_m (task, weight)."""
     kl_weight = args.beta / args.samples_per_task
-    grads = {"mu": G + kl_weight / args.sigma_prior**2 * agent.mu}
+    grads = {"mu": G + kl_weight / args.factor_prior**2 * agent.mu}
     return grads if args.freeze_theta else {"theta": theta, **grads}
 
 
@@ -289,7 +293,7 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
     agent.fisher.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
     agent.fisher_weight.mul_(args.sigma_decay).add_(1)
     h = agent.fisher / agent.fisher_weight
-    agent.sigma.copy_((N / args.beta * h + 1 / args.sigma_prior**2).rsqrt())
+    agent.sigma.copy_((N / args.beta * h + 1 / args.factor_prior**2).rsqrt())
 
 
 @torch.no_grad()
@@ -389,12 +393,11 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    kl = gaussian_kl(agent.mu, agent.sigma, args.sigma_prior)
+    kl = gaussian_kl(agent.mu, agent.sigma, args.factor_prior)
     kl_weight = args.beta / args.samples_per_task
     run.log_tasks("varshare/kl", kl)
     run.log_tasks("varshare/kl_loss", kl_weight * kl)
     run.log("varshare/kl_weight", kl_weight)
-    run.log("varshare/lambda", kl_weight / (2 * args.sigma_prior**2))  # times |mu_m|^2, as L2Soft's
     theta, mu = agent.split(agent.theta.unsqueeze(0), agent.shapes), agent.split(agent.mu, agent.factors)
     run.log_sharing(theta, mu)
     run.log_sigma(theta, *(agent.split(x, agent.factors) for x in (agent.sigma, agent.live)))

@@ -11,10 +11,10 @@ the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1
 2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
 share of the mean of the mu_m into theta.
 
-An update phase over one rollout may move q_m by at most KL(q_m after || q_m before) <= delta nats, as trust
-regions of policies do (Schulman et al. 2015), here of the weights. Where it went further it is pulled back to
-the boundary, half of delta for mu_m and half for sigma_m: the KL is a sum of both, so neither holds the other
-up. That is exact, closed form and has no multiplier to tune; theta, which has no posterior, is not limited.
+An update phase moves q_m by at most KL(q_m || q_m before it) <= delta nats: a trust region as in Schulman et
+al. 2015, but of weights, not of actions. After each minibatch q_m is pulled back to where that holds: first
+sigma_m, to delta / 2, then mu_m, to what sigma_m leaves, so that neither holds the other up. theta, which has
+no posterior, is not limited, and so the policy is not. A task's first phase is not either.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -283,8 +283,8 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
 
 
 @torch.no_grad()
-def pull_back(agent: Agent, mu: Tensor, sigma: Tensor, delta: float) -> dict[str, Tensor]:
-    """Pull every q_m towards N(mu_m, sigma_m^2), (task, weight), until KL(q_m || that) <= delta.
+def pull_back(agent: Agent, mu: Tensor, sigma: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    """Pull every q_m towards N(mu_m, sigma_m^2), (task, weight), until KL(q_m || that) <= delta (task, 1).
 
     mu goes back on a straight line and sigma on one of its logarithm, along which the KL falls all the way.
     Returns what to log, (task,) each: the KL before, and the shares of the way that are left.
@@ -296,15 +296,14 @@ def pull_back(agent: Agent, mu: Tensor, sigma: Tensor, delta: float) -> dict[str
         return 0.5 * (x.expm1() - x).sum(1, keepdim=True)
 
     kl_mu = 0.5 * ((agent.mu - mu) / sigma).square().sum(1, keepdim=True)
-    share_mu = (delta / 2 / kl_mu).sqrt().clamp(max=1)
-    share_sigma = torch.zeros_like(kl_mu)
-    for bit in range(20):  # the largest share within delta / 2, to 20 binary places
+    share_sigma, one = torch.zeros_like(kl_mu), torch.ones_like(kl_mu)
+    for bit in range(12):  # the largest share within delta / 2, to so many binary places
         further = (share_sigma + 0.5**bit).clamp(max=1)
         share_sigma = torch.where(kl_sigma(further) <= delta / 2, further, share_sigma)
-    kl = kl_mu + kl_sigma(torch.ones_like(kl_mu))
+    share_mu = ((delta - kl_sigma(share_sigma)) / kl_mu).sqrt().clamp(max=1)
+    logged = {"posterior_kl": kl_mu + kl_sigma(one), "share_mu": share_mu, "share_sigma": share_sigma}
     agent.mu.copy_(mu.lerp(agent.mu, share_mu))
     agent.sigma.copy_(torch.where(share_sigma < 1, sigma * (share_sigma * log_ratio).exp(), agent.sigma))
-    logged = {"posterior_kl": kl, "share_mu": share_mu, "share_sigma": share_sigma}
     return {f"varshare/{name}": x.squeeze(1) for name, x in logged.items()}
 
 
@@ -394,6 +393,7 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
     """The epochs over one rollout; returns what to log, (minibatch, task) each."""
     stats, seen = [], torch.zeros_like(agent.mu)
     mu, sigma = agent.mu.detach().clone(), agent.sigma.clone()
+    delta = torch.where(agent.fisher_weight > 0, args.delta, math.inf)
     for _ in range(args.update_epochs):
         order = torch.randperm(args.samples_per_task, generator=rng, device=rng.device)
         for inds in order.chunk(args.num_minibatches):
@@ -404,15 +404,14 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
             for name, grad in grads.items():
                 getattr(agent, name).grad = grad
             optimizer.step()
+            mb_stats |= pull_back(agent, mu, sigma, delta)
             stats.append(mb_stats)
         if args.target_kl and mb_stats["losses/approx_kl"].mean() > args.target_kl:
             break
     agent.live.copy_(seen > 0)
-    pulled = pull_back(agent, mu, sigma, args.delta)
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
-    stats = {name: torch.stack([x[name] for x in stats]) for name in stats[0]}
-    return stats | {name: x.unsqueeze(0) for name, x in pulled.items()}
+    return {name: torch.stack([x[name] for x in stats]) for name in stats[0]}
 
 
 @torch.no_grad()
