@@ -225,8 +225,8 @@ def plot_residuals(suites: dict[str, pd.DataFrame]) -> Figure | None:
             curve = rows.pivot_table(index="seed", columns="step", values="value")
             ax.plot(curve.columns, curve.mean(), color=color, label=name)
         ax.set_title(title_of(method))
-        ax.set_ylim(bottom=0)
         label_steps(ax)
+    axes[0].set_ylim(bottom=0)  # of all: they share the axis
     axes[0].set_ylabel(r"mean $|\mu_m|$")
     axes[0].legend(fontsize=8)
     return figure
