@@ -370,7 +370,7 @@ def test_a_run_prints_plain_lines_into_a_pipe():
     assert lines[15] == f"saved  {folder}"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_from_outside_stops_a_run(signum):
     argv = ["--total-timesteps", "1000000000", "--checkpoint-interval", "0", "--run-name", "long"]
     command = [sys.executable, str(probes.ROOT / "varshare_ppo.py"), *argv]

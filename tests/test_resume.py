@@ -94,6 +94,7 @@ def test_a_run_killed_again_and_again_while_it_saves_ends_the_same(tmp_path, uni
             assert ours == expected, tag
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
     name, changes = "varshare_ppo.py", {"norm_reward": True}
     reference, resume, kills = uninterrupted(name, changes), changes | {"resume": True}, 0
@@ -111,7 +112,10 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
 
 @pytest.mark.parametrize(
     ("name", "signum"),
-    [("varshare_ppo.py", signal.SIGINT), ("baselines/cagrad_ppo.py", signal.SIGTERM)],
+    [
+        pytest.param("varshare_ppo.py", signal.SIGINT, marks=pytest.mark.slow),
+        ("baselines/cagrad_ppo.py", signal.SIGTERM),
+    ],
 )
 def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, uninterrupted, signum):
     folder = tmp_path / "runs/small"
@@ -146,7 +150,7 @@ def test_the_second_signal_ends_a_run_at_once(tmp_path):
     assert probes.load(tmp_path / "runs/small", "checkpoint")["iteration"] == 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_path, signum):
     name, folder = os.path.relpath(trunk.__file__, probes.ROOT), tmp_path / "runs/small"
     size = {"envs_per_task": 1, "num_steps": 16, "num_minibatches": 2, "total_timesteps": 3200}

@@ -556,6 +556,7 @@ def test_reptile_moves_the_mean_of_the_residuals_into_theta():
     assert means[0] > 1e-3 and means[1] < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 def test_compiled_gradients_equal_the_eager_ones_and_a_compiled_run_finishes(monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)  # as envs.runs.set_up_torch does

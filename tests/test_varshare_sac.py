@@ -435,7 +435,9 @@ def test_a_fixed_sigma_is_the_same_noise_without_the_rule():
     assert probes.load(folder)["agent"]["mu"].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["", "everything"])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow), EVERYTHING], ids=["", "everything"]
+)
 def test_a_stopped_run_ends_the_same_and_so_does_a_second_one(tmp_path, changes):
     """The buffer is full, and came round, before the run is stopped between two logs."""
     reference = tmp_path / run("reference", **changes)
