@@ -32,6 +32,9 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run tha
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["bench.launch", "envs.runs", "envs.cartpole", "envs.lunarlander"])
 stopping = threading.Event()  # of the whole launcher
+polling = (
+    threading.Lock()
+)  # a process that starts asks for the exit codes of all others, which can be read once
 
 
 class Job(NamedTuple):
@@ -100,19 +103,27 @@ def _run(job: Job, folder: Path) -> int:
         return 0
     argv = [*job.flags.split(), "--run-name", job.name, "--resume"]
     process = server.Process(target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt")))
-    process.start()
-    while process.exitcode is None:
-        process.join(0.2)
-        if stopping.is_set() and process.is_alive():
+    with polling:
+        process.start()
+    told = False
+    while (code := exit_code(process)) is None:
+        time.sleep(0.1)
+        if stopping.is_set() and not told:
             process.terminate()  # it saves first
-            process.join()
-    code = process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
+            told = True
     if code and code not in STOPPED:
         failed.write_text(str(code))
         tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
         where = folder.resolve() / "output.txt"
         print(f"\nfailed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
     return code
+
+
+def exit_code(process: multiprocessing.Process) -> int | None:
+    """None while it runs; 128 and the signal's number where one has ended it."""
+    with polling:
+        code = process.exitcode
+    return code if code is None or code >= 0 else 128 - code
 
 
 def stop_on_signals() -> None:

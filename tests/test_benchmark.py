@@ -5,13 +5,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import probes
 import pytest
 
+from bench import launch
 from bench.__main__ import search
 from bench.methods import METHODS, write_flags
 from bench.suites import Suite
@@ -297,6 +300,36 @@ def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here
     os.chdir(here / "again")
     script, args = parse(shlex.split(output))
     probes.assert_same_runs(folder, script.train(args))
+
+
+class Unsafe:
+    """Like a process of multiprocessing: to start one polls all others, and a code that two poll is lost."""
+
+    all = []
+
+    def __init__(self, **_):
+        self.polled, self.polls = threading.Lock(), 0
+
+    def start(self):
+        self.all.append(self)
+        for process in self.all:
+            _ = process.exitcode
+
+    @property
+    def exitcode(self):
+        if not self.polled.acquire(blocking=False):
+            return 255
+        time.sleep(0.01)
+        self.polls += 1
+        self.polled.release()
+        return 0 if self.polls > 3 else None
+
+
+def test_two_threads_never_ask_for_the_exit_code_of_a_run_at_once(here, monkeypatch):
+    monkeypatch.setattr(launch.server, "Process", Unsafe, raising=False)
+    jobs = [launch.Job(f"run{i}", "varshare_ppo.py", "--seed 1") for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(launch.run, jobs)) == {0}
 
 
 FAKE_SBATCH = """#!/bin/sh
