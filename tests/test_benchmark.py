@@ -308,7 +308,7 @@ class Unsafe:
     all = []
 
     def __init__(self, **_):
-        self.polled, self.polls = threading.Lock(), 0
+        self.polled, self.polls, self.lost = threading.Lock(), 0, False
 
     def start(self):
         self.all.append(self)
@@ -318,11 +318,12 @@ class Unsafe:
     @property
     def exitcode(self):
         if not self.polled.acquire(blocking=False):
-            return 255
-        time.sleep(0.01)
-        self.polls += 1
-        self.polled.release()
-        return 0 if self.polls > 3 else None
+            self.lost = True
+        else:
+            time.sleep(0.01)
+            self.polls += 1
+            self.polled.release()
+        return 255 if self.lost else 0 if self.polls > 3 else None
 
 
 def test_two_threads_never_ask_for_the_exit_code_of_a_run_at_once(here, monkeypatch):
