@@ -32,9 +32,8 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run tha
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["bench.launch", "envs.runs", "envs.cartpole", "envs.lunarlander"])
 stopping = threading.Event()  # of the whole launcher
-polling = (
-    threading.Lock()
-)  # a process that starts asks for the exit codes of all others, which can be read once
+# a process that starts asks for the exit codes of all others, and one that two threads ask for is lost
+polling = threading.Lock()
 
 
 class Job(NamedTuple):
