@@ -127,7 +127,7 @@ def test_an_interrupted_search_goes_on_where_it_was(runs, monkeypatch):
     whole, run = make_suite(), launch.run
 
     def stop_at_the_tenth(job):
-        if len(runs) == 9:
+        if len(runs) >= 9:  # two at a time may both have been before
             launch.stopping.set()
             return 128 + signal.SIGTERM
         return run(job)
@@ -135,7 +135,7 @@ def test_an_interrupted_search_goes_on_where_it_was(runs, monkeypatch):
     monkeypatch.setattr(launch, "run", stop_at_the_tenth)
     with pytest.raises(SystemExit) as stop:
         tune.search(whole)
-    assert stop.value.code == 130 and len(runs) == 9
+    assert stop.value.code == 130 and len(runs) in (9, 10)
     launch.stopping.clear()
     monkeypatch.setattr(launch, "run", run)
     assert tune.search(whole)
