@@ -41,7 +41,7 @@ def write_suite(folder: Path) -> str:
         apart = result.runs.method.isin(of_portfolio(result.runs, *PORTFOLIO))
         for name, plot in SUITE_FIGURES.items():
             runs = result.runs if name == "variants" else result.runs[~apart]
-            if figure := plot(runs, title, result.ceiling):
+            if len(runs) and (figure := plot(runs, title, result.ceiling)):
                 figure.savefig(folder / f"{name}.png")
     return text
 

@@ -302,6 +302,12 @@ def test_variants_have_a_figure_of_their_own():
     assert figures.plot_variants(runs_of(out)[lambda x: x.method.isin(PPO)], "title", None) is None
 
 
+def test_variants_alone_have_a_report():
+    out = collected("suite", dict.fromkeys(PORTFOLIO[:2], 100.0), seeds=2)
+    assert len(cells_of(write_suite(out))) == 2
+    assert [path.name for path in out.glob("*.png")] == ["variants.png"]
+
+
 def test_methods_that_were_not_run_again_stay():
     """Unless their runs were longer or shorter."""
     out = collected("suite", {"task-blind": 50, "varshare": 120}, seeds=3)

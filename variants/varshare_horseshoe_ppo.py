@@ -11,7 +11,7 @@ where L_PPO is a mean over samples of task m: beta = 1 is the negative ELBO, wit
 the log-likelihood. theta and mu follow Adam. sigma follows h, a running mean of squared gradients in place of
 the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al.
 2018), which is exact for a log-likelihood at its optimum. After each update phase --reptile-alpha moves a
-share of the mean of the mu_m into theta, and q of a and b goes to its optimum. For v, h counts E z^2 times.
+share of the mean of the mu_m into theta, and q of a and b goes to its optimum.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -281,15 +281,14 @@ def parameter_gradients(agent: Agent, G: Tensor, args: Args) -> dict[str, Tensor
     """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
     kl_weight = args.beta / args.samples_per_task
     mean, std = agent.z()
-    pull = kl_weight / (args.sigma_prior * mean).square()
-    pull += agent.fisher / agent.fisher_weight.clamp(min=1) * std.square().expm1()  # as z's noise scales mu
-    grads = {"mu": G + pull * agent.mu}
+    by_noise = agent.fisher / agent.fisher_weight.clamp(min=1) * std.square().expm1()  # z's, which scales mu
+    grads = {"mu": G + (kl_weight / (args.sigma_prior * mean).square() + by_noise) * agent.mu}
     return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
 
 
 @torch.no_grad()
 def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
-    """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
+    """sigma_m = (N_m h E z^2 / beta + 1 / sigma_prior^2)^(-1/2), h from the squares of G (task, weight).
 
     The mean gradient of a minibatch of B samples varies by h / B: less as they are drawn without replacement
     from N_m, and more as the weights are sampled (exactly so for a diagonal curvature). At most twice B G^2

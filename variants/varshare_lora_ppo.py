@@ -12,9 +12,8 @@ the log-likelihood. theta and mu follow Adam. sigma follows h, a running mean of
 the curvature of a sample's loss: sigma = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), as in Vadam (Khan et al.
 2018), which is exact for a log-likelihood at its optimum.
 
-B starts with mean 0 and A with a draw from the prior: were both 0, neither would have a gradient. A matrix
-(task, out, in) is never formed: a layer is theta x + B_m (A_m x). So a task has r (in + out) parameters of a
-matrix and not in * out. There is no re-centring, as the mean of residuals has not their rank.
+B starts with mean 0 and A with a draw from the prior: were both 0, neither had a gradient. A layer is
+theta x + B_m (A_m x), no (task, out, in) is formed. No re-centring: the mean of residuals has not their rank.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
@@ -282,7 +281,7 @@ def parameter_gradients(agent: Agent, theta: Tensor, G: Tensor, args: Args) -> d
 
 @torch.no_grad()
 def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
-    """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
+    """sigma_m = (N_m h / beta + 1 / s^2)^(-1/2), with h from the squares of G (task, weight).
 
     The mean gradient of a minibatch of B samples varies by h / B: less as they are drawn without replacement
     from N_m, and more as the weights are sampled (exactly so for a diagonal curvature). At most twice B G^2

@@ -15,7 +15,7 @@ of task m alone, and then theta += alpha mu_m and mu_m -= alpha mu_m, as Reptile
 (Nichol et al. 2018). W_m stays what it was, but the weights of all other tasks have moved by what theta has,
 in the phase and after it: by how much, and how far their policies, is logged. The trunk trains all tasks at
 once and re-centres by mean_m(mu_m), which moves no W_m. Adam has one set of moments for theta and one for
-every mu_m. Minibatches are of one task, so a run takes some 2.5 times as long.
+every mu_m. Minibatches are of one task, so a run takes twice as long or more.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
