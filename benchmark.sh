@@ -11,6 +11,7 @@
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
 #   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise, posterior, serial or ranks: see
 #                                       docs/experiments.md; "studies" is serial and ranks
+#   bash benchmark.sh loo [SUITE]       a held-out task, from a model of the others or from scratch -> results/loo/
 #   bash benchmark.sh scale             time and memory of full rank and of LoRA at widths up to 4096, the same
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
 #
@@ -62,6 +63,7 @@ case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;
     power | ceilings | normalisation | noise | posterior | serial | ranks) exec python -m bench study "$@" ;;
     studies) for study in serial ranks; do python -m bench study $study "${@:2}"; done && exit ;;
+    loo) exec python -m bench loo "${@:2}" ${SEEDS:+--seeds "$SEEDS"} ;;
     portfolio)
         export OUT=$PWD METHODS=${METHODS:-$variants}
         for suite in cartpole-goals-physics10 cartpole-goals10; do bash "$root/benchmark.sh" $suite || failed=1; done

@@ -67,11 +67,15 @@ def load_script(name: str) -> ModuleType:
     return script
 
 
+def read_args(model: dict[str, Any], script: ModuleType) -> Any:
+    """The settings that a model was trained with, as the script's `Args`."""
+    return script.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in model["args"].items()})
+
+
 def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.VectorEnv) -> nn.Module:
     """The script's agent, of all the model's tasks, with the model's weights."""
     try:
-        args = script.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in model["args"].items()})
-        agent = script.Agent(envs, args, torch.Generator())
+        agent = script.Agent(envs, read_args(model, script), torch.Generator())
         agent.load_state_dict(model["agent"])
     except (TypeError, RuntimeError) as error:
         fail(f"the model does not fit today's {model['script']} ({' '.join(str(error).split())[:200]})")

@@ -103,6 +103,37 @@ def study(name: Name, dry_run: bool = False, report_only: bool = False) -> bool:
     return done
 
 
+def loo(
+    suites: tyro.conf.Positional[tuple[str, ...]] = (),
+    seeds: int = 10,
+    dry_run: bool = False,
+    report_only: bool = False,
+) -> bool:
+    """Leave-one-out on suites of bench/loo.py, by default all: step sizes, models, adaptations, report.
+
+    Args:
+        suites: their names
+        seeds: 1, 2, ...
+        dry_run: print the commands only: of the search, and once it has chosen those that are reported
+        report_only: of whatever has finished
+    """
+    from bench import loo, loo_report
+
+    if unknown := set(suites) - loo.SUITES.keys():
+        fail(f"unknown suite {min(unknown)}, choose from {', '.join(loo.SUITES)}")
+    if on_slurm():
+        fail("loo runs on one machine: LAUNCHER is for what does not load other runs' models")
+    done, numbers = True, tuple(range(1, seeds + 1))
+    for suite in [loo.SUITES[name] for name in suites or loo.SUITES]:
+        if dry_run:
+            show_commands(loo.all_jobs(suite, numbers))
+            continue
+        done &= report_only or loo.run(suite, numbers)
+        loo.collect(suite, numbers)
+        print(loo_report.report(suite.name))
+    return done
+
+
 def scale(report_only: bool = False) -> None:
     """Time and memory of a minibatch, full rank against LoRA, with nothing else running.
 
@@ -147,6 +178,6 @@ if __name__ == "__main__":
     on_slurm()  # this and the next refuse bad input before anything starts
     launch.jobs_at_a_time()
     launch.stop_on_signals()
-    functions = (search, runs, report, commands, plan, study, scale, claims, job)
+    functions = (search, runs, report, commands, plan, study, loo, scale, claims, job)
     result = tyro.extras.subcommand_cli_from_dict({f.__name__: f for f in functions})
     raise SystemExit(result is False)

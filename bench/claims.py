@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from bench.controls import ceiling
+from bench.loo_report import Adaptations, claim_7
 from bench.methods import METHODS
 from bench.statistics import (
     BLIND,
@@ -225,7 +226,7 @@ def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
     return answer, f"Test: {test}.\n\n" + "\n".join(lines) + "\n"
 
 
-def verdicts(results: list[Result]) -> str:
+def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
     """All claims on all suites: a table of answers, then what they rest on."""
     rows, details = [], []
 
@@ -247,6 +248,8 @@ def verdicts(results: list[Result]) -> str:
         for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
             if found := claim_8(different, identical):
                 add(8, claim_8.__doc__, f"{identical.name} and {different.name}", *found)
+    for x in adaptations:
+        add(7, claim_7.__doc__, x.name, *claim_7(x))
     power = [f"- {x.name}: **{'can' if x.able else 'cannot'} tell methods apart**: {x.why}" for x in results]
     order = sorted(range(len(rows)), key=lambda i: rows[i][0])
     table = markdown(["claim", "suite", "verdict"], [rows[i] for i in order])

@@ -16,6 +16,7 @@ from bench.figures import (
     plot_settings,
     plot_step_sizes,
 )
+from bench.loo_report import Adaptations
 from bench.methods import METHODS, fail
 from bench.style import STYLE
 from bench.tables import make_table, settings_table
@@ -72,7 +73,8 @@ def write_claims(folder: Path) -> str:
     results = read_results(folder)
     if not results:
         fail(f"no suite has results in {folder} yet")
-    text = verdicts(results)
+    held_out = [Adaptations(path.parent) for path in sorted((folder / "loo").glob("*/runs.csv"))]
+    text = verdicts(results, held_out)
     (folder / "claims.md").write_text(text)
     identical = [x for x in results if "identical" in x.env]
     suites = {x.env: x.runs for x in results if identical and x.searched_on == identical[0].searched_on}

@@ -1,0 +1,242 @@
+"""Leave-one-out: a held-out task is learned from a model of a suite's other tasks, or from scratch.
+
+For each held-out task and seed every method trains one model on the other tasks, which the regimes that start
+from it share. The step size of each regime is searched on tasks that are not reported, by the mean of the
+evaluations, which says how fast a task is learned: results/loo/settings.csv. Of the reported runs
+
+    results/loo/SUITE/runs.csv          regime, task, seed, parameters, returns before, commands, ...
+    results/loo/SUITE/evaluations.csv   regime, task, seed, step, value
+
+Tables, figures and the verdict are made of these by bench/loo_report.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from bench import launch
+from bench.collect import EVALUATION, NOT_TRAINED, read_run
+from bench.launch import Job, job
+from bench.methods import METHODS, ROOT, Settings, fail
+from bench.suites import SEEDS, Suite
+
+FOLDER = Path("results/loo")
+SETTINGS = FOLDER / "settings.csv"  # suite, regime, rate, mean, final, chosen: what the search found
+RATES = ("0.001", "0.003", "0.01", "0.03", "0.1")  # step sizes that are tried of every regime
+STEPS_OF_TASK = 100_000  # of each of the others before, and of the held-out task
+INTERVAL = 4096  # steps between evaluations
+TASKS = 10  # of every suite below
+
+
+class Regime(NamedTuple):
+    """How the held-out task is learned."""
+
+    title: str
+    method: str  # of methods.csv
+    start: str = "other tasks"  # or "scratch"
+    trains: str = "all"  # or "own": what tasks do not share
+
+
+REGIMES = {
+    "scratch": Regime("Scratch", "independent", start="scratch"),
+    "fine-tuning": Regime("Full fine-tuning", "varshare-recentred"),
+    "residual": Regime("Residual adaptation", "varshare-recentred", trains="own"),
+    "lora": Regime("LoRA: A and B", "varshare-lora", trains="own"),
+    "l2soft": Regime("L2Soft: residual", "l2soft-recentred", trains="own"),
+    "hard-sharing": Regime("Hard sharing: new head", "hard-sharing", trains="own"),
+    "contextual": Regime("Contextual: new embedding", "contextual", trains="own"),
+    "task-blind": Regime("Task-blind, fine-tuned", "task-blind"),
+}
+SCRATCH, OURS = "scratch", "residual"
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """A suite: whose settings it takes, and the tasks that are held out, to report and to search on."""
+
+    name: str
+    settings: str
+    reported: tuple[int, ...]
+    searched: tuple[int, ...]
+
+    @cached_property
+    def chosen(self) -> dict[str, Settings]:
+        """The settings of every method, from the search with all tasks.
+
+        Raises:
+            SystemExit: it has not come to a method.
+        """
+        chosen = Suite(self.name, settings=self.settings).chosen
+        if lost := [how.method for how in REGIMES.values() if how.method not in chosen]:
+            fail(f"the search has no settings of {lost[0]} on {self.settings} yet")
+        return chosen
+
+    def model(self, method: str, task: int, seed: int) -> Job:
+        """A method's training on the other tasks."""
+        others = " ".join(str(i) for i in range(TASKS) if i != task)
+        steps = (TASKS - 1) * STEPS_OF_TASK
+        name = f"loo__{self.name}__without{task}__{method}"
+        return job(name, method, self.name, steps, seed, self.chosen[method] | {"tasks": others})
+
+    def adaptation(self, regime: str, rate: str, task: int, seed: int) -> Job:
+        """A regime's learning of the held-out task."""
+        how = REGIMES[regime]
+        settings = self.chosen[how.method] | {"learning-rate": rate, "tasks": str(task)}
+        settings |= {"eval-interval": str(INTERVAL)}
+        if "reptile-alpha" in settings | METHODS[how.method].flags:
+            settings["reptile-alpha"] = "0"  # there is one task only
+        if how.start != "scratch":
+            settings["load"] = f"runs/{self.model(how.method, task, seed).name}"
+        if how.trains == "own":
+            settings["freeze-theta"] = ""
+        name, exp_name = f"loo__{self.name}__task{task}__{regime}@{rate}", f"{how.method}@{regime}"
+        return job(name, exp_name, self.name, STEPS_OF_TASK, seed, settings)
+
+    def models(self, tasks: tuple[int, ...], seeds: tuple[int, ...]) -> list[Job]:
+        """All models of the other tasks, one for all regimes of a method."""
+        methods = dict.fromkeys(how.method for how in REGIMES.values() if how.start != "scratch")
+        return [self.model(method, task, seed) for seed in seeds for task in tasks for method in methods]
+
+    def trials(self) -> dict[Job, tuple[str, str]]:
+        """Runs of the search -> regime and step size."""
+        cases = ((r, rate, t, s) for s in SEEDS for t in self.searched for r in REGIMES for rate in RATES)
+        return {self.adaptation(*case): case[:2] for case in cases}
+
+    def rates(self) -> dict[str, str]:
+        """The step size of every regime that the search chose, {} where there was none."""
+        path = SETTINGS if SETTINGS.exists() else ROOT / SETTINGS
+        if not path.exists():
+            return {}
+        rows = pd.read_csv(path, dtype={"rate": str}).query("suite == @self.name and chosen")
+        return dict(zip(rows.regime, rows.rate))
+
+    def adaptations(self, seeds: tuple[int, ...]) -> dict[Job, tuple[str, int, int]]:
+        """Reported runs -> regime, task and seed, once the search has chosen."""
+        rates = self.rates()
+        cases = [(r, task, seed) for seed in seeds for task in self.reported for r in rates]
+        return {self.adaptation(r, rates[r], task, seed): (r, task, seed) for r, task, seed in cases}
+
+
+PHYSICS = dict(settings="cartpole-goals-physics10", reported=(0, 2, 4, 5, 7), searched=(3, 8))
+SUITES = {
+    "cartpole-goals10": dict(settings="cartpole-goals10", reported=(0, 2, 4, 6, 9), searched=(3, 8)),
+    "cartpole-goals-physics10": PHYSICS,
+    "cartpole10": PHYSICS,
+}
+SUITES = {name: LeaveOneOut(name, **rest) for name, rest in SUITES.items()}
+
+
+def all_jobs(suite: LeaveOneOut, seeds: tuple[int, ...]) -> list[Job]:
+    """The runs in their order: of the search unless it has chosen, then of the report as far as it has."""
+    search = [] if suite.rates() else [*suite.models(suite.searched, SEEDS), *suite.trials()]
+    return [*search, *suite.models(suite.reported, seeds), *suite.adaptations(seeds)]
+
+
+def run(suite: LeaveOneOut, seeds: tuple[int, ...]) -> bool:
+    """Search the step sizes unless they are known, then train and adapt; whether all runs have finished."""
+    if not suite.rates():
+        trials = suite.trials()
+        if not (launch.launch(suite.models(suite.searched, SEEDS)) and launch.launch(trials)):
+            return False
+        choose(suite, trials)
+    return launch.launch(suite.models(suite.reported, seeds)) and launch.launch(suite.adaptations(seeds))
+
+
+def evaluations(folder: Path) -> pd.Series:
+    """Of a finished run: return of its task by step."""
+    log = read_run(folder).log
+    rows = log[(log.metric == EVALUATION) & (log.task == "mean")]
+    return rows.set_index("global_step").value
+
+
+def choose(suite: LeaveOneOut, trials: dict[Job, tuple[str, str]]) -> None:
+    """Write to settings.csv what each step size reached, and which has the highest mean of evaluations."""
+    curves = {x: evaluations(Path("runs", x.name)) for x in trials}
+    rows = [(suite.name, *key, curves[x].mean(), curves[x].iloc[-1]) for x, key in trials.items()]
+    table = pd.DataFrame(rows, columns=["suite", "regime", "rate", "mean", "final"])
+    table = table.groupby(["suite", "regime", "rate"], sort=False).mean().reset_index()
+    table["chosen"] = table.index.isin(table.groupby("regime")["mean"].idxmax())
+    if SETTINGS.exists():
+        others = pd.read_csv(SETTINGS, dtype={"rate": str})
+        table = pd.concat([others[others.suite != suite.name], table])
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    table.to_csv(SETTINGS, index=False, float_format="%.5g")
+
+
+def before(folder: Path) -> tuple[float, float]:
+    """Return of the held-out task before a run, with what it starts from, and with the mean residual added.
+
+    The second is of theta + mean_m(mu_m), m the tasks that the loaded model knows; NaN of other methods.
+    """
+    import torch  # slow, and not needed for anything else here
+
+    import enjoy
+    from envs import make
+    from envs.evaluation import evaluate
+    from envs.runs import load_agent
+
+    model = enjoy.read_model(folder)
+    script = enjoy.load_script(model["script"])
+    args = enjoy.read_args(model, script)
+    envs = make(args.env_id, args.eval_interval_episodes, args.tasks)
+    agent = script.Agent(envs, args, torch.Generator().manual_seed(args.seed)).requires_grad_(False)
+    if not args.load:
+        return evaluate(agent, envs, args.seed).returns.mean(), float("nan")
+    load_agent(agent, args, envs.task_names)
+    alone = evaluate(agent, envs, args.seed).returns.mean()
+    mu = enjoy.read_model(Path(args.load))["agent"].get("mu")
+    if mu is None or mu.shape[1:] != agent.theta.shape:  # no residuals, or of low rank
+        return alone, float("nan")
+    agent.theta += mu.mean(0)
+    return alone, evaluate(agent, envs, args.seed).returns.mean()
+
+
+def trained(agent: dict, own: bool) -> int:
+    """Number of parameters that a regime trains; sigma is made of mu's gradients."""
+    parameters = {name: x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED}
+    return sum(x.numel() for name, x in parameters.items() if x.ndim == 2 or not own)
+
+
+def rows_of(suite: LeaveOneOut, seeds: tuple[int, ...]) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """Of every finished reported run a row of runs.csv, and its rows of evaluations.csv."""
+    import torch
+
+    for x, (regime, task, seed) in suite.adaptations(seeds).items():
+        if not x.finished:
+            continue
+        folder, key = Path("runs", x.name), {"regime": regime, "task": task, "seed": seed}
+        config = json.loads((folder / "config.json").read_text())
+        agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
+        alone, with_mean = before(folder)
+        row = key | {"parameters": trained(agent, REGIMES[regime].trains == "own")}
+        row |= {"before": alone, "before_mean": with_mean, "command": x.command}
+        if REGIMES[regime].start != "scratch":
+            row["model"] = suite.model(REGIMES[regime].method, task, seed).command
+        row |= {"commit": config["git_commit"], "hardware": config["hardware"]}
+        curve = evaluations(folder).rename_axis("step").reset_index()
+        yield row, curve.assign(**key)[[*key, "step", "value"]]
+
+
+def collect(suite: LeaveOneOut, seeds: tuple[int, ...]) -> None:
+    """Write the CSVs of a suite's finished runs; rows of runs that are not here stay."""
+    found = list(rows_of(suite, seeds))
+    if not found:
+        return
+    folder = FOLDER / suite.name
+    folder.mkdir(parents=True, exist_ok=True)
+    new = {"runs": pd.DataFrame([row for row, _ in found]), "evaluations": pd.concat([x for _, x in found])}
+    keys = set(zip(*(new["runs"][name] for name in ("regime", "task", "seed"))))
+    for name, table in new.items():
+        path = folder / f"{name}.csv"
+        if path.exists():
+            old = pd.read_csv(path)
+            known = [key in keys for key in zip(old.regime, old.task, old.seed)]
+            table = pd.concat([old[~pd.Series(known, dtype=bool)], table])
+        table.to_csv(path, index=False, float_format="%.5g")

@@ -1,0 +1,222 @@
+"""Leave-one-out: what its runs are, what they begin with, and what is made of them."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import probes
+import pytest
+from PIL import Image
+
+from bench import launch, loo, loo_report
+from bench.methods import METHODS
+from bench.style import STYLE
+from bench.suites import SEEDS, SETTINGS
+from envs.evaluation import evaluate
+
+SUITE = loo.SUITES["cartpole-goals-physics10"]
+SMALL = "--num-steps 16 --num-minibatches 2 --hidden-sizes 8 --eval-episodes 3 --eval-interval-episodes 3"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loo, "ROOT", tmp_path)  # whose results/ has no choice of step sizes
+    monkeypatch.setitem(STYLE, "savefig.dpi", 30)
+    return tmp_path
+
+
+def parse(job):
+    script = probes.load_script(job.script)
+    sys.argv = [job.script, *job.flags.split(), "--run-name", job.name]
+    return script, script.parse_args(script.Args, script.ENV_DEFAULTS, None)
+
+
+def choose(name="cartpole-goals-physics10", rate="0.01"):
+    """As if a search had."""
+    loo.FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = [(name, regime, rate, 1.0, 1.0, True) for regime in loo.REGIMES]
+    columns = ["suite", "regime", "rate", "mean", "final", "chosen"]
+    pd.DataFrame(rows, columns=columns).to_csv(loo.SETTINGS, index=False)
+
+
+@pytest.mark.parametrize("suite", loo.SUITES.values(), ids=list(loo.SUITES))
+def test_tasks_are_held_out_and_searched_apart(suite):
+    assert len(set(suite.reported)) == 5 and len(set(suite.searched)) == 2
+    assert not set(suite.reported) & set(suite.searched)
+    assert not set(SEEDS) & set(range(1, 11))
+    assert len(probes.envs.make(suite.name, 1).task_names) == loo.TASKS
+
+
+def test_adaptations_start_from_models_that_have_not_seen_their_task():
+    jobs = loo.all_jobs(SUITE, (1,))
+    assert len(jobs) == len({job.name for job in jobs}) == 3 * 2 * 6 + 3 * 2 * 8 * 5 + 5 * 6
+    choose()
+    models = {job.name: parse(job)[1] for job in SUITE.models(SUITE.reported, (1, 2))}
+    assert len(models) == 5 * 6 * 2
+    for args in models.values():
+        assert len(args.tasks) == 9 and args.total_timesteps == 900_000 and not args.load
+    cases = SUITE.adaptations((1, 2))
+    assert len(cases) == 5 * 8 * 2
+    for job, (regime, task, seed) in cases.items():
+        script, args = parse(job)
+        script.check(args)
+        assert args.tasks == (task,) and args.seed == seed and args.learning_rate == 0.01
+        assert args.total_timesteps == 100_000 and args.eval_interval == 4096
+        assert job.script == METHODS[loo.REGIMES[regime].method].script
+        frozen = regime not in ("scratch", "fine-tuning", "task-blind")
+        assert getattr(args, "freeze_theta", False) == frozen
+        assert getattr(args, "reptile_alpha", 0) == 0
+        if regime == "scratch":
+            assert not args.load
+            continue
+        model = models[Path(args.load).name]
+        assert task not in model.tasks and model.seed == seed and model.exp_name == loo.REGIMES[regime].method
+        for name in ("rank", "embedding_size", "hidden_sizes", "sigma_prior", "beta", "l2_coef"):
+            assert getattr(args, name, None) == getattr(model, name, None)
+
+
+def test_a_suite_whose_search_has_not_come_to_a_method_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("bench.suites.ROOT", Path("nowhere"))
+    with pytest.raises(SystemExit):
+        replace(SUITE).model("varshare", 0, 1)
+    assert "has no settings of independent on cartpole-goals-physics10 yet" in capsys.readouterr().err
+
+
+def write_settings():
+    SETTINGS.parent.mkdir(parents=True)
+    methods = {how.method for how in loo.REGIMES.values()}
+    rows = [("small", method, f"{SMALL} --learning-rate 0.01") for method in methods]
+    pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
+
+
+def test_from_search_to_report(monkeypatch):
+    """The whole of it, tiny: searched, trained, adapted, collected; the second time nothing is run again."""
+    write_settings()
+    few = {name: loo.REGIMES[name] for name in ("scratch", "residual")}
+    for name, value in {"REGIMES": few, "STEPS_OF_TASK": 512, "INTERVAL": 128, "SEEDS": (101,)}.items():
+        monkeypatch.setattr(loo, name, value)
+    monkeypatch.setattr(loo, "RATES", ("0.001", "1e-30"))
+    monkeypatch.setattr(loo_report, "REGIMES", few)
+    suite = loo.LeaveOneOut("cartpole-goals10", "small", (4,), (5,))
+    assert loo.run(suite, (1,))
+    table = pd.read_csv(loo.SETTINGS, dtype={"rate": str})
+    assert len(table) == 2 * 2 and table.chosen.sum() == 2
+    best = table.loc[table.groupby("regime")["mean"].idxmax()]
+    assert best.chosen.all() and dict(zip(best.regime, best.rate)) == suite.rates()
+    loo.collect(suite, (1,))
+    text = loo_report.report(suite.name)
+    assert Path(loo.FOLDER, suite.name, "table.md").read_text() == text
+    with Image.open(Path(loo.FOLDER, suite.name, "loo.png")) as image:
+        image.load()
+    runs = pd.read_csv(loo.FOLDER / suite.name / "runs.csv")
+    assert len(runs) == 2 and runs.before.notna().all()
+    assert (runs.before_mean.notna() == (runs.regime == "residual")).all()
+    assert (runs.model.isna() == (runs.regime == "scratch")).all()
+    started = []
+    monkeypatch.setattr(launch, "_run", lambda job, folder: started.append(job) or 1)
+    assert loo.run(suite, (1,)) and not started
+    # runs that are gone stay in the CSVs, and the report is made of these
+    shutil.rmtree("runs")
+    loo.collect(suite, (1,))
+    assert loo_report.report(suite.name) == text
+
+
+@pytest.mark.parametrize("regime", ["scratch", "residual", "l2soft", "lora", "hard-sharing", "task-blind"])
+def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
+    write_settings()
+    monkeypatch.setattr(loo, "STEPS_OF_TASK", 512)
+    suite = loo.LeaveOneOut("cartpole10", "small", (4,), (5,))
+    how = loo.REGIMES[regime]
+    if how.start != "scratch":
+        script, args = parse(suite.model(how.method, 4, 1))
+        script.train(args)
+        saved = probes.load(Path("runs", args.run_name))["agent"]
+    script, args = parse(suite.adaptation(regime, "1e-30", 4, 1))
+    folder = script.train(args)
+    alone, with_mean = loo.before(folder)
+    assert alone == pytest.approx(loo.evaluations(folder).iloc[-1], rel=1e-4)
+    assert np.isnan(with_mean) == (regime not in ("residual", "l2soft"))
+    trained = probes.load(folder)["agent"]
+    own = {"hard-sharing": "heads", "scratch": "theta", "task-blind": "theta"}.get(regime, "mu")
+    frozen = how.trains == "own"
+    assert loo.trained(trained, frozen) == trained[own].numel()
+    assert frozen == (loo.trained(trained, False) > trained[own].numel())
+    if regime == "residual":  # by hand
+        agent, _ = probes.load_agent(script, folder)
+        agent.mu.zero_()
+        agent.theta.copy_(saved["theta"] + saved["mu"].mean(0))
+        assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1).returns.mean() == with_mean
+
+
+def write_results(name="cartpole-goals10", tasks=(0, 4), seeds=10, **gains):
+    """Made-up runs: Scratch reaches 100 at step 40, the others so many steps earlier or later."""
+    folder = loo.FOLDER / name
+    folder.mkdir(parents=True)
+    runs, rows = [], []
+    for regime, gain in {"scratch": 0, **gains}.items():
+        for task in tasks:
+            for seed in range(1, seeds + 1):
+                key = {"regime": regime, "task": task, "seed": seed}
+                runs.append(
+                    {**key, "parameters": 7, "before": 0.0, "before_mean": 5.0 * (regime == "residual")}
+                )
+                runs[-1] |= {"commit": "abc", "hardware": "abacus"}
+                when = 40 + 10 * (seed % 2) - gain
+                rows += [{**key, "step": s, "value": 100.0 * (s >= when)} for s in range(10, 101, 10)]
+    pd.DataFrame(runs).to_csv(folder / "runs.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / "evaluations.csv", index=False)
+    return loo_report.Adaptations(folder)
+
+
+def test_steps_count_from_the_task_and_a_run_that_never_learns_counts_as_long_as_it_is():
+    x = write_results(residual=20, **{"fine-tuning": -1000, "task-blind": 0})
+    assert x.target == {0: 90.0, 4: 90.0}
+    assert x.steps("scratch", 0).tolist() == [50, 40] * 5
+    assert x.steps("residual", 4).tolist() == [30, 20] * 5
+    assert np.isinf(x.steps("fine-tuning", 0)).all()
+    assert x.mean_steps("fine-tuning").tolist() == [100] * 10
+    found = x.comparisons()
+    assert {r: says for r, (_, _, says) in found.items()} == {
+        "scratch": "faster",
+        "fine-tuning": "faster",
+        "task-blind": "faster",
+    }
+    assert found["scratch"][0].center == -20
+    answer, text = loo_report.claim_7(x)
+    assert answer.startswith("supported; against full fine-tuning: faster")
+    assert "| Scratch | -20 [-20, -20] |" in text
+    table = loo_report.make_table(x)
+    assert "- [-, -] (10)" in table and "| 0 of 20 |" in table and "| 20 of 20 |" in table
+    assert "Residual adaptation 5.0 [5.0, 5.0]" in table
+
+
+def test_a_slower_residual_is_said_to_be_slower():
+    x = write_results(residual=-20, **{"fine-tuning": 20})
+    assert loo_report.claim_7(x)[0] == "not supported: slower; against full fine-tuning: slower"
+
+
+def test_what_is_known_before_training_counts_as_no_steps():
+    x = write_results(residual=20)
+    x.curves["residual", 0][0] = 95.0
+    assert x.steps("residual", 0).tolist() == [0] * 10
+
+
+def test_seeds_that_are_not_complete_do_not_count():
+    write_results(residual=20, seeds=3)
+    path = loo.FOLDER / "cartpole-goals10/runs.csv"
+    runs = pd.read_csv(path)
+    runs[~((runs.seed == 3) & (runs.regime == "residual") & (runs.task == 4))].to_csv(path, index=False)
+    x = loo_report.Adaptations(path.parent)
+    assert set(x.runs.seed) == {1, 2} and x.steps("residual", 0).index.tolist() == [1, 2]
+
+
+def test_novelty_is_a_range_of_the_other_tasks():
+    params = [{"gravity": g, "goal": x} for g, x in ((1.0, 0.5), (2.0, -1.0), (9.0, 0.0))]
+    assert loo_report.novelty(0, params) == "gravity and goal beyond the others'"
+    assert loo_report.novelty(1, params) == "goal beyond the others'"
+    assert loo_report.novelty(2, params) == "gravity beyond the others'"
+    assert loo_report.novelty(1, [*params, {"gravity": 9.0, "goal": -1.0}]) == "between the others"
