@@ -6,9 +6,11 @@
     python report.py results                      the verdicts on the README's claims -> results/claims.md
 
 Of a run: returns.png, norms.png, sigma.png, sharing_ratio.png, losses.png; what it has not logged is left
-out, and a run that is not finished is drawn as far as it went. Of a suite: table.md, curves.png, tasks.png,
-sharing.png, change.png and, where SAC is compared, cost.png. Intervals and verdicts are those of
-bench/statistics.py. A method is what --exp-name says, by default the script's name.
+out, and a run that is not finished is drawn as far as it went. Of several runs on one environment also their
+evaluations on the way (--eval-interval) in one figure, compared.png beside the plots of the first. Of a
+suite: table.md, curves.png, tasks.png, sharing.png, change.png and, where SAC is compared, cost.png.
+Intervals and verdicts are those of bench/statistics.py. A method is what --exp-name says, by default the
+script's name.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ import tyro
 
 from bench.collect import read_run
 from bench.methods import fail
-from bench.run_figures import plot_run
+from bench.run_figures import plot_run, plot_together
 from bench.suite_report import write_claims, write_suite
 
 
@@ -34,9 +36,11 @@ def main(folders: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     elif len(folders) == 1 and list(folders[0].glob("*/configs.csv")):
         print(write_claims(folders[0]))
     else:
-        for run in [read_run(folder) for folder in folders]:
-            for path in plot_run(run):
-                print(path)
+        runs = [read_run(folder) for folder in folders]
+        paths = [path for run in runs for path in plot_run(run)]
+        if len(runs) > 1 and (compared := plot_together(runs)):
+            paths.append(compared)
+        print(*paths, sep="\n")
 
 
 if __name__ == "__main__":

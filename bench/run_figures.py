@@ -129,7 +129,7 @@ def plot_norms(run: Run) -> Figure | None:
         ax = figure.add_subplot(rows, columns, i + 1)
         draw_tasks(ax, table, run.tasks)
         finish_axes(ax, run, titles[name])
-        ax.set_ylim(0, 1.15 * table.max().max())
+        ax.set_ylim(0, 1.15 * table.max().max() or 1)  # 0: a single task's residual counts as theta
     if bars:
         ax = figure.add_subplot(rows, columns, rows * columns)
         ax.barh(run.tasks, tables["mu_norm"][run.tasks].iloc[-1], color=SKY)
@@ -256,3 +256,34 @@ def plot_run(run: Run) -> list[Path]:
                 paths.append(folder / f"{name}.png")
                 figure.savefig(paths[-1])
     return paths
+
+
+def plot_together(runs: list[Run]) -> Path | None:
+    """Evaluations of several runs, mean over tasks, in compared.png beside the plots of the first.
+
+    None of runs on different environments, or that were not evaluated on the way.
+    """
+    if len({run.config["args"]["env_id"] for run in runs}) > 1:
+        return None
+    curves = [
+        run.values("eval/episodic_return")["mean"] if run.metrics("eval/episodic_return") else []
+        for run in runs
+    ]
+    if min(map(len, curves)) < 2:
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        ax = figure.subplots()
+        for run, curve, color in zip(runs, curves, CYCLE * len(runs)):
+            ax.plot(curve, color=color, lw=1.8, marker=".", ms=4, label=run.folder.name)
+        finish_axes(
+            ax,
+            max(runs, key=lambda run: run.config["args"]["total_timesteps"]),
+            "evaluation, mean over tasks",
+        )
+        ax.set_ylabel("return per episode")
+        ax.legend(fontsize=8, loc="best")
+        figure.suptitle(runs[0].config["args"]["env_id"], fontsize=11)
+        path = runs[0].folder / "plots/compared.png"
+        figure.savefig(path)
+    return path

@@ -83,12 +83,22 @@ def test_writes_what_the_run_has_logged(tmp_path, capsys):
         folders[0] / f"plots/{name}.png" for name in ("returns", "norms", "sigma", "sharing_ratio", "losses")
     ]
     bare = [folders[1] / f"plots/{name}.png" for name in ("returns", "losses")]
-    assert capsys.readouterr().out.splitlines() == [str(path) for path in full + bare]
+    together = [folders[0] / "plots/compared.png"]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in full + bare + together]
     assert sorted((folders[1] / "plots").iterdir()) == sorted(bare)
-    for path in full + bare:
+    for path in full + bare + together:
         with Image.open(path) as image:
             image.load()
             assert image.width > 200 and image.height > 120
+
+
+def test_runs_that_have_nothing_to_compare_are_not_drawn_together(tmp_path):
+    runs = [read_run(write_run(tmp_path / name, 2)) for name in ("one", "other")]
+    runs[1].config["args"]["env_id"] = "another-env"
+    assert run_figures.plot_together(runs) is None
+    runs[1].config["args"]["env_id"] = "some-env"
+    runs[1].log = runs[1].log[runs[1].log.metric != "eval/episodic_return"]
+    assert run_figures.plot_together(runs) is None
 
 
 @pytest.mark.parametrize("num_tasks", [1, 3, 10, 20])
