@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import probes
 import pytest
+import torch
 from PIL import Image
 
+import report
 from bench import launch, loo, loo_report
 from bench.methods import METHODS
 from bench.style import STYLE
@@ -93,6 +95,7 @@ def write_settings():
     pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
 
 
+@pytest.mark.slow
 def test_from_search_to_report(monkeypatch):
     """The whole of it, tiny: searched, trained, adapted, collected; the second time nothing is run again."""
     write_settings()
@@ -150,6 +153,40 @@ def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
         agent.mu.zero_()
         agent.theta.copy_(saved["theta"] + saved["mu"].mean(0))
         assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1).returns.mean() == with_mean
+
+
+def test_the_page_on_adaptation_does_what_it_says(monkeypatch, capsys, here):
+    """Its file and its commands, with less of everything."""
+    page = (probes.ROOT / "docs/adaptation.md").read_text()
+    module, commands = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "bash"))
+    Path("my_poles.py").write_text(module)
+    monkeypatch.syspath_prepend(str(here))
+    new, *lines = commands.split("new=")[1].splitlines()
+    lines = [commands.splitlines()[0], *(line.replace("$new", new.strip('"')) for line in lines)]
+    less = {
+        "--total-timesteps 100000": "--total-timesteps 2048",
+        "--eval-interval 4096": "--eval-interval 1024",
+    }
+    small = "--hidden-sizes 8 --eval-episodes 2 --eval-interval-episodes 2"
+    for line in lines:
+        for old, fewer in less.items():
+            line = line.replace(old, fewer)
+        line += " --total-timesteps 10240" * ("--run-name poles" in line)
+        _, script, *argv = (line + f" {small}" * ("report.py" not in line)).split()
+        if script == "report.py":
+            report.main(tuple(map(Path, argv)))
+        else:
+            probes.main(probes.load_script(script), *argv)
+    poles, residual, tuned, scratch = (
+        probes.load(Path("runs", name))["agent"] for name in ("poles", "residual", "fine-tuning", "scratch")
+    )
+    assert torch.equal(residual["theta"], poles["theta"]) and residual["mu"].abs().sum() > 0
+    assert not torch.equal(tuned["theta"], poles["theta"]) and not torch.equal(
+        scratch["theta"], tuned["theta"]
+    )
+    assert capsys.readouterr().out.endswith("runs/residual/plots/compared.png\n")
+    with Image.open("runs/residual/plots/compared.png") as image:
+        image.load()
 
 
 def write_results(name="cartpole-goals10", tasks=(0, 4), seeds=10, **gains):
