@@ -248,7 +248,7 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
         for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
             if found := claim_8(different, identical):
                 add(8, claim_8.__doc__, f"{identical.name} and {different.name}", *found)
-    for x in adaptations:
+    for x in [x for x in adaptations if len(x.runs)]:
         add(7, claim_7.__doc__, x.name, *claim_7(x))
     power = [f"- {x.name}: **{'can' if x.able else 'cannot'} tell methods apart**: {x.why}" for x in results]
     order = sorted(range(len(rows)), key=lambda i: rows[i][0])

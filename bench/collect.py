@@ -98,6 +98,12 @@ def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
     ]
 
 
+def parameters(agent: dict) -> tuple[int, int]:
+    """Of a saved agent, how many each task has of its own, and how many there are in all."""
+    trained = [x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED]
+    return sum(x.shape[1] for x in trained if x.ndim == 2), sum(x.numel() for x in trained)  # (task, weight)
+
+
 def collect_run(folder: Path) -> pd.DataFrame:
     """A finished run in rows: metric, task, step, value."""
     import torch  # slow, and not needed for anything else here
@@ -113,15 +119,8 @@ def collect_run(folder: Path) -> pd.DataFrame:
     at_end |= log.metric.str.contains("/sharing_ratio/")
     rows = log[on_the_way | at_end & (log.global_step == last)].rename(columns={"global_step": "step"})
     agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
-    trained = {key: x for key, x in agent.items() if key.partition(".")[0] not in NOT_TRAINED}
-    extra = [
-        (
-            "parameters/own",
-            "mean",
-            sum(x.shape[1] for x in trained.values() if x.ndim == 2),
-        ),  # (task, weight)
-        ("parameters/all", "mean", sum(x.numel() for x in trained.values())),
-    ]
+    own, every = parameters(agent)
+    extra = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
     if "mu" in agent and agent["mu"].shape[1:] == agent["theta"].shape:  # not the factors of low rank
         extra += residuals(agent, run.tasks)
     extra = [{"metric": m, "task": t, "step": last, "value": float(x)} for m, t, x in extra]

@@ -4,7 +4,7 @@ For each held-out task and seed every method trains one model on the other tasks
 from it share. The step size of each regime is searched on tasks that are not reported, by the mean of the
 evaluations, which says how fast a task is learned: results/loo/settings.csv. Of the reported runs
 
-    results/loo/SUITE/runs.csv          regime, task, seed, parameters, returns before, commands, ...
+    results/loo/SUITE/runs.csv          regime, task, seed, rate, parameters, returns before, commands, ...
     results/loo/SUITE/evaluations.csv   regime, task, seed, step, value
 
 Tables, figures and the verdict are made of these by bench/loo_report.py.
@@ -13,7 +13,7 @@ Tables, figures and the verdict are made of these by bench/loo_report.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench import launch
-from bench.collect import EVALUATION, NOT_TRAINED, read_run
+from bench.collect import EVALUATION, parameters, read_run
 from bench.launch import Job, job
 from bench.methods import METHODS, ROOT, Settings, fail
 from bench.suites import SEEDS, Suite
@@ -33,6 +33,8 @@ RATES = ("0.001", "0.003", "0.01", "0.03", "0.1")  # step sizes that are tried o
 STEPS_OF_TASK = 100_000  # of each of the others before, and of the held-out task
 INTERVAL = 4096  # steps between evaluations
 TASKS = 10  # of every suite below
+LATER = 1000  # added to a model's seed for the runs that load it: their draws are others
+KEY = ["regime", "task", "seed"]
 
 
 class Regime(NamedTuple):
@@ -48,7 +50,7 @@ REGIMES = {
     "scratch": Regime("Scratch", "independent", start="scratch"),
     "fine-tuning": Regime("Full fine-tuning", "varshare-recentred"),
     "residual": Regime("Residual adaptation", "varshare-recentred", trains="own"),
-    "lora": Regime("LoRA: A and B", "varshare-lora", trains="own"),
+    "lora": Regime("LoRA: A, B and biases", "varshare-lora", trains="own"),
     "l2soft": Regime("L2Soft: residual", "l2soft-recentred", trains="own"),
     "hard-sharing": Regime("Hard sharing: new head", "hard-sharing", trains="own"),
     "contextual": Regime("Contextual: new embedding", "contextual", trains="own"),
@@ -97,7 +99,7 @@ class LeaveOneOut:
         if how.trains == "own":
             settings["freeze-theta"] = ""
         name, exp_name = f"loo__{self.name}__task{task}__{regime}@{rate}", f"{how.method}@{regime}"
-        return job(name, exp_name, self.name, STEPS_OF_TASK, seed, settings)
+        return job(name, exp_name, self.name, STEPS_OF_TASK, LATER + seed, settings)
 
     def models(self, tasks: tuple[int, ...], seeds: tuple[int, ...]) -> list[Job]:
         """All models of the other tasks, one for all regimes of a method."""
@@ -110,12 +112,13 @@ class LeaveOneOut:
         return {self.adaptation(*case): case[:2] for case in cases}
 
     def rates(self) -> dict[str, str]:
-        """The step size of every regime that the search chose, {} where there was none."""
-        path = SETTINGS if SETTINGS.exists() else ROOT / SETTINGS
-        if not path.exists():
-            return {}
-        rows = pd.read_csv(path, dtype={"rate": str}).query("suite == @self.name and chosen")
-        return dict(zip(rows.regime, rows.rate))
+        """The step size that the search chose for every regime; {} where there is none for one."""
+        rates = {}
+        for path in (ROOT / SETTINGS, SETTINGS):  # the project's, and over it that of $OUT
+            if path.exists():
+                rows = pd.read_csv(path, dtype={"rate": str}).query("suite == @self.name and chosen")
+                rates |= dict(zip(rows.regime, rows.rate))
+        return {r: rates[r] for r in REGIMES} if REGIMES.keys() <= rates.keys() else {}
 
     def adaptations(self, seeds: tuple[int, ...]) -> dict[Job, tuple[str, int, int]]:
         """Reported runs -> regime, task and seed, once the search has chosen."""
@@ -142,26 +145,31 @@ def all_jobs(suite: LeaveOneOut, seeds: tuple[int, ...]) -> list[Job]:
 def run(suite: LeaveOneOut, seeds: tuple[int, ...]) -> bool:
     """Search the step sizes unless they are known, then train and adapt; whether all runs have finished."""
     if not suite.rates():
-        trials = suite.trials()
-        if not (launch.launch(suite.models(suite.searched, SEEDS)) and launch.launch(trials)):
+        if not launch.launch(suite.models(suite.searched, SEEDS)):
             return False
-        choose(suite, trials)
-    return launch.launch(suite.models(suite.reported, seeds)) and launch.launch(suite.adaptations(seeds))
+        launch.launch(suite.trials())  # one may fail, as with a step size that diverges
+        choose(suite)
+    trained = launch.launch(suite.models(suite.reported, seeds))
+    return launch.launch(suite.adaptations(seeds)) and trained
 
 
-def evaluations(folder: Path) -> pd.Series:
+def evaluations(job: Job) -> pd.Series:
     """Of a finished run: return of its task by step."""
-    log = read_run(folder).log
-    rows = log[(log.metric == EVALUATION) & (log.task == "mean")]
-    return rows.set_index("global_step").value
+    return read_run(Path("runs", job.name)).values(EVALUATION)["mean"]
 
 
-def choose(suite: LeaveOneOut, trials: dict[Job, tuple[str, str]]) -> None:
-    """Write to settings.csv what each step size reached, and which has the highest mean of evaluations."""
-    curves = {x: evaluations(Path("runs", x.name)) for x in trials}
-    rows = [(suite.name, *key, curves[x].mean(), curves[x].iloc[-1]) for x, key in trials.items()]
+def choose(suite: LeaveOneOut) -> None:
+    """Write to settings.csv what each step size reached, and which has the highest mean of evaluations.
+
+    A step size of which a run failed has no mean, and is not chosen.
+    """
+    rows = []
+    for x, key in suite.trials().items():
+        curve = evaluations(x) if x.finished else pd.Series([math.nan])
+        rows.append((suite.name, *key, curve.mean(), curve.iloc[-1]))
     table = pd.DataFrame(rows, columns=["suite", "regime", "rate", "mean", "final"])
-    table = table.groupby(["suite", "regime", "rate"], sort=False).mean().reset_index()
+    groups = table.groupby(["suite", "regime", "rate"], sort=False)
+    table = groups.agg(lambda x: x.mean(skipna=False)).reset_index()
     table["chosen"] = table.index.isin(table.groupby("regime")["mean"].idxmax())
     if SETTINGS.exists():
         others = pd.read_csv(SETTINGS, dtype={"rate": str})
@@ -198,45 +206,41 @@ def before(folder: Path) -> tuple[float, float]:
     return alone, evaluate(agent, envs, args.seed).returns.mean()
 
 
-def trained(agent: dict, own: bool) -> int:
-    """Number of parameters that a regime trains; sigma is made of mu's gradients."""
-    parameters = {name: x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED}
-    return sum(x.numel() for name, x in parameters.items() if x.ndim == 2 or not own)
-
-
-def rows_of(suite: LeaveOneOut, seeds: tuple[int, ...]) -> Iterator[tuple[dict, pd.DataFrame]]:
-    """Of every finished reported run a row of runs.csv, and its rows of evaluations.csv."""
-    import torch
-
-    for x, (regime, task, seed) in suite.adaptations(seeds).items():
-        if not x.finished:
-            continue
-        folder, key = Path("runs", x.name), {"regime": regime, "task": task, "seed": seed}
-        config = json.loads((folder / "config.json").read_text())
-        agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
-        alone, with_mean = before(folder)
-        row = key | {"parameters": trained(agent, REGIMES[regime].trains == "own")}
-        row |= {"before": alone, "before_mean": with_mean, "command": x.command}
-        if REGIMES[regime].start != "scratch":
-            row["model"] = suite.model(REGIMES[regime].method, task, seed).command
-        row |= {"commit": config["git_commit"], "hardware": config["hardware"]}
-        curve = evaluations(folder).rename_axis("step").reset_index()
-        yield row, curve.assign(**key)[[*key, "step", "value"]]
+def read_csvs(suite: LeaveOneOut) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """runs.csv and evaluations.csv, of the runs whose command is today's."""
+    paths = [FOLDER / suite.name / f"{name}.csv" for name in ("runs", "evaluations")]
+    if not all(path.exists() for path in paths):
+        return pd.DataFrame(columns=KEY), pd.DataFrame(columns=KEY)
+    runs, curves = map(pd.read_csv, paths)
+    jobs = suite.adaptations(tuple(runs.seed.unique()))
+    today = pd.DataFrame([(*key, x.command) for x, key in jobs.items()], columns=[*KEY, "command"])
+    runs = runs.merge(today)
+    return runs, curves.merge(runs[KEY])
 
 
 def collect(suite: LeaveOneOut, seeds: tuple[int, ...]) -> None:
-    """Write the CSVs of a suite's finished runs; rows of runs that are not here stay."""
-    found = list(rows_of(suite, seeds))
-    if not found:
-        return
-    folder = FOLDER / suite.name
-    folder.mkdir(parents=True, exist_ok=True)
-    new = {"runs": pd.DataFrame([row for row, _ in found]), "evaluations": pd.concat([x for _, x in found])}
-    keys = set(zip(*(new["runs"][name] for name in ("regime", "task", "seed"))))
-    for name, table in new.items():
-        path = folder / f"{name}.csv"
-        if path.exists():
-            old = pd.read_csv(path)
-            known = [key in keys for key in zip(old.regime, old.task, old.seed)]
-            table = pd.concat([old[~pd.Series(known, dtype=bool)], table])
-        table.to_csv(path, index=False, float_format="%.5g")
+    """Add a suite's finished runs to its CSVs; those that are in them stay, if their folders are gone too."""
+    import torch
+
+    runs, curves = ([table] for table in read_csvs(suite))
+    known = set(zip(*(runs[0][name] for name in KEY)))
+    for x, key in suite.adaptations(seeds).items():
+        if key in known or not x.finished:
+            continue
+        folder, how = Path("runs", x.name), REGIMES[key[0]]
+        config = json.loads((folder / "config.json").read_text())
+        agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
+        own, every = parameters(agent)
+        alone, with_mean = before(folder)
+        row = dict(zip(KEY, key)) | {"rate": config["args"]["learning_rate"]}
+        row |= {"parameters": own if how.trains == "own" else every}
+        row |= {"before": alone, "before_mean": with_mean, "command": x.command}
+        if how.start != "scratch":
+            row["model"] = suite.model(how.method, *key[1:]).command
+        runs.append(pd.DataFrame([row | {"commit": config["git_commit"], "hardware": config["hardware"]}]))
+        curve = evaluations(x).rename_axis("step").rename("value").reset_index()
+        curves.append(curve.assign(**dict(zip(KEY, key)))[[*KEY, "step", "value"]])
+    for name, parts in (("runs", runs), ("evaluations", curves)):
+        if parts := [part for part in parts if len(part)]:
+            (FOLDER / suite.name).mkdir(parents=True, exist_ok=True)
+            pd.concat(parts).to_csv(FOLDER / suite.name / f"{name}.csv", index=False, float_format="%.5g")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,86 +12,118 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from bench.loo import FOLDER, OURS, REGIMES, SCRATCH
-from bench.statistics import Interval, difference, holm, margin, mean_interval, median_interval, verdict
+from bench.loo import FOLDER, KEY, OURS, RATES, REGIMES, SCRATCH
+from bench.statistics import MARGIN, Interval, difference, holm, mean_interval, median_interval, verdict
 from bench.style import CYCLE, STYLE
 from bench.tables import markdown
 
-SHARE = 0.9  # of what Scratch ends with: a task is learned when an evaluation has it
+SHARE = 0.9  # of what Scratch ends with: a task is learned when two evaluations have it
 FIELDS = {"gravity": "gravity", "masscart": "cart", "masspole": "pole", "length": "length", "goal": "goal"}
 SPEED = {"better": "slower", "worse": "faster"}  # more steps
 
 
 class Adaptations:
-    """The runs of a suite, from its CSVs, of all seeds that are complete.
+    """The runs of a suite, from its CSVs, of the seeds that are complete.
 
     Attributes:
         runs: a row for each.
         curves: regime and task -> (seed, step) return of the evaluations; step 0 is before the run.
         tasks: numbers of the held-out tasks.
         target: return at which a task is learned, of each.
+        last: step of the last evaluation.
     """
 
     def __init__(self, folder: Path):
         self.name = folder.name
-        runs = pd.read_csv(folder / "runs.csv")
-        number = runs.groupby("seed").regime.transform("size")
-        self.runs = runs[number == number.max()]
-        start = self.runs.rename(columns={"before": "value"}).assign(step=0)
-        later = pd.read_csv(folder / "evaluations.csv")
-        rows = pd.concat([start[[*later]], later[later.seed.isin(self.runs.seed)]])
+        runs, later = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "evaluations"))
+        self.regimes = [r for r in REGIMES if r in set(runs.regime)]
+        self.tasks = sorted(runs.task.unique())
+        complete = runs.groupby("seed").regime.transform("size") == len(self.regimes) * len(self.tasks)
+        self.runs = runs[complete & ({SCRATCH, OURS} <= set(self.regimes))]
+        before = self.runs.rename(columns={"before": "value"}).assign(step=0)
+        rows = pd.concat([before[[*later]], later.merge(self.runs[KEY])])
         groups = rows.groupby(["regime", "task"])
         self.curves = {key: x.pivot(index="seed", columns="step", values="value") for key, x in groups}
-        self.regimes = [r for r in REGIMES if r in set(self.runs.regime)]
-        self.tasks = sorted(self.runs.task.unique())
-        self.target = {task: SHARE * self.curves[SCRATCH, task].iloc[:, -1].mean() for task in self.tasks}
+        self.last = rows.step.max()
+        if len(self.runs):
+            finals = {task: self.curves[SCRATCH, task].iloc[:, -1] for task in self.tasks}
+            self.target = {task: SHARE * final.mean() for task, final in finals.items()}
 
     def steps(self, regime: str, task: int) -> pd.Series:
-        """By seed, steps of the first evaluation at which the task is learned; infinite where none is."""
+        """By seed, steps at which a task is learned, which two evaluations in a row say; infinite: never."""
         curve = self.curves[regime, task]
-        learned = curve.to_numpy() >= self.target[task]
+        there = curve.to_numpy() >= self.target[task]
+        learned = there[:, :-1] & there[:, 1:]
         first = np.where(learned.any(1), curve.columns.to_numpy(float)[learned.argmax(1)], math.inf)
         return pd.Series(first, curve.index)
 
+    def over_tasks(self, of_task: Callable[[int], pd.Series]) -> pd.Series:
+        """By seed, mean over tasks."""
+        return pd.DataFrame({task: of_task(task) for task in self.tasks}).mean(axis=1, skipna=False)
+
     def mean_steps(self, regime: str) -> pd.Series:
-        """The same, mean over tasks; a run that never gets there counts as long as it is."""
-        last = next(iter(self.curves.values())).columns[-1]
-        return pd.concat([self.steps(regime, task).clip(upper=last) for task in self.tasks], axis=1).mean(
-            axis=1
+        """By seed, steps at which a task is learned; a run that never gets there counts as long as it is."""
+        return self.over_tasks(lambda task: self.steps(regime, task).clip(upper=self.last))
+
+    def finals(self, regime: str) -> pd.Series:
+        """By seed, return of the final evaluation."""
+        return self.over_tasks(lambda task: self.curves[regime, task].iloc[:, -1])
+
+    def areas(self, regime: str) -> pd.Series:
+        """By seed, mean return over the steps."""
+        steps = self.curves[regime, self.tasks[0]].columns.to_numpy(float)
+        return self.over_tasks(
+            lambda task: self.curves[regime, task].apply(np.trapezoid, axis=1, args=(steps,)) / self.last
         )
 
-    def mean_of(self, regime: str, what: str) -> pd.Series:
-        """By seed, mean over tasks of a column of runs.csv, of "final", or of "area" under evaluations."""
-        if what in self.runs:
-            return self.runs[self.runs.regime == regime].groupby("seed")[what].mean()
-        curves = [self.curves[regime, task] for task in self.tasks]
-        if what == "final":
-            return pd.concat([x.iloc[:, -1] for x in curves], axis=1).mean(axis=1)
-        steps = curves[0].columns.to_numpy(float)
-        areas = [np.trapezoid(x, steps, axis=1) / (steps[-1] - steps[0]) for x in curves]
-        return pd.Series(np.mean(areas, axis=0), curves[0].index)
+    def before(self, regime: str, column: str = "before") -> pd.Series:
+        """By seed, return before the run, or "before_mean"."""
+        return self.runs[self.runs.regime == regime].groupby("seed")[column].mean()
+
+    def reached(self, regime: str) -> tuple[int, int]:
+        """In how many runs, of how many, a task is learned."""
+        steps = np.concatenate([self.steps(regime, task) for task in self.tasks])
+        return int(np.isfinite(steps).sum()), len(steps)
 
     def comparisons(self) -> dict[str, tuple[Interval, float, str]]:
-        """Residual adaptation against every other regime: steps more, p by Holm, and faster or slower."""
+        """Residual adaptation against every other regime: steps more, p by Holm, and faster or slower.
+
+        One that is faster but gets there in fewer runs is said to be that.
+        """
         others = [r for r in self.regimes if r != OURS]
         ours = self.mean_steps(OURS)
         found = {r: difference(ours, self.mean_steps(r)) for r in others}
         result = {}
         for (r, d), p in zip(found.items(), holm([d.p for d in found.values()])):
-            says = verdict(d, p, margin([ours.mean(), self.mean_steps(r).mean()]))
-            result[r] = d.interval, p, SPEED.get(says, says)
+            within = MARGIN * min(ours.mean(), self.mean_steps(r).mean())  # the fewer the better
+            says = verdict(d, p, within)
+            says = SPEED.get(says, says)
+            winner, loser = (OURS, r) if says == "faster" else (r, OURS)
+            if says in SPEED.values() and self.reached(winner)[0] < self.reached(loser)[0]:
+                says = f"{says}, but {REGIMES[winner].title} gets there in fewer runs"
+            result[r] = d.interval, p, says
         return result
 
 
 def novelty(task: int, params: list[dict[str, float]]) -> str:
-    """What of a task's parameters lies beyond the range of the other tasks'; "between" if nothing does."""
+    """Whether a task's goal and its physics lie between those of the other tasks or beyond them."""
     others = [x for i, x in enumerate(params) if i != task]
-    beyond = []
+    beyond, differs = [], []
     for name, value in params[task].items():
         values = [x[name] for x in others]
+        if len({value, *values}) > 1:
+            differs.append(name)
         if not min(values) <= value <= max(values):
-            beyond.append(FIELDS[name])
-    return f"{' and '.join(beyond)} beyond the others'" if beyond else "between the others"
+            beyond.append(name)
+    parts = {"goal": ["goal"], "physics": [name for name in FIELDS if name != "goal"]}
+    texts = []
+    for part, names in parts.items():
+        new = [FIELDS[name] for name in names if name in beyond]
+        if new:
+            texts.append(f"{' and '.join(new)} beyond")
+        elif set(names) & set(differs):
+            texts.append(f"{part} between")
+    return ", ".join(texts)
 
 
 def describe(suite: str) -> dict[int, tuple[str, str]]:
@@ -120,29 +153,36 @@ def claim_7(x: Adaptations) -> tuple[str, str]:
 
 def make_table(x: Adaptations) -> str:
     """All regimes, the comparisons, and every held-out task."""
-    last = next(iter(x.curves.values())).columns[-1]
     rows = []
     for r in x.regimes:
-        steps = np.concatenate([x.steps(r, task) for task in x.tasks])
-        values = (x.mean_of(r, what) for what in ("before", "area", "final"))
-        start, area, final = (mean_interval(v).text() for v in values)
-        parameters = x.runs[x.runs.regime == r].parameters.iloc[0]
-        cells = [REGIMES[r].title, f"{parameters:,}", start, mean_interval(x.mean_steps(r)).text(0)]
-        rows.append([*cells, f"{np.isfinite(steps).sum()} of {len(steps)}", area, final])
-    columns = ["regime", "trained parameters", "return before", f"steps to {SHARE:.0%} of Scratch"]
+        of_regime = x.runs[x.runs.regime == r].iloc[0]
+        edge = " (an edge)" * (float(of_regime.rate) in (float(RATES[0]), float(RATES[-1])))
+        start, area, final = (mean_interval(f(r)).text() for f in (x.before, x.areas, x.finals))
+        steps, (reached, runs) = mean_interval(x.mean_steps(r)).text(0), x.reached(r)
+        cells = [REGIMES[r].title, f"{of_regime.rate:g}{edge}", f"{of_regime.parameters:,}", start]
+        rows.append([*cells, steps, f"{reached} of {runs}", area, final])
+    columns = [
+        "regime",
+        "step size",
+        "trained parameters",
+        "return before",
+        f"steps to {SHARE:.0%} of Scratch",
+    ]
     text = markdown([*columns, "runs that get there", "area under evaluations", "final return"], rows)
-    means = [(r, x.mean_of(r, "before_mean").dropna()) for r in x.regimes if REGIMES[r].trains == "own"]
-    means = [f"{REGIMES[r].title} {mean_interval(v).text()}" for r, v in means if len(v)]
-    text += f"\nBefore, with the mean residual of the other tasks added to theta: {', '.join(means)}.\n"
+    text += (
+        "\nFull fine-tuning trains theta and mu, whose sum is half as many weights. Sigma does not count.\n"
+    )
+    for r in x.regimes:
+        if len(mean := x.before(r, "before_mean").dropna()) and REGIMES[r].trains == "own":
+            text += f"\n{REGIMES[r].title}, before, with the other tasks' mean residual added to theta: "
+            text += f"{mean_interval(mean).text()}.\n"
     answer, why = claim_7(x)
     text += f"\n## C7: {answer}\n\n{claim_7.__doc__} {why}"
     described = describe(x.name)
     text += f"\n## Every held-out task: median steps to {SHARE:.0%} of Scratch\n\n"
-    text += f"In parentheses the runs that never get there in {last:,} steps; a dash is no number.\n\n"
-    rows = [
-        ["", *(described[task][1] for task in x.tasks)],
-        ["return to reach", *(f"{x.target[t]:.0f}" for t in x.tasks)],
-    ]
+    text += f"In parentheses the runs that never get there in {x.last:,} steps; a dash is no number.\n\n"
+    rows = [["among the others'", *(described[task][1] for task in x.tasks)]]
+    rows.append(["return to reach", *(f"{x.target[task]:.0f}" for task in x.tasks)])
     for r in x.regimes:
         cells = []
         for task in x.tasks:
@@ -163,9 +203,8 @@ def plot(x: Adaptations) -> Figure:
     figure.suptitle(f"{x.name}: a held-out task, 95 % intervals over runs", fontsize=11)
     axes = list(figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
     for ax, (title, tasks) in zip(axes, panels.items()):
-        for r, color in zip(REGIMES, CYCLE):
-            if r not in x.regimes:
-                continue
+        for r in x.regimes:
+            color = CYCLE[[*REGIMES].index(r)]
             curve = sum(x.curves[r, task] for task in tasks) / len(tasks)
             mean, low, high = np.array([mean_interval(values) for values in curve.to_numpy().T]).T
             style = ":" if r == SCRATCH else "--" if REGIMES[r].trains == "all" else "-"
@@ -186,9 +225,8 @@ def plot(x: Adaptations) -> Figure:
 def report(suite: str) -> str:
     """table.md and loo.png of a suite from its CSVs; returns the table."""
     folder = FOLDER / suite
-    if not (folder / "runs.csv").exists():
-        return f"{suite}: no run has finished yet"
-    x = Adaptations(folder)
+    if not (folder / "runs.csv").exists() or not len((x := Adaptations(folder)).runs):
+        return f"{suite}: not all runs of a seed have finished yet"
     runs = f"{len(x.runs)} runs, one core each ({', '.join(x.runs.hardware.unique())}; commit "
     runs += f"{', '.join(f'`{c}`' for c in x.runs.commit.unique())})."
     text = f"# Leave-one-out on {suite}\n\n{runs} In brackets 95 % intervals over seeds.\n\n{make_table(x)}"

@@ -261,9 +261,9 @@ def plot_run(run: Run) -> list[Path]:
 def plot_together(runs: list[Run]) -> Path | None:
     """Evaluations of several runs, mean over tasks, in compared.png beside the plots of the first.
 
-    None of runs on different environments, or that were not evaluated on the way.
+    None of runs on different tasks, or that were not evaluated on the way.
     """
-    if len({run.config["args"]["env_id"] for run in runs}) > 1:
+    if len({(run.config["args"]["env_id"], *run.tasks) for run in runs}) > 1:
         return None
     curves = [
         run.values("eval/episodic_return")["mean"] if run.metrics("eval/episodic_return") else []

@@ -17,7 +17,13 @@ from bench.style import STYLE, color_of
 from bench.tables import markdown, title_of
 
 WIDTHS, TASKS = (64, 256, 1024, 4096), (10, 100)
-SAMPLES, OBS, ACTIONS, RANK, STEPS = 256, 4, 2, 4, 3  # as many samples of each task as the CartPoles' minibatches
+SAMPLES, OBS, ACTIONS, RANK, STEPS = (
+    256,
+    4,
+    2,
+    4,
+    3,
+)  # as many samples of each task as the CartPoles' minibatches
 COPIES = 14  # of all weights that exist at some time: mu, sigma, squares, two moments, gradients, draws, ...
 COLUMNS = ("method", "width", "tasks", "own", "seconds", "gigabytes")
 

@@ -668,12 +668,16 @@ def _link(path: Path, target: str) -> None:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """HEAD, and "-dirty" if a file of it has changed, but for those in results/: they are what runs make."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return git("rev-parse", "--verify", "-q", "HEAD") + "-dirty" * bool(changed) or None
     except FileNotFoundError:  # no git here
         return None
-    return done.stdout.strip() or None
 
 
 def _cpu_name() -> str:

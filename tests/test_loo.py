@@ -14,6 +14,8 @@ from PIL import Image
 
 import report
 from bench import launch, loo, loo_report
+from bench.claims import verdicts
+from bench.collect import parameters
 from bench.methods import METHODS
 from bench.style import STYLE
 from bench.suites import SEEDS, SETTINGS
@@ -61,12 +63,12 @@ def test_adaptations_start_from_models_that_have_not_seen_their_task():
     assert len(models) == 5 * 6 * 2
     for args in models.values():
         assert len(args.tasks) == 9 and args.total_timesteps == 900_000 and not args.load
-    cases = SUITE.adaptations((1, 2))
+    cases, loads = SUITE.adaptations((1, 2)), {}
     assert len(cases) == 5 * 8 * 2
     for job, (regime, task, seed) in cases.items():
         script, args = parse(job)
         script.check(args)
-        assert args.tasks == (task,) and args.seed == seed and args.learning_rate == 0.01
+        assert args.tasks == (task,) and args.seed == 1000 + seed and args.learning_rate == 0.01
         assert args.total_timesteps == 100_000 and args.eval_interval == 4096
         assert job.script == METHODS[loo.REGIMES[regime].method].script
         frozen = regime not in ("scratch", "fine-tuning", "task-blind")
@@ -77,13 +79,38 @@ def test_adaptations_start_from_models_that_have_not_seen_their_task():
             continue
         model = models[Path(args.load).name]
         assert task not in model.tasks and model.seed == seed and model.exp_name == loo.REGIMES[regime].method
+        loads[task, seed, regime] = args.load
         for name in ("rank", "embedding_size", "hidden_sizes", "sigma_prior", "beta", "l2_coef"):
             assert getattr(args, name, None) == getattr(model, name, None)
+    assert len({*loads.values()}) == 5 * 6 * 2
+    assert all(loads[0, seed, "residual"] == loads[0, seed, "fine-tuning"] for seed in (1, 2))
+
+
+def test_a_choice_that_lacks_a_regime_is_none_and_that_of_out_wins():
+    choose()
+    loo.SETTINGS.rename("chosen.csv")
+    for rate in ("0.03", "0.1"):
+        table = pd.read_csv("chosen.csv", dtype={"rate": str}).assign(rate=rate)
+        table[:-1].to_csv("few.csv", index=False)
+        shutil.copy("few.csv", loo.SETTINGS)
+        assert SUITE.rates() == {}
+        table.to_csv(loo.SETTINGS, index=False)
+        assert SUITE.rates() == dict.fromkeys(loo.REGIMES, rate)
+
+
+def test_a_step_size_of_which_a_run_failed_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(loo, "REGIMES", {"scratch": loo.REGIMES["scratch"]})
+    finished = [x for x, (_, rate) in SUITE.trials().items() if rate != "0.1"]
+    monkeypatch.setattr(loo.Job, "finished", property(lambda x: x in finished))
+    rates = {x.name: float(rate) for x, (_, rate) in SUITE.trials().items()}
+    monkeypatch.setattr(loo, "evaluations", lambda x: pd.Series([rates[x.name]]))
+    loo.choose(SUITE)
+    assert SUITE.rates() == {"scratch": "0.03"}
 
 
 def test_a_suite_whose_search_has_not_come_to_a_method_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("bench.suites.ROOT", Path("nowhere"))
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit):  # a copy has read no settings yet
         replace(SUITE).model("varshare", 0, 1)
     assert "has no settings of independent on cartpole-goals-physics10 yet" in capsys.readouterr().err
 
@@ -122,10 +149,12 @@ def test_from_search_to_report(monkeypatch):
     started = []
     monkeypatch.setattr(launch, "_run", lambda job, folder: started.append(job) or 1)
     assert loo.run(suite, (1,)) and not started
-    # runs that are gone stay in the CSVs, and the report is made of these
+    # runs that are gone stay in the CSVs, and the report is made of these; those of another command go
     shutil.rmtree("runs")
     loo.collect(suite, (1,))
     assert loo_report.report(suite.name) == text
+    monkeypatch.setattr(loo, "INTERVAL", 256)
+    assert not len(loo.read_csvs(suite)[0]) and not len(loo.read_csvs(suite)[1])
 
 
 @pytest.mark.parametrize("regime", ["scratch", "residual", "l2soft", "lora", "hard-sharing", "task-blind"])
@@ -138,21 +167,20 @@ def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
         script, args = parse(suite.model(how.method, 4, 1))
         script.train(args)
         saved = probes.load(Path("runs", args.run_name))["agent"]
-    script, args = parse(suite.adaptation(regime, "1e-30", 4, 1))
+    job = suite.adaptation(regime, "1e-30", 4, 1)
+    script, args = parse(job)
     folder = script.train(args)
     alone, with_mean = loo.before(folder)
-    assert alone == pytest.approx(loo.evaluations(folder).iloc[-1], rel=1e-4)
+    assert alone == pytest.approx(loo.evaluations(job).iloc[-1], rel=1e-4)
     assert np.isnan(with_mean) == (regime not in ("residual", "l2soft"))
-    trained = probes.load(folder)["agent"]
-    own = {"hard-sharing": "heads", "scratch": "theta", "task-blind": "theta"}.get(regime, "mu")
-    frozen = how.trains == "own"
-    assert loo.trained(trained, frozen) == trained[own].numel()
-    assert frozen == (loo.trained(trained, False) > trained[own].numel())
+    own, every = parameters(probes.load(folder)["agent"])
+    theta = 0 if regime == "scratch" else probes.load(folder)["agent"]["theta"].numel()
+    assert every - own == theta and (own > 0) == (regime != "task-blind")
     if regime == "residual":  # by hand
         agent, _ = probes.load_agent(script, folder)
         agent.mu.zero_()
         agent.theta.copy_(saved["theta"] + saved["mu"].mean(0))
-        assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1).returns.mean() == with_mean
+        assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1001).returns.mean() == with_mean
 
 
 def test_the_page_on_adaptation_does_what_it_says(monkeypatch, capsys, here):
@@ -199,7 +227,13 @@ def write_results(name="cartpole-goals10", tasks=(0, 4), seeds=10, **gains):
             for seed in range(1, seeds + 1):
                 key = {"regime": regime, "task": task, "seed": seed}
                 runs.append(
-                    {**key, "parameters": 7, "before": 0.0, "before_mean": 5.0 * (regime == "residual")}
+                    {
+                        **key,
+                        "rate": 0.1,
+                        "parameters": 7,
+                        "before": 0.0,
+                        "before_mean": 5.0 * (regime == "residual"),
+                    }
                 )
                 runs[-1] |= {"commit": "abc", "hardware": "abacus"}
                 when = 40 + 10 * (seed % 2) - gain
@@ -228,7 +262,7 @@ def test_steps_count_from_the_task_and_a_run_that_never_learns_counts_as_long_as
     assert "| Scratch | -20 [-20, -20] |" in text
     table = loo_report.make_table(x)
     assert "- [-, -] (10)" in table and "| 0 of 20 |" in table and "| 20 of 20 |" in table
-    assert "Residual adaptation 5.0 [5.0, 5.0]" in table
+    assert "Residual adaptation, before, with the other tasks' mean residual added to theta: 5.0 [" in table
 
 
 def test_a_slower_residual_is_said_to_be_slower():
@@ -238,22 +272,50 @@ def test_a_slower_residual_is_said_to_be_slower():
 
 def test_what_is_known_before_training_counts_as_no_steps():
     x = write_results(residual=20)
-    x.curves["residual", 0][0] = 95.0
+    x.curves["residual", 0].loc[:, 0] = 95.0
+    assert x.steps("residual", 0).tolist() == [30, 20] * 5  # not by an evaluation alone
+    x.curves["residual", 0].loc[:, 10] = 95.0
     assert x.steps("residual", 0).tolist() == [0] * 10
+    x.curves["residual", 0].loc[:, 20:90] = 0.0
+    x.curves["residual", 0].loc[:, :10] = 0.0
+    assert np.isinf(x.steps("residual", 0)).all()  # nor by the last alone
 
 
-def test_seeds_that_are_not_complete_do_not_count():
+def test_faster_in_fewer_runs_is_not_faster():
+    x = write_results(tasks=range(5), residual=20)
+    assert x.comparisons()["scratch"][2] == "faster"
+    for task in range(5):
+        x.curves["residual", task].loc[:] = 0.0 if task == 4 else 100.0
+    assert x.mean_steps("residual").tolist() == [20] * 10
+    assert x.comparisons()["scratch"][2].startswith(
+        "faster, but Residual adaptation gets there in fewer runs"
+    )
+
+
+@pytest.mark.parametrize("lost", [[(3, "residual", 4)], [(3, "residual", 4), (2, "scratch", 0)]])
+def test_seeds_that_are_not_complete_do_not_count(lost):
     write_results(residual=20, seeds=3)
     path = loo.FOLDER / "cartpole-goals10/runs.csv"
     runs = pd.read_csv(path)
-    runs[~((runs.seed == 3) & (runs.regime == "residual") & (runs.task == 4))].to_csv(path, index=False)
+    keep = [key not in lost for key in zip(runs.seed, runs.regime, runs.task)]
+    runs[keep].to_csv(path, index=False)
     x = loo_report.Adaptations(path.parent)
-    assert set(x.runs.seed) == {1, 2} and x.steps("residual", 0).index.tolist() == [1, 2]
+    assert set(x.runs.seed) == {1, 2, 3} - {seed for seed, *_ in lost}
+    assert set(x.steps("residual", 0).index) == set(x.runs.seed)
+
+
+def test_without_a_complete_seed_there_is_no_verdict():
+    write_results(residual=20, seeds=1)
+    path = loo.FOLDER / "cartpole-goals10/runs.csv"
+    pd.read_csv(path)[1:].to_csv(path, index=False)
+    assert "not all runs of a seed" in loo_report.report("cartpole-goals10")
+    assert "C7" not in verdicts([], [loo_report.Adaptations(path.parent)])
 
 
 def test_novelty_is_a_range_of_the_other_tasks():
     params = [{"gravity": g, "goal": x} for g, x in ((1.0, 0.5), (2.0, -1.0), (9.0, 0.0))]
-    assert loo_report.novelty(0, params) == "gravity and goal beyond the others'"
-    assert loo_report.novelty(1, params) == "goal beyond the others'"
-    assert loo_report.novelty(2, params) == "gravity beyond the others'"
-    assert loo_report.novelty(1, [*params, {"gravity": 9.0, "goal": -1.0}]) == "between the others"
+    assert loo_report.novelty(0, params) == "goal beyond, gravity beyond"
+    assert loo_report.novelty(1, params) == "goal beyond, physics between"
+    assert loo_report.novelty(2, params) == "goal between, gravity beyond"
+    same = [x | {"gravity": 1.0} for x in params]
+    assert loo_report.novelty(2, same) == "goal between"

@@ -96,7 +96,9 @@ def test_runs_that_have_nothing_to_compare_are_not_drawn_together(tmp_path):
     runs = [read_run(write_run(tmp_path / name, 2)) for name in ("one", "other")]
     runs[1].config["args"]["env_id"] = "another-env"
     assert run_figures.plot_together(runs) is None
-    runs[1].config["args"]["env_id"] = "some-env"
+    runs[1].config |= {"args": runs[0].config["args"], "task_names": ["task-0", "task-7"]}
+    assert run_figures.plot_together(runs) is None
+    runs[1].config["task_names"] = runs[0].tasks
     runs[1].log = runs[1].log[runs[1].log.metric != "eval/episodic_return"]
     assert run_figures.plot_together(runs) is None
 

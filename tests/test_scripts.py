@@ -5,6 +5,8 @@ What siblings have literally in common (test_siblings.py) is tested with the tru
 
 import itertools
 import json
+import re
+import subprocess
 import time
 
 import numpy as np
@@ -546,6 +548,22 @@ def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(script):
     assert torch.equal(moved["theta"], probes.load(folder)["agent"]["theta"])
     for name in set(script.Agent.per_task) - {"return_stats", "value_norm", "live", "fisher_weight"}:
         assert len(moved[name]) == 1 and not torch.equal(moved[name], still[name])
+
+
+def test_the_commit_is_dirty_if_code_has_changed_and_not_if_results_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs._git_commit() is None
+    (tmp_path / "results").mkdir()
+    files = [tmp_path / "results/table.md", tmp_path / "script.py"]
+    for path in files:
+        path.write_text("old")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert re.fullmatch("[0-9a-f]{40}", runs._git_commit())
+    for path, ending in zip(files, ("", "-dirty")):
+        path.write_text("new")
+        assert re.fullmatch(f"[0-9a-f]{{40}}{ending}", runs._git_commit())
 
 
 # Failures
