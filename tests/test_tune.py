@@ -154,6 +154,7 @@ def test_an_interrupted_search_goes_on_where_it_was(runs, monkeypatch):
     pd.testing.assert_frame_equal(read("trials.csv"), trials)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_died_is_taken_up_again(runs, monkeypatch, here):
     """Killed without a word: known by its missing heartbeat, here of two seconds."""
     monkeypatch.setattr(tune, "HEARTBEAT", 2)
