@@ -61,6 +61,7 @@ def everything_in(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_while_it_saves_ends_the_same(tmp_path, uninterrupted):
     name, folder, changes = "varshare_ppo.py", tmp_path / "runs/small", EVERYTHING
     reference = uninterrupted(name, changes)
