@@ -340,6 +340,7 @@ echo "77;cluster"
 """
 
 
+@pytest.mark.slow
 def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     (here / "bin").mkdir()
     (here / "bin/sbatch").write_text(FAKE_SBATCH)

@@ -115,7 +115,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
     ("name", "signum"),
     [
         pytest.param("varshare_ppo.py", signal.SIGINT, marks=pytest.mark.slow),
-        ("baselines/cagrad_ppo.py", signal.SIGTERM),
+        pytest.param("baselines/cagrad_ppo.py", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, uninterrupted, signum):
