@@ -15,7 +15,7 @@ import probes
 import pytest
 
 from bench import launch
-from bench.__main__ import search
+from bench.__main__ import report, search
 from bench.methods import METHODS, write_flags
 from bench.suites import Suite
 
@@ -229,7 +229,7 @@ def test_only_missing_settings_are_searched(monkeypatch):
 TINY = {"STEPS": "2560", "SEEDS": "2", "METHODS": "hard-sharing", "FLAGS": SMALL, "JOBS": "2"}
 
 
-def test_a_crashed_run_is_reported_and_the_others_go_on():
+def test_a_crashed_run_is_reported_and_the_others_go_on(capsys):
     spoilt = Path("runs/cartpole10__hard-sharing__2")
     spoilt.mkdir(parents=True)
     (spoilt / "checkpoint.pt").write_text("spoilt")
@@ -248,18 +248,20 @@ def test_a_crashed_run_is_reported_and_the_others_go_on():
     assert code == 0 and "2/2 finished, 0 failed" in output
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert "Missing" not in table.read_text()
-    code, output = finish(benchmark("cartpole10", **TINY | {"FLAGS": f"{SMALL} --gamma 0.9"}))
-    assert code == 1 and "has other settings than today" in output
+    suite = {"steps": 2560, "seeds": 2, "methods": ("hard-sharing",), "settings": "cartpole-goals-physics10"}
+    job = Suite("cartpole10", **suite, flags=SMALL).job("hard-sharing", 2)
+    assert job.finished and launch.run(job._replace(flags=f"{job.flags} --gamma 0.9")) == 2
+    assert "has other settings than today" in capsys.readouterr().err
     for name in ("runs.csv", "configs.csv", "curves.png"):
         assert (Path("results/cartpole10") / name).exists()
 
     first = table.read_text()  # and again from the CSVs alone
     os.rename("runs", "elsewhere")
     table.unlink()
-    assert finish(benchmark("report", "cartpole10"))[0] == 0
+    report(Suite("cartpole10", **suite))
     assert table.read_text() == first
-    code, output = finish(benchmark("report", "cartpole-goals10"))
-    assert code == 0 and "cartpole-goals10: no run has finished yet" in output
+    report(Suite("cartpole-goals10"))
+    assert "cartpole-goals10: no run has finished yet" in capsys.readouterr().out
 
 
 def alive(folder):
