@@ -111,12 +111,10 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
     probes.assert_same_runs(tmp_path / "runs/small", reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "signum"),
-    [
-        pytest.param("varshare_ppo.py", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("baselines/cagrad_ppo.py", signal.SIGTERM, marks=pytest.mark.slow),
-    ],
+    [("varshare_ppo.py", signal.SIGINT), ("baselines/cagrad_ppo.py", signal.SIGTERM)],
 )
 def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, uninterrupted, signum):
     folder = tmp_path / "runs/small"
