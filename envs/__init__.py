@@ -65,6 +65,22 @@ _REGISTERED: dict[str, dict[str, Any]] = {
         "vector_entry_point": "envs.lunarlander:LunarLander20Goals",
         "max_episode_steps": 1000,
     },
+    "mt10": {
+        "entry_point": "envs.metaworld:make_task",
+        "vector_entry_point": "envs.metaworld:MT10",
+        "max_episode_steps": 500,
+    },
+    "mt10-reward-v1": {
+        "entry_point": "envs.metaworld:make_task",
+        "vector_entry_point": "envs.metaworld:MT10",
+        "max_episode_steps": 500,
+        "kwargs": {"reward": "v1"},
+    },
+    "mt50": {
+        "entry_point": "envs.metaworld:make_mt50_task",
+        "vector_entry_point": "envs.metaworld:MT50",
+        "max_episode_steps": 500,
+    },
 }
 ENV_IDS: tuple[str, ...] = tuple(_REGISTERED)
 

@@ -31,6 +31,12 @@ def open_stages(env_id: str, tasks: Sequence[int]) -> list[gym.Env]:
     stages = [make_single(env_id, task, "rgb_array") for task in tasks]
     if any("rgb_array" not in stage.metadata["render_modes"] for stage in stages):
         raise ValueError(f"{env_id} cannot be filmed: it has no render mode rgb_array")
+    stages[0].reset(seed=0)
+    try:  # now, and not at the end of a long run
+        stages[0].render()
+    except Exception as error:  # whatever is missing to draw with
+        hint = "where there is no display MuJoCo needs MUJOCO_GL=egl"
+        raise ValueError(f"{env_id} cannot be filmed here: {error} ({hint})") from error
     return stages
 
 

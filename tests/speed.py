@@ -1,19 +1,22 @@
 """Speed end to end without start-up, on one core: bash benchmark.sh speed.
 
 Env steps per second of the PPO trunk under several conditions and of every PPO script on cartpole10; updates
-per second of the SAC trunk with larger networks.
+per second of the SAC trunk with larger networks; env steps per second of mt10 and of Meta-World's own.
 """
 
 import argparse
 import contextlib
 import csv
+import importlib
 import io
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -88,17 +91,36 @@ def soft_actor_critic(repeats: int) -> None:
         print(f"| {name} | {sps / int(name.split()[0]):,.1f} | {sps:,.0f} |")
 
 
+def meta_world(repeats: int, steps: int = 400) -> None:
+    """Ten environments with random actions, in turns; resets included."""
+    importlib.import_module("metaworld")  # which registers its own
+    envs = [gym.make_vec("mt10", 40), gym.make_vec("Meta-World/MT10", vector_strategy="sync", seed=0)]
+    for env in envs:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+    speeds = np.zeros((5 * repeats, 2))
+    for repeat, i in np.ndindex(speeds.shape):
+        begin = time.perf_counter()
+        for _ in range(steps * 10 // envs[i].num_envs):
+            envs[i].step(envs[i].action_space.sample())
+        speeds[repeat, i] = steps * 10 / (time.perf_counter() - begin)
+    print("| | median | lowest | highest |\n|---|---|---|---|")
+    rows = {"mt10, env steps/s": speeds[:, 0], "Meta-World/MT10, env steps/s": speeds[:, 1]}
+    for name, x in (rows | {"ratio": speeds[:, 0] / speeds[:, 1]}).items():
+        digits = 2 if name == "ratio" else 0
+        print(f"| {name} |", " | ".join(f"{y:,.{digits}f}" for y in (np.median(x), x.min(), x.max())), "|")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case, in turn; the best counts")
-    parser.add_argument("--only", choices=("ppo", "sac"), help="one of the two tables")
+    parser.add_argument("--only", choices=("ppo", "sac", "mt10"), help="one of the tables")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        if args.only != "sac":
-            ppo(args.repeats)
-        if args.only != "ppo":
-            soft_actor_critic(args.repeats)
+        for name, measure_all in (("ppo", ppo), ("sac", soft_actor_critic), ("mt10", meta_world)):
+            if args.only in (None, name):
+                measure_all(args.repeats)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ from envs import cartpole, lunarlander
 from envs.runs import Episodes
 from envs.vector import LoopVectorEnv
 
+META_WORLD = ("mt10", "mt10-reward-v1", "mt50")  # takes a while to build
+QUICK = [env_id for env_id in envs.ENV_IDS if env_id not in META_WORLD]
+ALL = [*QUICK, "CartPole-v1", "LunarLander-v3", "Pendulum-v1"]
+ALL += [pytest.param(env_id, marks=pytest.mark.slow) for env_id in META_WORLD]
+
 
 def sync_reference(make_envs, max_episode_steps=None):
     """Gymnasium's own way to the same thing: SAME_STEP over single environments with their statistics."""
@@ -286,9 +291,6 @@ def test_lunarlander_task_survives_pickling():
 # What every vector environment promises
 
 
-ALL = [*envs.ENV_IDS, "CartPole-v1", "LunarLander-v3", "Pendulum-v1"]
-
-
 @pytest.mark.parametrize("env_id", ALL)
 def test_attributes_and_types(env_id):
     env = envs.make(env_id, envs_per_task=2)
@@ -436,7 +438,7 @@ def test_episodes_ignore_what_others_report_of_environments_that_go_on():
 # Registration
 
 
-@pytest.mark.parametrize("env_id", envs.ENV_IDS)
+@pytest.mark.parametrize("env_id", QUICK)
 def test_gymnasium_makes_them_too(env_id):
     env = gym.make_vec(env_id, num_envs=40)
     assert env.num_envs == 40 and env.reset(seed=0)[0].shape[0] == 40
