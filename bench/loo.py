@@ -29,7 +29,7 @@ from bench.suites import SEEDS, Suite
 
 FOLDER = Path("results/loo")
 SETTINGS = FOLDER / "settings.csv"  # suite, regime, rate, mean, final, chosen: what the search found
-RATES = ("0.001", "0.003", "0.01", "0.03", "0.1")  # step sizes that are tried of every regime
+RATES = ("0.001", "0.003", "0.01", "0.03", "0.1", "0.3")  # step sizes that are tried of every regime
 STEPS_OF_TASK = 100_000  # of each of the others before, and of the held-out task
 INTERVAL = 4096  # steps between evaluations
 TASKS = 10  # of every suite below
