@@ -5,12 +5,12 @@
     python report.py results/SUITE                table and figures of a suite, from its committed CSVs
     python report.py results                      the verdicts on the README's claims -> results/claims.md
 
-Of a run: returns.png, norms.png, sigma.png, sharing_ratio.png, losses.png; what it has not logged is left
-out, and a run that is not finished is drawn as far as it went. Of several runs on the same tasks also their
-evaluations on the way (--eval-interval) in one figure, compared.png beside the plots of the first. Of a
-suite: table.md, curves.png, tasks.png, sharing.png, change.png and, where SAC is compared, cost.png.
-Intervals and verdicts are those of bench/statistics.py. A method is what --exp-name says, by default the
-script's name.
+Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png; what it has not
+logged is left out, and a run that is not finished is drawn as far as it went. Of several runs on the same
+tasks also their evaluations on the way (--eval-interval) in one figure, compared.png beside the plots of the
+first. Of a suite: table.md, curves.png, tasks.png, sharing.png, change.png and, where SAC is compared,
+cost.png. Intervals and verdicts are those of bench/statistics.py. A method is what --exp-name says, by
+default the script's name.
 """
 
 from pathlib import Path

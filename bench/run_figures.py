@@ -65,10 +65,23 @@ def draw_tasks(
 
 def plot_returns(run: Run) -> Figure | None:
     """Return of every task in a panel of its own, and above them their mean."""
-    if not run.metrics("charts/episodic_return"):
+    return plot_episodes(run, "episodic_return", "return per episode", ".1f")
+
+
+def plot_success(run: Run) -> Figure | None:
+    """The same of the success rate, where the environment reports success."""
+    figure = plot_episodes(run, "success_rate", "success rate", ".0%")
+    if figure:
+        figure.axes[0].set_ylim(-0.03, 1.03)
+    return figure
+
+
+def plot_episodes(run: Run, name: str, label_y: str, digits: str) -> Figure | None:
+    """charts/NAME and eval/NAME of every task in a panel of its own, and above them their mean."""
+    if not run.metrics(f"charts/{name}"):
         return None
-    table = run.values("charts/episodic_return")
-    evaluations = run.values("eval/episodic_return") if run.metrics("eval/episodic_return") else table[:0]
+    table = run.values(f"charts/{name}")
+    evaluations = run.values(f"eval/{name}") if run.metrics(f"eval/{name}") else table[:0]
     tasks = run.tasks if len(run.tasks) > 1 else []
     columns = min(5, len(tasks)) or 1
     rows = math.ceil(len(tasks) / columns)
@@ -77,7 +90,7 @@ def plot_returns(run: Run) -> Figure | None:
     top = figure.add_subplot(grid[0, :])
     draw_tasks(top, table, tasks, extremes="worst")
     finish_axes(top, run, "mean over tasks" if tasks else run.tasks[0])
-    top.set_ylabel("return per episode")
+    top.set_ylabel(label_y)
     low, high = table.stack().quantile([0.02, 1.0])  # an early crash shall not flatten all that follows
     if table.min().min() < low - 0.25 * (high - low):
         top.set_ylim(low - 0.25 * (high - low), high + 0.05 * (high - low))
@@ -90,14 +103,14 @@ def plot_returns(run: Run) -> Figure | None:
             ax.plot(table[task].dropna(), color=BLUE, lw=1.5)
         finish_axes(ax, run, task, label_x=False)
         ax.tick_params(labelbottom=i + columns >= len(tasks), labelleft=i % columns == 0)
-    for name, ax in panels.items() if len(evaluations) else ():
-        values = evaluations[name]
+    for panel, ax in panels.items() if len(evaluations) else ():
+        values = evaluations[panel]
         label = "evaluations, deterministic actions"
         (marks,) = ax.plot(values, "D", color=BLACK, ms=3, clip_on=False, zorder=3)
         if run.finished:
             ax.plot(values.index[-1:], values[-1:], "D", color=BLACK, ms=5, clip_on=False, zorder=3)
-            ax.set_title(f"{ax.get_title()}:  {values.iloc[-1]:.1f}")
-            label += f", the final one {values.iloc[-1]:.1f}"
+            ax.set_title(f"{ax.get_title()}:  {values.iloc[-1]:{digits}}")
+            label += f", the final one {values.iloc[-1]:{digits}}"
         if ax is top:
             marks.set_label(label)
             ax.legend(fontsize=8, loc="best")
@@ -239,6 +252,7 @@ def plot_losses(run: Run) -> Figure | None:
 
 PLOTS = {
     "returns": plot_returns,
+    "success": plot_success,
     "norms": plot_norms,
     "sigma": plot_sigma,
     "sharing_ratio": plot_sharing,

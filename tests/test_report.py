@@ -30,6 +30,8 @@ def coarse(monkeypatch):
 
 def value(metric, step, task):
     """A number for everything logged, another one for most."""
+    if "success" in metric:
+        return step / 1000 * (1 - task / 40)
     return (sum(map(ord, metric)) % 7 + 1) / (1 + step / 100) + task
 
 
@@ -41,7 +43,7 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
     (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
-        per_task += [f"varshare/{x}" for x in ("mu_norm", "kl_loss")]
+        per_task += ["charts/success_rate", *(f"varshare/{x}" for x in ("mu_norm", "kl_loss"))]
         per_task += [f"varshare/{x}/{layer}" for x in ("sharing_ratio", "dead") for layer in LAYERS]
     quantiles = [f"varshare/sigma_q{q}/{layer}" for q in (1, 50, 99) for layer in LAYERS]
     overall = ("varshare/theta_norm", *quantiles) * varshare + ALL_TASKS
@@ -63,9 +65,11 @@ def write_run(folder, num_tasks, finished=True, varshare=True):
                 write(step, metric)
             for metric in overall:
                 log.writerow((step, metric, "mean", value(metric, step, 0)))
-        write(STEPS[1], "eval/episodic_return")
+        evaluations = ("eval/episodic_return", "eval/success_rate")[: 1 + varshare]
+        for step in (STEPS[1], STEPS[-1])[: 1 + finished]:
+            for metric in evaluations:
+                write(step, metric)
         if finished:
-            write(STEPS[-1], "eval/episodic_return")
             (folder / "model.pt").touch()
     return folder
 
@@ -79,9 +83,8 @@ def test_writes_what_the_run_has_logged(tmp_path, capsys):
     """Two runs in one call: with everything, and of a method without residuals."""
     folders = (write_run(tmp_path / "full", 3), write_run(tmp_path / "bare", 3, varshare=False))
     report.main(folders)
-    full = [
-        folders[0] / f"plots/{name}.png" for name in ("returns", "norms", "sigma", "sharing_ratio", "losses")
-    ]
+    names = ("returns", "success", "norms", "sigma", "sharing_ratio", "losses")
+    full = [folders[0] / f"plots/{name}.png" for name in names]
     bare = [folders[1] / f"plots/{name}.png" for name in ("returns", "losses")]
     together = [folders[0] / "plots/compared.png"]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in full + bare + together]
@@ -164,6 +167,15 @@ def test_returns_of_every_task(tmp_path):
     assert len(marks) == 2 and last[0, 1] == marks[1, 1] == pytest.approx(
         value("eval/episodic_return", STEPS[-1], 4.5)
     )
+
+
+def test_success_of_every_task(tmp_path):
+    top, *panels = run_figures.plot_success(read_run(write_run(tmp_path / "run", 10))).axes
+    assert top.get_ylim() == panels[9].get_ylim() == (-0.03, 1.03)
+    expected = [value("charts/success_rate", step, 9) for step in STEPS]
+    np.testing.assert_allclose(lines(panels[9])[1], np.column_stack((STEPS, expected)))
+    assert [panels[i].get_title() for i in (0, 9)] == ["task-0:  40%", "task-9:  31%"]
+    assert run_figures.plot_success(read_run(write_run(tmp_path / "other", 2, varshare=False))) is None
 
 
 def test_one_crash_does_not_flatten_the_rest(tmp_path):
