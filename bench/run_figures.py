@@ -70,13 +70,10 @@ def plot_returns(run: Run) -> Figure | None:
 
 def plot_success(run: Run) -> Figure | None:
     """The same of the success rate, where the environment reports success."""
-    figure = plot_episodes(run, "success_rate", "success rate", ".0%")
-    if figure:
-        figure.axes[0].set_ylim(-0.03, 1.03)
-    return figure
+    return plot_episodes(run, "success_rate", "success rate", ".0%", limits=(-0.03, 1.03))
 
 
-def plot_episodes(run: Run, name: str, label_y: str, digits: str) -> Figure | None:
+def plot_episodes(run: Run, name: str, label_y: str, digits: str, limits=None) -> Figure | None:
     """charts/NAME and eval/NAME of every task in a panel of its own, and above them their mean."""
     if not run.metrics(f"charts/{name}"):
         return None
@@ -92,7 +89,9 @@ def plot_episodes(run: Run, name: str, label_y: str, digits: str) -> Figure | No
     finish_axes(top, run, "mean over tasks" if tasks else run.tasks[0])
     top.set_ylabel(label_y)
     low, high = table.stack().quantile([0.02, 1.0])  # an early crash shall not flatten all that follows
-    if table.min().min() < low - 0.25 * (high - low):
+    if limits:
+        top.set_ylim(*limits)
+    elif table.min().min() < low - 0.25 * (high - low):
         top.set_ylim(low - 0.25 * (high - low), high + 0.05 * (high - low))
         top.text(0.01, 0.02, f"below the axes: down to {table.min().min():.0f}", transform=top.transAxes)
     panels = {"mean": top}

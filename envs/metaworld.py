@@ -22,8 +22,6 @@ from metaworld.utils import reward_utils
 from envs.vector import LoopVectorEnv
 
 GOALS = 50  # training goals of every task
-GOAL_SEED = 0  # they are those of metaworld.MT10(seed=0) and metaworld.MT50(seed=0)
-HORIZON = 500
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
 
 
@@ -65,10 +63,7 @@ def tolerance(x, bounds=(0.0, 0.0), margin=0.0, sigmoid="gaussian", value_at_mar
 
 
 def copy_module(name: str) -> ModuleType:
-    """Execute a module of Meta-World once more, as a copy in which we replace what is slow.
-
-    The module itself stays as it is, for others and for comparison.
-    """
+    """A module of Meta-World executed once more: a copy, in which what is slow is replaced for us alone."""
     spec = importlib.util.find_spec(name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -92,6 +87,8 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
     What Meta-World's constructor makes is the `first` of a task, which is reset to every goal once. The
     environments are its twins: they share its model, data and starts, not its attributes and state.
     """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model, data = super()._initialize_simulation()
@@ -144,12 +141,12 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
         """Begin an episode with a training goal; the observation."""
         start = self.first.start(goal)
         self.__dict__ |= start.attributes
-        self.goal, self.success, self.state, self.obs = goal, False, start.state.copy(), start.obs
-        return self.obs
+        self.goal_number, self.success, self.state, self.obs = goal, False, start.state.copy(), start.obs
+        return self.obs.copy()
 
     def put_state(self) -> None:
         """Let what all environments of the task share be as this one left it."""
-        self.body_pos[:], self.site_pos[:] = self.first.starts[self.goal].places
+        self.body_pos[:], self.site_pos[:] = self.first.starts[self.goal_number].places
         mujoco.mj_setState(self.model, self.data, self.state, STATE)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -165,7 +162,7 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
         mujoco.mj_getState(self.model, self.data, self.state, STATE)
         self.success |= bool(info["success"])
         self.curr_path_length += 1
-        return self.obs, reward, False, self.curr_path_length == HORIZON, {"success": self.success}
+        return self.obs.copy(), reward, False, self.curr_path_length == 500, {"success": self.success}
 
     def _get_obs(self) -> np.ndarray:
         current = self._get_curr_obs_combined_no_goal()
@@ -198,15 +195,21 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
         """A picture (240, 240, 3) uint8, in render mode rgb_array; the camera hangs upside down."""
         self.put_state()
         mujoco.mj_forward(self.model, self.data)
+        self.mujoco_renderer._get_viewer(
+            self.render_mode
+        ).make_context_current()  # else another task's may be
         return self.mujoco_renderer.render(self.render_mode)[::-1, ::-1]
+
+    def close(self) -> None:
+        """Nothing: what could be closed is the task's, and others may use it."""
 
     def save(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: numbers, strings and lists."""
-        start = self.first.starts[self.goal].attributes
+        start = self.first.starts[self.goal_number].attributes
         changed = {k: x for k, x in self.__dict__.items() if k in start and x is not start[k]}
         changed |= {"success": self.success, "state": self.state, "obs": self.obs}
         plain = {k: x.tolist() if isinstance(x, (np.ndarray, np.generic)) else x for k, x in changed.items()}
-        return {"goal": self.goal, "changed": plain, "generator": self.generator.bit_generator.state}
+        return {"goal": self.goal_number, "changed": plain, "generator": self.generator.bit_generator.state}
 
     def restore(self, saved: dict[str, Any]) -> np.ndarray:
         """Continue from a `save()`; the observation."""
@@ -221,7 +224,7 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
 @functools.cache
 def load_suite(suite: str, reward: str) -> list[FastSawyer]:
     """The first of every task of "MT10" or "MT50", with the "v2" or "v1" reward; once in a process."""
-    random = np.random.RandomState(GOAL_SEED)
+    random = np.random.RandomState(0)  # goals are those of metaworld.MT10(seed=0) and metaworld.MT50(seed=0)
     firsts = []
     for original in getattr(env_dict, f"{suite}_V3").values():
         task_class = getattr(copy_module(original.__module__), original.__name__)
@@ -250,7 +253,7 @@ class MT10(LoopVectorEnv):
         num_envs: int | None = None,
         tasks: Sequence[int] | None = None,
         reward: str = "v2",
-        max_episode_steps: int = HORIZON,
+        max_episode_steps: int = 500,
     ) -> None:
         """Build `num_envs` environments, the same number for each task.
 
@@ -265,16 +268,12 @@ class MT10(LoopVectorEnv):
         """
         names = list(getattr(env_dict, f"{self.suite}_V3"))
         make_env = functools.partial(make_task, reward=reward, suite=self.suite)
-        params = [{}] * len(names)
-        super().__init__(num_envs or len(names), make_env, names, params, tasks, max_episode_steps)
+        super().__init__(num_envs or len(names), make_env, names, [{}] * len(names), tasks, max_episode_steps)
 
     def get_state(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit."""
-        return {
-            "environments": [env.save() for env in self.envs],
-            "episode_returns": self.episode_returns.tolist(),
-            "episode_lengths": self.episode_lengths.tolist(),
-        }
+        statistics = (self.task_names, self.episode_returns.tolist(), self.episode_lengths.tolist())
+        return {"environments": [env.save() for env in self.envs], "statistics": statistics}
 
     def set_state(self, state: dict[str, Any]) -> np.ndarray:
         """Continue from a `get_state()` of an environment built with the same arguments.
@@ -283,14 +282,14 @@ class MT10(LoopVectorEnv):
             The current observations (n, 39) float32.
 
         Raises:
-            ValueError: the state is not one of as many Meta-World environments.
+            ValueError: the state is not one of as many environments of these tasks.
         """
-        saved = state.get("environments", [])
-        if len(saved) != self.num_envs:
-            raise ValueError(f"the saved state does not fit {self.num_envs} Meta-World environments")
-        self.episode_returns[:] = state["episode_returns"]
-        self.episode_lengths[:] = state["episode_lengths"]
-        return np.stack([env.restore(x) for env, x in zip(self.envs, saved)]).astype(np.float32)
+        names, returns, lengths = state.get("statistics", [[]] * 3)
+        if names != self.task_names or len(lengths) != self.num_envs:
+            raise ValueError(f"the saved state does not fit {self.num_envs} environments of these tasks")
+        self.episode_returns[:], self.episode_lengths[:] = returns, lengths
+        pairs = zip(self.envs, state["environments"])
+        return np.stack([env.restore(saved) for env, saved in pairs]).astype(np.float32)
 
 
 class MT50(MT10):

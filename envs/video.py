@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def open_stages(env_id: str, tasks: Sequence[int]) -> list[gym.Env]:
     try:  # now, and not at the end of a long run
         stages[0].render()
     except Exception as error:  # whatever is missing to draw with
-        hint = "where there is no display MuJoCo needs MUJOCO_GL=egl"
-        raise ValueError(f"{env_id} cannot be filmed here: {error} ({hint})") from error
+        hint = " (where there is no display MuJoCo needs MUJOCO_GL=egl)" if "mujoco" in sys.modules else ""
+        raise ValueError(f"{env_id} cannot be filmed here: {error}{hint}") from error
     return stages
 
 
