@@ -195,9 +195,8 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
         """A picture (240, 240, 3) uint8, in render mode rgb_array; the camera hangs upside down."""
         self.put_state()
         mujoco.mj_forward(self.model, self.data)
-        self.mujoco_renderer._get_viewer(
-            self.render_mode
-        ).make_context_current()  # else another task's may be
+        viewer = self.mujoco_renderer._get_viewer(self.render_mode)
+        viewer.make_context_current()  # else another task's may be
         return self.mujoco_renderer.render(self.render_mode)[::-1, ::-1]
 
     def close(self) -> None:
