@@ -229,6 +229,7 @@ def test_only_missing_settings_are_searched(monkeypatch):
 TINY = {"STEPS": "2560", "SEEDS": "2", "METHODS": "hard-sharing", "FLAGS": SMALL, "JOBS": "2"}
 
 
+@pytest.mark.slow
 def test_a_crashed_run_is_reported_and_the_others_go_on(capsys):
     spoilt = Path("runs/cartpole10__hard-sharing__2")
     spoilt.mkdir(parents=True)
@@ -277,6 +278,7 @@ def alive(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here):
     changes = {"STEPS": "128000", "SEEDS": "1", "FLAGS": f"{SMALL} --checkpoint-interval 0.1"}
     folder = here / "runs/cartpole10__hard-sharing__1"

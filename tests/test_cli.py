@@ -402,6 +402,7 @@ assert threading.active_count() == 1
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_copy_in_another_folder_of_the_project_runs(tmp_path):
     project = tmp_path / "project"
     shutil.copytree(probes.ROOT / "envs", project / "envs", ignore=shutil.ignore_patterns("__pycache__"))

@@ -183,6 +183,7 @@ def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
         assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1001).returns.mean() == with_mean
 
 
+@pytest.mark.slow
 def test_the_page_on_adaptation_does_what_it_says(monkeypatch, capsys, here):
     """Its file and its commands, with less of everything."""
     page = (probes.ROOT / "docs/adaptation.md").read_text()

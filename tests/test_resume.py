@@ -127,6 +127,7 @@ def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, un
     probes.assert_same_runs(folder, uninterrupted(name, {}))
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_iteration_leaves_the_evaluation_to_the_resumed_run(tmp_path, uninterrupted):
     name = "varshare_ppo.py"
     code, output = run(name, tmp_path, {}, moment="before", save=10, signum=signal.SIGTERM)

@@ -183,6 +183,7 @@ tune.search(Suite("suite", "cartpole10", methods=("task-blind",), trial_steps={S
     assert len(again) == 2 and read("trials.csv").steps.sum() <= 14 * 3 * STEPS
 
 
+@pytest.mark.slow
 def test_results_of_other_suites_and_methods_stay(runs):
     tune.search(make_suite(methods=("task-blind", "hard-sharing"), trials=9))
     first = read("settings.csv")

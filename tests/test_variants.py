@@ -482,6 +482,7 @@ def test_what_is_logged_of_factors_is_that_of_their_products():
             assert ours[name] == pytest.approx(x)
 
 
+@pytest.mark.slow
 def test_scaling_is_measured_where_it_fits(tmp_path, monkeypatch):
     agent = varshare.Agent(probes.spaces(), varshare.Args(), torch.Generator())
     more = 2 * 64 * (probes.OBS - scaling.OBS) + 65 * (agent.act_dim - scaling.ACTIONS)
@@ -565,6 +566,7 @@ def test_a_turns_recentring_keeps_its_own_weights_and_moves_all_others():
     torch.testing.assert_close(agent.mu[1].detach(), 0.7 * mu[1])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_turns_ends_the_same(tmp_path):
     changes = {"total_timesteps": 7_680, "tasks": (0, 4), "norm_reward": True}
     reference = tmp_path / probes.run(reptile, "reference", **changes)

@@ -573,6 +573,7 @@ def test_probe_truncation_is_not_an_end():
     np.testing.assert_allclose(q.mean(2), [[-5, 5]], atol=0.7)
 
 
+@pytest.mark.slow
 def test_probe_the_best_force():
     q, force = learn("RewardOfForce", 1500)([-1.0, 1.0], [-1.0, 1.0])
     np.testing.assert_allclose(force[0, :, 0], [-1, 1], atol=0.25)
