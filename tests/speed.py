@@ -92,7 +92,7 @@ def soft_actor_critic(repeats: int) -> None:
 
 
 def meta_world(repeats: int, steps: int = 400) -> None:
-    """Ten environments with random actions, in turns; resets included."""
+    """Four environments of each task, and one as Meta-World has it; random actions, resets, in turns."""
     importlib.import_module("metaworld")  # which registers its own
     envs = [gym.make_vec("mt10", 40), gym.make_vec("Meta-World/MT10", vector_strategy="sync", seed=0)]
     for env in envs:
