@@ -32,6 +32,7 @@ export OMP_NUM_THREADS=1 PYTHONPATH=$root
 all="task-blind independent hard-sharing contextual pcgrad cagrad l2soft l2soft-recentred varshare varshare-recentred"
 variants="varshare-reptile varshare-lora varshare-trust-region varshare-horseshoe varshare-learned-prior"
 variants="$variants varshare-annealed"
+metaworld="task-blind independent hard-sharing contextual l2soft-recentred varshare-recentred"
 few="task-blind hard-sharing l2soft varshare"
 
 # shellcheck disable=SC2086 # lists of words
@@ -42,6 +43,7 @@ suites() { # what to do with each, and which alone: a suite's environment, its r
     on "$@" cartpole-identical10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
     on "$@" sac --env-id cartpole-goals10 --steps 102400 --seeds 10 --methods varshare varshare-sac --trials 12 --trial-steps 51200 --best 3
     on "$@" lunarlander20-goals --steps 2000000 --seeds 5 --methods $few --trials 12 --trial-steps 1000000 --best 3
+    on "$@" mt10 --steps 5000000 --seeds 3 --score success --methods $metaworld --rates 0.0003 0.001 0.003 --trial-steps 1000000
     on "$@" lunarlander20 --steps 2000000 --seeds 5 --methods $few --settings lunarlander20-goals
 }
 

@@ -32,7 +32,8 @@ def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bo
         return True
     from bench import tune
 
-    return tune.search(replace(suite, methods=methods), storage)
+    suite = replace(suite, methods=methods)
+    return tune.try_rates(suite) if suite.rates else tune.search(suite, storage)
 
 
 def runs(suite: SuiteArg) -> bool:

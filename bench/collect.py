@@ -18,7 +18,8 @@ from bench.methods import fail
 from bench.suites import Suite
 
 HEADER = "global_step,metric,task,value"  # of heartbeat.csv
-EVALUATION, TRAINING, SUCCESS = "eval/episodic_return", "charts/episodic_return", "eval/success_rate"
+EVALUATION, TRAINING = "eval/episodic_return", "charts/episodic_return"
+SUCCESS, TRAINING_SUCCESS = "eval/success_rate", "charts/success_rate"
 NORMS = ("mu_norm", "theta_norm", "theta_moved")  # of methods with residuals, whatever they begin with
 NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
 NOT_TRAINED += ("sigma", "live", "fisher", "fisher_weight")  # sigma is made of mu's gradients
@@ -104,8 +105,11 @@ def parameters(agent: dict) -> tuple[int, int]:
     return sum(x.shape[1] for x in trained if x.ndim == 2), sum(x.numel() for x in trained)  # (task, weight)
 
 
-def collect_run(folder: Path) -> pd.DataFrame:
-    """A finished run in rows: metric, task, step, value."""
+def collect_run(folder: Path, score: str = "return") -> pd.DataFrame:
+    """A finished run in rows: metric, task, step, value.
+
+    Success on the way is kept only of suites that are scored by it: `bench.tables.measure` goes by that.
+    """
     import torch  # slow, and not needed for anything else here
 
     run = read_run(folder)
@@ -113,6 +117,8 @@ def collect_run(folder: Path) -> pd.DataFrame:
     name = log.metric.str.rpartition("/")[2]
     on_the_way = (log.metric == EVALUATION) & (log.task == "mean")
     on_the_way |= name.isin(NORMS) & (log.task == "mean")
+    if score == "success":
+        on_the_way |= log.metric.isin((SUCCESS, TRAINING_SUCCESS)) & (log.task == "mean")
     if run.config["script"].endswith("_sac.py"):  # its cost is compared
         on_the_way |= (log.metric == "charts/wall_time") & (log.task == "mean")
     at_end = log.metric.isin((EVALUATION, SUCCESS, "charts/wall_time", "charts/SPS"))
@@ -147,7 +153,7 @@ def collect(suite: Suite, out: Path) -> None:
         config |= {"finished": job.finished, "command": job.command}
         if job.finished:
             folder = Path("runs", job.name)
-            runs.append(collect_run(folder).assign(**key))
+            runs.append(collect_run(folder, suite.score).assign(**key))
             found = json.loads((folder / "config.json").read_text())
             config |= {"git_commit": found["git_commit"], "hardware": found["hardware"]}
         configs.append(key | config)

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from bench.collect import SUCCESS
 from bench.methods import METHODS, parse_flags
 from bench.statistics import BLIND, mean_interval
 from bench.style import CYCLE, GREY, color_of, line_of
-from bench.tables import best_first, scores, title_of
+from bench.tables import best_first, measure, scores, title_of
 
 
 def residual_methods(runs: pd.DataFrame) -> list[str]:
@@ -50,6 +51,12 @@ def draw_curve(ax: Axes, method: str, x: Iterable[float], curve: pd.DataFrame, *
     ax.fill_between(x, low, high, color=color_of(method), alpha=0.13, lw=0)
 
 
+def heading(title: str, runs: pd.DataFrame) -> str:
+    """Of evaluations over time."""
+    what = "success in %, evaluation" if measure(runs) == SUCCESS else "evaluation"
+    return f"{title}: {what}, mean over tasks, 95 % intervals over runs"
+
+
 def label_steps(ax: Axes) -> None:
     """The axis of environment steps."""
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -62,7 +69,7 @@ def plot_curves(runs: pd.DataFrame, title: str, highest: float | None) -> Figure
     others = [m for m in by_method if m not in residual]
     panels = {"residuals": residual, "others": others} if residual and others else {"": list(by_method)}
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
-    figure.suptitle(f"{title}: evaluation, mean over tasks, 95 % intervals over runs", fontsize=11)
+    figure.suptitle(heading(title, runs), fontsize=11)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     best = best_first({m: by_method[m] for m in residual})[0] if residual else None
     for ax, (name, methods) in zip(axes, panels.items()):
@@ -83,7 +90,7 @@ def plot_cost(runs: pd.DataFrame, title: str, highest: float | None) -> Figure |
     if not any(METHODS[m].script.endswith("_sac.py") for m in by_method if m in METHODS):
         return None
     figure = Figure(figsize=(10.4, 4.0), layout="constrained")
-    figure.suptitle(f"{title}: evaluation, mean over tasks, 95 % intervals over runs", fontsize=11)
+    figure.suptitle(heading(title, runs), fontsize=11)
     axes = figure.subplots(1, 2, sharey=True)
     for method, s in by_method.items():
         rows = runs[(runs.method == method) & (runs.metric == "charts/wall_time") & (runs.task == "mean")]
@@ -104,13 +111,14 @@ def plot_cost(runs: pd.DataFrame, title: str, highest: float | None) -> Figure |
 
 
 def plot_tasks(runs: pd.DataFrame, title: str, highest: float | None) -> Figure:
-    """Final evaluation of every task: a dot for each run, a line at their mean."""
+    """The score of every task in the final evaluation: a dot for each run, a line at their mean."""
     by_method = scores(runs)
     methods = best_first(by_method)
     tasks = list(next(iter(by_method.values())).final)
     columns = min(5, len(tasks))
     figure, axes = panel_grid(len(tasks), columns, 2.3, 0.6 + 0.17 * len(methods))
-    figure.suptitle(f"{title}: return of the final evaluation, a dot a run, a line at the mean", fontsize=11)
+    what = f"{'success in %' if measure(runs) == SUCCESS else 'return'} of the final evaluation"
+    figure.suptitle(f"{title}: {what}, a dot a run, a line at the mean", fontsize=11)
     for ax, task in zip(axes, tasks):
         for i, method in enumerate(methods):
             x = by_method[method].final[task]
@@ -251,7 +259,7 @@ def plot_variants(runs: pd.DataFrame, title: str, highest: float | None) -> Figu
     best = best_first({m: by_method[m] for m in variants})[:3]
     panels = {"all variants": base + variants, "the best three": base + best + controls}
     figure = Figure(figsize=(10.8, 4.2), layout="constrained")
-    figure.suptitle(f"{title}: evaluation, mean over tasks, 95 % intervals over runs", fontsize=11)
+    figure.suptitle(heading(title, runs), fontsize=11)
     for ax, (name, methods) in zip(figure.subplots(1, 2), panels.items()):
         for method in (m for m in methods if m in by_method):
             draw_curve(ax, method, by_method[method].curve.columns, by_method[method].curve)

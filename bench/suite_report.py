@@ -19,7 +19,7 @@ from bench.figures import (
 from bench.loo_report import Adaptations
 from bench.methods import METHODS, fail
 from bench.style import STYLE
-from bench.tables import make_table, settings_table
+from bench.tables import make_table, rates_table, settings_table
 
 
 def write_suite(folder: Path) -> str:
@@ -56,8 +56,11 @@ def write_search(folder: Path) -> None:
     with rc_context(STYLE):
         for suite, rows in settings.groupby("suite", sort=False):
             order = sorted(rows.index, key=lambda i: list(METHODS).index(rows.method[i]))
-            tables.append(f"## {suite}\n\n{settings_table(rows.loc[order])}")
             of_suite = trials[trials.suite == suite]
+            if of_suite.settings.str.count("--").max() == 1:  # nothing but the step size was tried
+                tables.append(f"## {suite}\n\n{rates_table(of_suite)}")
+                continue
+            tables.append(f"## {suite}\n\n{settings_table(rows.loc[order])}")
             plot_step_sizes(of_suite, suite).savefig(folder / f"steps_{suite}.png")
             plot_settings(of_suite, suite).savefig(folder / f"settings_{suite}.png")
     (folder / "table.md").write_text("\n".join(tables))

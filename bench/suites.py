@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import tyro
@@ -26,11 +27,13 @@ class Suite:
     env_id: str = ""
     steps: int = 1_000_000  # of a reported run, all tasks together
     seeds: int = 10  # reported: 1, 2, ...
+    score: Literal["return", "success"] = "return"  # what its methods are compared by
     methods: tuple[str, ...] = ("task-blind", "independent", "hard-sharing", "varshare")
     settings: str = ""  # the suite whose search chose the settings, by default this one
     trial_steps: int = 500_000  # of a run of the search
     trials: int = 24  # full ones that a method's search is worth
     best: int = 5  # settings that run again, on as many fresh seeds
+    rates: tuple[str, ...] = ()  # step sizes, each tried once: all there is of a search, where a run is long
     flags: str = ""  # further ones of every run, e.g. "--cuda"
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class Suite:
     @property
     def steps_of_search(self) -> int:
         """Environment steps of one method's search, and of its best settings on fresh seeds."""
+        if self.rates:
+            return len(self.rates) * self.trial_steps
         return self.trials * len(SEEDS) * self.trial_steps + self.best**2 * self.steps
 
     def seconds_per_step(self, method: str) -> float:

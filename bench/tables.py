@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench.collect import EVALUATION, SUCCESS
-from bench.methods import METHODS
+from bench.collect import EVALUATION, SUCCESS, TRAINING_SUCCESS
+from bench.methods import METHODS, parse_flags
 from bench.statistics import (
     BLIND,
     difference,
@@ -25,11 +25,11 @@ THRESHOLD = 0.8  # share of a suite's ceiling that methods are timed to
 
 @dataclass
 class Scores:
-    """What a method reached on a suite; rows are runs, by seed.
+    """What a method reached on a suite, by return or by success in percent; rows are runs, by seed.
 
     Attributes:
-        final: (run, task) return of the final evaluation.
-        curve: (run, step) mean return over tasks of the evaluations on the way and of the final one.
+        final: (run, task) score of the final evaluation.
+        curve: (run, step) mean score over tasks of the evaluations on the way and of the final one.
     """
 
     final: pd.DataFrame
@@ -47,7 +47,7 @@ class Scores:
 
     @property
     def area(self) -> pd.Series:
-        """Mean return over the steps between the first evaluation and the last, by seed."""
+        """Mean score over the steps between the first evaluation and the last, by seed."""
         steps = self.curve.columns.to_numpy(float)
         return pd.Series(np.trapezoid(self.curve, steps, axis=1) / (steps[-1] - steps[0]), self.curve.index)
 
@@ -62,18 +62,31 @@ def title_of(method: str) -> str:
     return METHODS[method].title if method in METHODS else method
 
 
-def scores(runs: pd.DataFrame) -> dict[str, Scores]:
-    """method -> Scores, in the order of methods.csv and then of the alphabet."""
-    order = list(METHODS)
+def measure(runs: pd.DataFrame) -> str:
+    """What a suite is scored by: success where its training's is in runs.csv, else return."""
+    return SUCCESS if (runs.metric == TRAINING_SUCCESS).any() else EVALUATION
+
+
+def scores(runs: pd.DataFrame, metric: str = "") -> dict[str, Scores]:
+    """method -> Scores, in the order of methods.csv and then of the alphabet; by default of `measure`."""
+    order, metric = list(METHODS), metric or measure(runs)
     result = {}
     for method in sorted(runs.method.unique(), key=lambda m: (order.index(m) if m in order else 99, m)):
-        rows = runs[(runs.method == method) & (runs.metric == EVALUATION)]
+        rows = runs[(runs.method == method) & (runs.metric == metric)]
+        rows = rows.assign(value=rows.value * (100 if metric == SUCCESS else 1))
         final = rows[rows.task != "mean"].pivot_table(
             index="seed", columns="task", values="value", sort=False
         )
         curve = rows[rows.task == "mean"].pivot(index="seed", columns="step", values="value")
         result[method] = Scores(final.sort_index(), curve)
     return result
+
+
+def training_success(runs: pd.DataFrame, method: str) -> pd.Series:
+    """Success in percent, with exploration, in the last tenth of a method's training; by seed."""
+    rows = runs[(runs.method == method) & (runs.metric == TRAINING_SUCCESS)]
+    rows = rows[rows.step > 0.9 * rows.step.max()]
+    return 100 * rows.groupby("seed").value.mean()
 
 
 def best_first(by_method: dict[str, Scores]) -> list[str]:
@@ -98,9 +111,10 @@ def make_table(runs: pd.DataFrame, target: float | None) -> str:
 
     Args:
         runs: of runs.csv.
-        target: return that methods are timed to, None for no such columns.
+        target: score that methods are timed to, None for no such columns.
     """
-    by_method = scores(runs)
+    by_method, returns, by_success = scores(runs), scores(runs, EVALUATION), measure(runs) == SUCCESS
+    mean = "success, %" if by_success else "mean"
     differences, corrected = {}, {}
     if BLIND in by_method:
         others = [method for method in by_method if method != BLIND]
@@ -113,9 +127,12 @@ def make_table(runs: pd.DataFrame, target: float | None) -> str:
     rows = []
     for method in best_first(by_method):
         s, c = by_method[method], cost.loc[method]
-        row = {"method": title_of(method), "runs": str(len(s.final)), "mean": mean_interval(s.means).text()}
+        row = {"method": title_of(method), "runs": str(len(s.final)), mean: mean_interval(s.means).text()}
         row["worst task"] = mean_interval(s.worst).text()
-        if SUCCESS in c:
+        if by_success:
+            row["success in training, %"] = mean_interval(training_success(runs, method)).text()
+            row["return"] = mean_interval(returns[method].means).text()
+        elif SUCCESS in c:
             row["success"] = f"{c[SUCCESS]:.0%}"
         if differences:
             row |= dict.fromkeys(("minus task-blind", "p (Holm)", "against task-blind"), "")
@@ -145,3 +162,18 @@ def settings_table(settings: pd.DataFrame) -> str:
             [title_of(x.method), f"`{x.settings}`", f"{x.final:.1f}", *counts, f"{x.spent / 1e6:.1f} M"]
         )
     return markdown(columns, rows)
+
+
+def rates_table(trials: pd.DataFrame) -> str:
+    """What each step size reached, one run each, where nothing else was tried; the chosen is bold."""
+    flags = trials.settings.map(parse_flags)
+    by_rate = trials.assign(rate=[x["learning-rate"] for x in flags]).pivot(
+        index="method", columns="rate", values="final"
+    )
+    rows = []
+    for method in sorted(by_rate.index, key=list(METHODS).index):
+        finals = by_rate.loc[method]
+        cells = ["crashed" if math.isnan(x) else f"{x:.1f}" for x in finals]
+        cells = [f"**{cell}**" if x == finals.max() else cell for x, cell in zip(finals, cells)]
+        rows.append([title_of(method), *cells, f"{trials[trials.method == method].steps.sum() / 1e6:.1f} M"])
+    return markdown(["method", *by_rate, "steps spent"], rows)

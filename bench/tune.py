@@ -10,11 +10,14 @@ those is the method's setting.
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
 work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue
 from their checkpoints where those are at hand.
+
+Where a run takes long a suite names a few step sizes instead, and each method runs each of them once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import threading
@@ -32,6 +35,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from bench import launch
+from bench.collect import EVALUATION, SUCCESS
 from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
 from bench.suite_report import write_search
 from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
@@ -129,7 +133,7 @@ class Search:
             if code:
                 trial.set_user_attr("crashed", True)
                 raise Crashed
-            final, curve = read_scores(job)
+            final, curve = read_scores(job, self.suite)
             finals.append(final)
             curves.append(curve)
             trial.set_user_attr("finals", finals)
@@ -182,7 +186,7 @@ class Search:
 
     def fresh(self) -> pd.DataFrame:
         """A row for each candidate whose runs on fresh seeds have all finished: mean final and curve."""
-        rows = [(flags, *read_scores(job)) for flags, job in self.jobs() if job.finished]
+        rows = [(flags, *read_scores(job, self.suite)) for flags, job in self.jobs() if job.finished]
         runs = pd.DataFrame(rows, columns=["settings", "final", "curve"])
         complete = runs[runs.groupby("settings").settings.transform("size") == self.suite.best]
         means = complete.groupby("settings", sort=False).mean().reset_index()
@@ -195,10 +199,11 @@ class Search:
         return self.fresh().iloc[0].to_dict() | counts | {"spent": self.spent()}
 
 
-def read_scores(job: launch.Job) -> tuple[float, float]:
+def read_scores(job: launch.Job, suite: Suite) -> tuple[float, float]:
     """Of a finished run: the final evaluation, and the mean of all evaluations, both means over tasks."""
     log = pd.read_csv(Path("runs", job.name, "heartbeat.csv"))
-    values = log[(log.metric == "eval/episodic_return") & (log.task == "mean")].value
+    metric, unit = (SUCCESS, 100) if suite.score == "success" else (EVALUATION, 1)
+    values = unit * log[(log.metric == metric) & (log.task == "mean")].value
     return float(values.iloc[-1]), float(values.mean())
 
 
@@ -261,6 +266,45 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
     launch.leave_if_stopped()
     done = launch.launch([job for s in searches for _, job in s.jobs()])
     write(searches)
+    write_search(RESULTS)
+    return done
+
+
+def try_rates(suite: Suite) -> bool:
+    """Run every method with each of a suite's step sizes, write results/search/; whether all runs finished.
+
+    These runs are not evaluated on the way, and at the end in fewer episodes: on Meta-World that takes longer
+    than the training. Of a tie the smaller step size wins, and one whose run failed has no score.
+    """
+    short, pairs = {"eval-episodes": "20"}, [(m, rate) for m in suite.methods for rate in suite.rates]
+    jobs = {
+        (method, rate): launch.job(
+            f"search__{suite.name}__{method}__{suite.trial_steps}__{rate}",
+            method,
+            suite.env_id,
+            suite.trial_steps,
+            SEEDS[0],
+            {"learning-rate": rate} | short | parse_flags(suite.flags),
+        )
+        for method, rate in pairs
+    }
+    done = launch.launch(list(jobs.values()))
+    trials, chosen = [], []
+    for method in suite.methods:
+        for i, rate in enumerate(suite.rates):
+            job = jobs[method, rate]
+            final, curve = read_scores(job, suite) if job.finished else (math.nan, math.nan)
+            row = {"suite": suite.name, "method": method, "trial": i, "steps": suite.trial_steps}
+            row |= {"state": "complete" if job.finished else "crashed", f"final {SEEDS[0]}": final}
+            trials.append(row | {"settings": f"--learning-rate {rate}", "final": final, "curve": curve})
+        rows = pd.DataFrame(trials[-len(suite.rates) :])
+        if rows.final.notna().any():
+            best = rows.loc[rows.final.idxmax(), ["settings", "final", "curve", "suite", "method", "steps"]]
+            complete = int(rows.final.count())
+            counts = {"complete": complete, "dropped": 0, "crashed": len(rows) - complete}
+            chosen.append(best.to_dict() | counts | {"spent": int(rows.steps.sum())})
+    update(RESULTS / "trials.csv", pd.DataFrame(trials))
+    update(RESULTS / SETTINGS.name, pd.DataFrame(chosen))
     write_search(RESULTS)
     return done
 

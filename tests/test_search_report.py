@@ -175,3 +175,23 @@ def test_the_report_of_a_search(tmp_path):
     for name in pictures:
         with Image.open(Path(tmp_path, name)) as image:
             image.load()
+
+
+def test_where_only_step_sizes_were_tried_a_table_says_what_each_reached(tmp_path):
+    finals = {"varshare": (30.0, 41.26, np.nan), "task-blind": (12.0, 9.0, 3.0)}
+    rows = [
+        {"suite": "mt10", "method": method, "trial": i, "state": "crashed" if np.isnan(x) else "complete"}
+        | {"settings": f"--learning-rate {rate}", "final": x, "steps": 1_000_000}
+        for method, values in finals.items()
+        for i, (rate, x) in enumerate(zip(("0.0003", "0.001", "0.003"), values))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "trials.csv", index=False)
+    pd.DataFrame({"suite": "mt10", "method": list(finals)}).to_csv(tmp_path / "settings.csv", index=False)
+    write_search(tmp_path)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[2] == "| method | 0.0003 | 0.001 | 0.003 | steps spent |"
+    assert lines[4:] == [
+        "| VarShare | 30.0 | **41.3** | crashed | 3.0 M |",
+        "| Task-blind | **12.0** | 9.0 | 3.0 | 3.0 M |",
+    ]
+    assert not list(tmp_path.glob("*.png"))

@@ -39,7 +39,10 @@ def here(tmp_path, monkeypatch):
 
 
 def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
-    """A finished run whose returns rise linearly to the final ones; final is (task,)."""
+    """A finished run whose returns rise linearly to the final ones; final is (task,).
+
+    success: whether it is in the final evaluation, or "always", where the better the return the less of it.
+    """
     folder = Path("runs", job.name)
     folder.mkdir(parents=True)
     (folder / "command").write_text(job.command + "\n")
@@ -70,8 +73,14 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
                 log(step, f"{group}/sharing_ratio/{layer}", np.full(3, ratio))
         if round(10 * share) % 2 == 0 and share < 1:
             log(step, "eval/episodic_return", final * share)
+            if success == "always":
+                log(step, "eval/success_rate", 1 - final / 200)
+        if success == "always":
+            log(step, "charts/success_rate", 0.5 * share * (1 - final / 200))
     log(steps, "eval/episodic_return", final)
-    if success:
+    if success == "always":
+        log(steps, "eval/success_rate", 1 - final / 200)
+    elif success:
         log(steps, "eval/success_rate", np.array([1.0, 0.5, 0.0]))
     (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
     agent = {"theta": torch.ones(5), "return_stats": torch.zeros(3, 3), "obs_norm.std": torch.ones(4)}
@@ -90,7 +99,8 @@ def write_runs(
 ):
     """A suite whose methods have these mean returns, the tasks 10 apart, and what a search chose for them."""
     rng = np.random.default_rng(0)
-    suite = Suite(name, env_id, steps=steps, seeds=seeds, methods=tuple(means), settings=settings)
+    options = {"settings": settings, "score": "success" if success == "always" else "return"}
+    suite = Suite(name, env_id, steps=steps, seeds=seeds, methods=tuple(means), **options)
     chosen = pd.DataFrame({"suite": name, "method": list(means), "settings": "--learning-rate 0.01"})
     SETTINGS.parent.mkdir(parents=True, exist_ok=True)
     chosen.to_csv(SETTINGS, mode="a", header=not SETTINGS.exists(), index=False)
@@ -206,6 +216,31 @@ def test_what_the_table_says():
     assert [*row.values()][-4:] == ["0", "5", "100.0", "10"]  # one set of weights, and no task's own
     assert [*table["VarShare"].values()][-4:-2] == ["5", "20"]  # theta and mu, but not sigma
     assert [*table["Independent"].values()][-4:-2] == ["5", "15"]
+
+
+def test_a_suite_that_is_scored_by_success():
+    """Whose order is the reverse of that of the returns."""
+    means = {"task-blind": 150, "varshare": 40, "l2soft": 100}
+    out = collected("suite", means, env_id="mt10", success="always")
+    runs, text = runs_of(out), write_suite(out)
+    assert "**This suite can tell methods apart**: the best method, VarShare," in text
+    table = cells_of(text)
+    assert list(table) == ["Task-blind", "VarShare", "L2Soft"]
+    final = runs[(runs.method == "varshare") & (runs.step == 1000) & (runs.task != "mean")]
+    by_seed = {m: x.groupby("seed").value for m, x in final.groupby("metric")}
+    success, worst = 100 * by_seed["eval/success_rate"].mean(), 100 * by_seed["eval/success_rate"].min()
+    row = table["VarShare"]
+    assert row["success, %"] == mean_interval(success).text() and abs(success.mean() - 80) < 2
+    assert row["worst task"] == mean_interval(worst).text()
+    assert row["return"] == mean_interval(by_seed["eval/episodic_return"].mean()).text()
+    assert row["success in training, %"] == mean_interval(success / 2).text()  # of the last tenth only
+    assert row["against task-blind"] == "better" and "success" not in row
+    drawn = {line.get_label(): line for ax in figures.plot_curves(runs, "", None).axes for line in ax.lines}
+    assert drawn["VarShare"].get_ydata() == pytest.approx([success.mean()] * 5, rel=1e-4)
+    dots = figures.plot_tasks(runs, "mt10", None)
+    assert "success in %" in dots.get_suptitle()
+    by_return = runs[runs.metric != "charts/success_rate"]
+    assert "success in %" not in figures.plot_tasks(by_return, "mt10", None).get_suptitle()
 
 
 def test_steps_to_the_threshold():

@@ -52,6 +52,7 @@ def runs(monkeypatch):
         lines = ["global_step,metric,task,value"]
         steps = int(flags["total-timesteps"])
         lines += [f"{steps * i // 10},eval/episodic_return,mean,{final * i / 10}" for i in range(1, 11)]
+        lines += [f"{steps},eval/success_rate,mean,{1 - final / 200}"]  # the reverse of the return's order
         (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
         (folder / "command").write_text(job.command)
         (folder / "model.pt").touch()
@@ -197,6 +198,27 @@ def test_results_of_other_suites_and_methods_stay(runs):
     ]
     kept = settings[(settings.suite == "suite") & (settings.method == "task-blind")]
     assert kept.settings.item() == first[first.method == "task-blind"].settings.item()
+
+
+@pytest.mark.parametrize(("score", "best"), [("return", "0.01"), ("success", "0.001")])
+def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
+    """One run each; of those that do not crash the best is chosen, and what has run does not run again."""
+    methods = ("task-blind", "varshare-recentred")
+    suite = make_suite(methods=methods, rates=("0.001", "0.01", "0.1"), score=score)
+    assert not tune.try_rates(suite)  # one has crashed
+    assert len(runs) == 6 and suite.steps_of_search == 3 * STEPS
+    for job in runs:
+        flags = parse_flags(job.flags)
+        assert flags["seed"] == "101" and "eval-interval" not in flags
+    settings, trials = read("settings.csv"), read("trials.csv")
+    assert list(settings.method) == list(methods) and set(settings.settings) == {f"--learning-rate {best}"}
+    assert (settings[["complete", "crashed", "spent"]] == [2, 1, 3 * STEPS]).all(axis=None)
+    assert list(trials.state) == ["complete", "complete", "crashed"] * 2
+    final = final_return({"learning-rate": best, "seed": 101})
+    assert settings.final.tolist() == [final if score == "return" else pytest.approx(100 - final / 2)] * 2
+    tune.try_rates(suite)
+    assert len(runs) == 8  # the two that had crashed
+    assert make_suite(methods=methods).chosen["task-blind"] == {"learning-rate": best}
 
 
 def test_spaces_and_flags_are_read_as_they_are_written():
