@@ -100,8 +100,12 @@ LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0)
 LUNARLANDER |= dict(eval_interval_episodes=5)
 LUNARLANDER |= dict(beta=0.01)
 DISCRETE = dict(gamma=0.99, target_entropy=0.08, critics="mean")
+METAWORLD = dict(total_timesteps=20_000_000, learning_rate=3e-4, buffer_size=100_000, learning_starts=4_000)
+METAWORLD |= dict(tau=0.005, reward_scale=1.0, target_entropy=1.0, alpha_init=1.0)
+METAWORLD |= dict(hidden_sizes=(400, 400, 400), eval_episodes=50, eval_interval_episodes=5)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER | DISCRETE}
+ENV_DEFAULTS |= dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
 
 # each (task, sample, ...); the noises are of continuous actions at next_obs and obs
 Batch = namedtuple("Batch", "obs next_obs actions rewards terminated next_noise noise")

@@ -94,10 +94,14 @@ LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm
 LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
+METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, envs_per_task=4)
+METAWORLD |= dict(num_steps=500, num_minibatches=8, update_epochs=8, norm_obs=True, norm_value=True)
+METAWORLD |= dict(hidden_sizes=(128, 128), eval_episodes=50, eval_interval_episodes=5)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER_GOALS}
+ENV_DEFAULTS |= dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
 
 # each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
 # of an episode that ended in this step, else 0

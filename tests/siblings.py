@@ -70,7 +70,8 @@ SIBLINGS = {
 }
 
 # what the trunks do not share though both have it, and lines of it in which they differ otherwise
-TRUNKS_DIFFER = {"docstring", "imports", "LUNARLANDER", "ENV_DEFAULTS", "Batch", "Agent", "Agent.per_task"}
+TRUNKS_DIFFER = {"docstring", "imports", "LUNARLANDER", "METAWORLD", "ENV_DEFAULTS", "Batch", "Agent"}
+TRUNKS_DIFFER |= {"Agent.per_task"}
 TRUNKS_DIFFER |= {f"Agent.{x}" for x in ("__init__", "init_weights", "act", "policy")}
 TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train"}
 TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
