@@ -42,7 +42,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from envs import make
-from envs.evaluation import evaluate, spread_seeds
+from envs.evaluation import Evaluation, evaluate, spread_seeds
 from envs.types import BOUNDS
 from envs.vector import final_success
 from envs.video import open_stages, record, save_films
@@ -554,8 +554,10 @@ class Run:
         self.log("charts/learning_rate", learning_rate)
         if self.show_due:
             returns = episodes.latest[0]
-            tasks = " ".join(f"{x:.0f}" for x in returns)
-            self.bar.write(f"step {self.global_step:>9,}  return {returns.mean():7.1f}  tasks {tasks}")
+            line = f"step {self.global_step:>9,}  return {returns.mean():7.1f}"
+            if not np.isnan(episodes.latest[2]).all():
+                line += f"  success {np.nanmean(episodes.latest[2]):4.0%}"
+            self.bar.write(f"{line}  tasks {' '.join(f'{x:.0f}' for x in returns)}")
 
     @contextmanager
     def stopped_clock(self) -> Iterator[None]:
@@ -565,8 +567,8 @@ class Run:
         spent = time.perf_counter() - start
         self.clock, self.last_time = (self.clock[0], self.clock[1] + spent), self.last_time + spent
 
-    def evaluate(self, episodes: int) -> np.ndarray:
-        """Log an evaluation of the agent kept, outside the clock; returns its returns, (task, episode)."""
+    def evaluate(self, episodes: int) -> Evaluation:
+        """Log an evaluation of the agent kept, so many episodes of each task, outside the clock."""
         args = self.args
         with self.stopped_clock():
             envs = make(args.env_id, episodes, args.tasks or None)
@@ -577,7 +579,7 @@ class Run:
         successes = played.successes.mean(1)
         if not np.isnan(successes).all():  # few environments report it
             self.log("eval/success_rate", np.nanmean(successes), successes)
-        return played.returns
+        return played
 
     def _save(self, kind: str, **content: Any) -> None:
         """Write a "model" or a "checkpoint", whole or not at all."""
@@ -592,13 +594,17 @@ class Run:
 
     def finish(self) -> Path:
         """Evaluate for the last time, save the model, print both and what to do next; returns the folder."""
-        returns = self.evaluate(self.args.eval_episodes)
+        played = self.evaluate(self.args.eval_episodes)
         self._flush()
         self._save("model", agent=self.kept["agent"].state_dict())
         films = self._film() if self.stages else []
         self.close()
-        for task, x in zip([*self.task_names, "mean of tasks"], [*returns, returns.mean(1)], strict=True):
-            print(f"{task:>24}  return {x.mean():8.1f} +- {x.std():.1f}")
+        reported = not np.isnan(played.successes).all()  # few environments do
+        rows = [*zip(self.task_names, played.returns, played.successes)]
+        rows.append(("mean of tasks", played.returns.mean(1), played.successes.mean(1)))
+        for task, x, success in rows:
+            line = f"{task:>24}  return {x.mean():8.1f} +- {x.std():<7.1f}"
+            print(f"{line}  success {np.nanmean(success):4.0%}" if reported else line.rstrip())
         print(f"saved  {self.folder}")
         for path in films:
             print(f"film   {path}")

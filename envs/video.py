@@ -18,7 +18,7 @@ from envs import make_single
 from envs.evaluation import greedy
 
 MAX_FRAMES = 400  # of a film; the longer the episode, the fewer of its steps are shown
-FRAME_SKIP = 2  # at least
+FRAMES_PER_SECOND = 25  # at most
 COLUMNS, WIDTH = 5, 240  # tiles in a row of the film of all tasks, and a tile's pixels
 
 
@@ -53,7 +53,7 @@ def caption(tile: Image.Image, name: str, total: float, over: bool) -> Image.Ima
     draw.rectangle((left - 6, 0, tile.width, 17), "white")
     draw.text((left, 2), text, "grey" if over else "black", font)
     draw.rectangle((0, 0, framed.width - 1, framed.height - 1), outline="lightgrey")
-    return framed.quantize(64, Image.Quantize.MAXCOVERAGE)
+    return framed.quantize(256, Image.Quantize.FASTOCTREE)
 
 
 @torch.no_grad()
@@ -65,7 +65,8 @@ def record(
     totals, over = np.zeros(len(stages)), np.zeros(len(stages), dtype=bool)
     width = WIDTH * 2 if len(stages) == 1 else WIDTH
     reels: list[list[Image.Image]] = [[] for _ in stages]
-    step, skip, closed = 0, FRAME_SKIP, over  # closed: the end of the episode is in the reel
+    fps = stages[0].metadata.get("render_fps", 30)
+    step, skip, closed = 0, math.ceil(fps / FRAMES_PER_SECOND), over  # closed: the end is in the reel
     while not closed.all():
         if step % skip == 0 or over.all():
             for i, (stage, reel) in enumerate(zip(stages, reels)):
@@ -85,7 +86,7 @@ def record(
             totals[i] += reward
             over[i] = terminated or truncated
         step += 1
-    return reels, 1000 * skip / stages[0].metadata.get("render_fps", 30), totals
+    return reels, 1000 * skip / fps, totals
 
 
 def side_by_side(tiles: tuple[Image.Image, ...]) -> Image.Image:
@@ -103,7 +104,7 @@ def save_gif(path: Path, shots: list[tuple[Image.Image, ...]], duration: float) 
     mosaic = Image.new("RGB", (some[0].width, some[0].height * len(some)))
     for i, frame in enumerate(some):
         mosaic.paste(frame, (0, i * frame.height))
-    palette = mosaic.quantize(64, Image.Quantize.MAXCOVERAGE)
+    palette = mosaic.quantize(64, Image.Quantize.FASTOCTREE)
     frames = (side_by_side(shot).quantize(palette=palette, dither=Image.Dither.NONE) for shot in shots)
     times = [duration] * (len(shots) - 1) + [1500]
     next(frames).save(path, save_all=True, append_images=frames, duration=times, loop=0)

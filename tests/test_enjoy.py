@@ -239,14 +239,13 @@ def test_films(run, tmp_path, monkeypatch, capsys):
         Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True)
     )
     (reels, duration, totals), longest = recorded[0], lengths[:, 0].max()
+    skip = 2  # of 50 steps a second
     assert np.array_equal(totals, returns[:, 0])  # the first episode of the table
     assert films == [run / "videos" / f"{name}.gif" for name in (*names, "all-tasks")]
-    assert [len(reel) for reel in reels] == [1 + np.ceil(longest / video.FRAME_SKIP)] * 2
+    assert [len(reel) for reel in reels] == [1 + np.ceil(longest / skip)] * 2
     for film, length in zip(films, (*lengths[:, 0], longest)):
         with Image.open(film) as image:
-            assert image.n_frames == 1 + np.ceil(
-                length / video.FRAME_SKIP
-            )  # from the first to the last state
+            assert image.n_frames == 1 + np.ceil(length / skip)  # from the first to the last state
             assert image.info["duration"] == duration == 40 and film.stat().st_size < 2e6
             assert image.width == video.WIDTH * (1 + (film.stem == "all-tasks"))
             first = np.asarray(image.convert("RGB"))
@@ -264,7 +263,7 @@ def test_films(run, tmp_path, monkeypatch, capsys):
 
 
 def test_a_film_of_continuous_actions(pendulum, monkeypatch):
-    monkeypatch.setattr(video, "FRAME_SKIP", 20)
+    monkeypatch.setattr(video, "FRAMES_PER_SECOND", 1.5)  # of 30 steps, one in 20
     _, _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
     with Image.open(films[0]) as image:
         assert films == [pendulum / "videos/Pendulum-v1.gif"] and image.n_frames == 11

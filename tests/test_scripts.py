@@ -475,7 +475,7 @@ def test_evaluations_on_the_way_change_nothing_and_do_not_count_as_time(trunk, m
     assert all(float(row[3]) > 100 for row in rows if row[1] == "charts/SPS")
 
 
-def test_evaluations_on_the_way_have_episodes_of_their_own_number(trunk, monkeypatch):
+def test_evaluations_on_the_way_have_episodes_of_their_own_number(trunk, monkeypatch, capsys):
     sizes, evaluate = [], runs.evaluate
 
     def record(agent, envs, seed):
@@ -488,6 +488,8 @@ def test_evaluations_on_the_way_have_episodes_of_their_own_number(trunk, monkeyp
     changes |= {"total_timesteps": 256, "eval_interval": 128, "eval_episodes": 4, "eval_interval_episodes": 1}
     folder = run(trunk, **changes)
     assert sizes == [((2, 1), False), ((2, 4), False)]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "+-" in line]
+    assert len(printed) == 3 and all(line.endswith("%") and "  success " in line for line in printed)
     rows = [row for row in probes.read_heartbeat(folder) if row[1] == "eval/success_rate"]
     assert [(row[0], row[2]) for row in rows] == [
         (step, task) for step in ("128", "256") for task in (*envs.lunarlander.GOAL_NAMES[3:5], "mean")
