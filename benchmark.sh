@@ -9,8 +9,8 @@
 #   bash benchmark.sh search SUITE      its search alone, also where settings are committed -> results/search/
 #   bash benchmark.sh commands SUITE    the commands of its runs
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
-#   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise, posterior, serial or ranks: see
-#                                       docs/experiments.md; "studies" is serial and ranks
+#   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise, posterior, serial, ranks or recipe:
+#                                       see docs/experiments.md; "studies" is serial and ranks
 #   bash benchmark.sh loo [SUITE]       a held-out task, from a model of the others or from scratch -> results/loo/
 #   bash benchmark.sh scale             time and memory of full rank and of LoRA at widths up to 4096, the same
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
@@ -44,6 +44,7 @@ suites() { # what to do with each, and which alone: a suite's environment, its r
     on "$@" sac --env-id cartpole-goals10 --steps 102400 --seeds 10 --methods varshare varshare-sac --trials 12 --trial-steps 51200 --best 3
     on "$@" lunarlander20-goals --steps 2000000 --seeds 5 --methods $few --trials 12 --trial-steps 1000000 --best 3
     on "$@" mt10 --steps 5000000 --seeds 3 --score success --methods $metaworld --rates 0.0003 0.001 0.003 --trial-steps 1000000
+    on "$@" mt10-20M --env-id mt10 --steps 20000000 --seeds 2 --score success --methods varshare-recentred --settings mt10
     on "$@" lunarlander20 --steps 2000000 --seeds 5 --methods $few --settings lunarlander20-goals
 }
 
@@ -63,7 +64,7 @@ on() { # what, which ("" is all), then a line of the table above
 failed=0
 case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;
-    power | ceilings | normalisation | noise | posterior | serial | ranks) exec python -m bench study "$@" ;;
+    power | ceilings | normalisation | noise | posterior | serial | ranks | recipe) exec python -m bench study "$@" ;;
     studies) for study in serial ranks; do python -m bench study $study "${@:2}"; done && exit ;;
     loo) exec python -m bench loo "${@:2}" ${SEEDS:+--seeds "$SEEDS"} ;;
     portfolio)

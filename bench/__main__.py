@@ -85,7 +85,7 @@ def study(name: Name, dry_run: bool = False, report_only: bool = False) -> bool:
     """Start or continue the runs of a suite of bench/studies.py, then report; on Slurm submit both.
 
     Args:
-        name: power, ceilings, normalisation, noise, posterior, serial or ranks
+        name: power, ceilings, normalisation, noise, posterior, serial, ranks or recipe
         dry_run: print the commands only
         report_only: of whatever has finished
     """

@@ -5,9 +5,10 @@
     normalisation   what do --norm-obs and --norm-value change?
     serial          one environment of each task or eight, different tasks or identical ones (and serial.png)
     ranks           LoRA by its rank
+    recipe          what helps PPO on Meta-World?
 
-A run's --exp-name is method@setting. The table is made from runs.csv alone, which is made anew where there
-are runs.
+A run's --exp-name is method@setting. The table is made from runs.csv alone, in which a run takes the place of
+an earlier one of the same setting and seed.
 """
 
 from __future__ import annotations
@@ -259,6 +260,19 @@ def ranks(runs: pd.DataFrame) -> str:
     return f"## {env}, {steps:,} steps, {group.seed.nunique()} seeds\n\n{markdown(columns, rows)}"
 
 
+def recipe(runs: pd.DataFrame) -> str:
+    """Success in percent of every setting, the best first, and of every task."""
+    (((env, steps), group),) = suites(runs).items()
+    tasks, rows = [task for task in group.task.unique() if task != "mean"], []
+    found = {setting: x[x.metric == METRICS[1]] for (_, setting), x in of_settings(group).items()}
+    for setting in sorted(found, key=lambda s: -by_seed(found[s], METRICS[1]).mean()):
+        x, by_task = 100 * by_seed(found[setting], METRICS[1]), found[setting].groupby("task").value.mean()
+        rows.append([setting.replace("-", " "), str(len(x)), mean_interval(x).text()])
+        rows[-1] += [f"{100 * by_task[task]:.0f}" for task in tasks]
+    columns = ["setting", "runs", "success, %", *tasks]
+    return f"## {env}, {steps:,} steps, {title_of(group.method.iloc[0])}\n\n{markdown(columns, rows)}"
+
+
 def plot_serial(runs: pd.DataFrame) -> Figure:
     """Four panels: one environment of each task and eight, different and identical tasks."""
     groups = suites(runs)
@@ -281,14 +295,19 @@ def main(suite: str) -> str:
     """Make runs.csv, where runs exist, and table.md; returns the table."""
     folder = Path("results", suite)
     folder.mkdir(parents=True, exist_ok=True)
+    path, options = folder / "runs.csv", {"keep_default_na": False, "dtype": {"setting": str, "value": str}}
     if len(runs := collect(Path("runs"), suite)):
         runs["value"] = runs["value"].map("{:.6g}".format)
-        runs.to_csv(folder / "runs.csv", index=False)
-    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, dtype={"setting": str})
+        if path.exists():
+            earlier = pd.read_csv(path, **options)
+            again = earlier.set_index(KEY).index.isin(runs.set_index(KEY).index)
+            runs = pd.concat([earlier[~again], runs])
+        runs.to_csv(path, index=False)
+    runs = pd.read_csv(path, **options).astype({"value": float})
     machine = (
         f"{', '.join(runs.hardware.unique())}; commit {', '.join(f'`{x}`' for x in runs.commit.unique())}"
     )
-    tables = {f.__name__: f for f in (power, ceilings, normalisation, serial, ranks)}
+    tables = {f.__name__: f for f in (power, ceilings, normalisation, serial, ranks, recipe)}
     text = f"{tables[suite](runs)}\n{len(runs[KEY].drop_duplicates())} runs, one core each ({machine}).\n"
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):

@@ -181,7 +181,7 @@ def test_knobs():
     code, output = finish(benchmark("help"))
     assert code == 0 and "METHODS" in output and "set -e" not in output
     code, output = finish(benchmark("plan"))
-    assert code == 0 and len(output.splitlines()) == 7 and "0 of 100 runs done" in output
+    assert code == 0 and len(output.splitlines()) == 9 and "0 of 100 runs done" in output
 
 
 @pytest.mark.parametrize(
