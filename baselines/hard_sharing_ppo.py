@@ -21,6 +21,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
@@ -70,6 +71,7 @@ class Args:
     norm_reward: bool = False  # divide each task's rewards by the running std of its discounted return
     norm_obs: bool = False  # normalise observations by their running mean and std, of all tasks together
     norm_value: bool = False  # normalise the critic's targets by their running mean and std of each task
+    norm_critic: bool = False  # layer normalisation in the critic (Ba et al. 2016)
     clip_coef: PositiveFloat = 0.2  # clip range of the ratio
     clip_vloss: bool = False  # clip the value loss too
     ent_coef: NonNegativeFloat = 0.0  # weight of the entropy
@@ -89,8 +91,9 @@ LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
 METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, envs_per_task=4)
-METAWORLD |= dict(num_steps=500, num_minibatches=8, update_epochs=8, norm_obs=True, norm_value=True)
-METAWORLD |= dict(hidden_sizes=(128, 128), eval_episodes=50, eval_interval_episodes=5)
+METAWORLD |= dict(num_steps=500, num_minibatches=8, update_epochs=8, hidden_sizes=(128, 128))
+METAWORLD |= dict(norm_obs=True, norm_value=True, norm_critic=True)
+METAWORLD |= dict(eval_episodes=50, eval_interval_episodes=5)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
 ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
@@ -111,11 +114,15 @@ def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
-def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
-    """A network of every task, "actor" or "critic": x (task, sample, obs) -> (task, sample, out)."""
+def mlp(x: Tensor, W: dict[str, Tensor], net: str, norm: bool = False) -> Tensor:
+    """A network of every task, "actor" or "critic": x (task, sample, obs) -> (task, sample, out).
+
+    norm: every hidden layer has mean 0 and variance 1 over its units, before the ReLU.
+    """
     *hidden, last = [name.removesuffix(".bias") for name in W if name.startswith(net) and "bias" in name]
     for name in hidden:
-        x = linear(x, W, name).relu_()
+        x = linear(x, W, name)
+        x = (F.layer_norm(x, x.shape[-1:]) if norm else x).relu_()
     return linear(x, W, last)
 
 
@@ -209,7 +216,7 @@ def gae(rewards, values, next_values, terminated, done, args: Args) -> Tensor:
 def ppo_loss(agent: Agent, W: dict[str, Tensor], mb: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each."""
     newlogprob, entropy = agent.log_prob_entropy(W, mlp(mb.obs, W, "actor"), mb.actions)
-    newvalue = mlp(mb.obs, W, "critic").squeeze(-1)
+    newvalue = mlp(mb.obs, W, "critic", args.norm_critic).squeeze(-1)
     logratio = newlogprob - mb.logprobs
     ratio = logratio.exp()
     clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
@@ -284,7 +291,7 @@ def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Te
     """Values, advantages and returns; discounted (task, env) is for `scale_rewards`."""
 
     def value(obs: Tensor) -> Tensor:  # (step, task, env, obs) -> (step, task, env)
-        values = mlp(by_task(agent.obs_norm(obs)), W, "critic").squeeze(-1)
+        values = mlp(by_task(agent.obs_norm(obs)), W, "critic", args.norm_critic).squeeze(-1)
         return agent.value_norm.inverse(values).unflatten(1, (len(obs), -1)).transpose(0, 1)
 
     values = value(data.obs)

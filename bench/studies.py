@@ -161,6 +161,7 @@ def ranks() -> Iterator[Job]:
 
 RECIPES = {  # setting -> its flags beside the scripts' own for mt10
     "as it is": "",
+    "no critic norm": "--no-norm-critic",
     "2 environments": "--envs-per-task 2",
     "16 epochs": "--update-epochs 16",
     "annealed": "--anneal-lr",

@@ -154,8 +154,8 @@ def load_agent(agent: torch.nn.Module, args: Any, task_names: Sequence[str]) -> 
     """
     path = Path(args.load)
     saved = read(path / "model.pt" if path.is_dir() else path, "model")
-    for flag in ("norm_obs", "norm_value"):
-        if (theirs := saved["args"].get(flag, False)) != getattr(args, flag):
+    for flag in ("norm_obs", "norm_value", "norm_critic"):
+        if (theirs := saved["args"].get(flag, False)) != getattr(args, flag, False):
             name = flag.replace("_", "-")
             how, cure = ("with", f"--{name}") if theirs else ("without", f"--no-{name}")
             fail(f"{path} was trained {how} --{name}: add {cure}")
