@@ -110,7 +110,39 @@ def test_what_was_normalised_is_what_the_update_sees(trunk):
     torch.testing.assert_close(batch.values, (values - mean) / std, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("flag", ["norm_obs", "norm_value"])
+def test_the_critic_is_normalised_in_its_hidden_layers_and_the_actor_is_not(trunk):
+    """Against a loop over tasks and layers, in the values of the batch and in the loss."""
+    args = probes.settings(trunk, norm_critic=True)
+    agent = probes.make_agent(trunk, norm_critic=True)
+    W = agent.unpack(agent.weights().detach())
+
+    def forward(x, m, net, norm):
+        for i in range(3):
+            x = x @ W[f"{net}.{i}.weight"][m].T + W[f"{net}.{i}.bias"][m]
+            if norm and i < 2:
+                x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+            x = x.relu() if i < 2 else x
+        return x
+
+    batch = probes.random_batch(trunk, agent, 20)
+    values, out = (
+        torch.stack([forward(x, m, net, norm) for m, x in enumerate(batch.obs)])
+        for net, norm in (("critic", True), ("actor", False))
+    )
+    _, stats = trunk.ppo_loss(agent, W, batch, args)
+    loss = 0.5 * (values.squeeze(-1) - batch.returns).square().mean(1)
+    torch.testing.assert_close(stats["losses/value_loss"], loss)
+    logprobs, _ = agent.log_prob_entropy(W, out, batch.actions)
+    torch.testing.assert_close(stats["losses/old_approx_kl"], (batch.logprobs - logprobs).mean(1))
+
+    obs, zeros = batch.obs.transpose(0, 1).unsqueeze(2), torch.zeros(19, TASKS, 1).double()
+    data = (zeros, zeros, zeros, torch.zeros_like(obs[1:]))  # rewards, terminated, truncated, final_obs
+    outs, actions = (x.transpose(0, 1).unsqueeze(2)[:-1] for x in (out, batch.actions))
+    made = trunk.make_batch(W, trunk.Rollout(obs, outs, actions, *data), agent, zeros[0], args)
+    torch.testing.assert_close(made.values, values[:, :-1, 0])
+
+
+@pytest.mark.parametrize("flag", ["norm_obs", "norm_value", "norm_critic"])
 def test_a_model_is_loaded_with_the_normalisation_it_was_trained_with(trunk, capsys, flag):
     for theirs in (False, True):
         folder = run(trunk, f"trained-{theirs}", total_timesteps=2560, **{flag: theirs})
