@@ -61,7 +61,7 @@ SCRATCH, OURS = "scratch", "residual"
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """A suite: whose settings it takes, and the tasks that are held out, to report and to search on."""
+    """A suite: whose settings and step sizes it takes, and the held-out tasks, to report and to search on."""
 
     name: str
     settings: str
@@ -112,11 +112,11 @@ class LeaveOneOut:
         return {self.adaptation(*case): case[:2] for case in cases}
 
     def rates(self) -> dict[str, str]:
-        """The step size that the search chose for every regime; {} where there is none for one."""
+        """The step sizes that the search of `settings` chose; {} where there is none for a regime."""
         rates = {}
         for path in (ROOT / SETTINGS, SETTINGS):  # the project's, and over it that of $OUT
             if path.exists():
-                rows = pd.read_csv(path, dtype={"rate": str}).query("suite == @self.name and chosen")
+                rows = pd.read_csv(path, dtype={"rate": str}).query("suite == @self.settings and chosen")
                 rates |= dict(zip(rows.regime, rows.rate))
         return {r: rates[r] for r in REGIMES} if REGIMES.keys() <= rates.keys() else {}
 
@@ -138,17 +138,19 @@ SUITES = {name: LeaveOneOut(name, **rest) for name, rest in SUITES.items()}
 
 def all_jobs(suite: LeaveOneOut, seeds: tuple[int, ...]) -> list[Job]:
     """The runs in their order: of the search unless it has chosen, then of the report as far as it has."""
-    search = [] if suite.rates() else [*suite.models(suite.searched, SEEDS), *suite.trials()]
+    tried = SUITES[suite.settings]
+    search = [] if suite.rates() else [*tried.models(tried.searched, SEEDS), *tried.trials()]
     return [*search, *suite.models(suite.reported, seeds), *suite.adaptations(seeds)]
 
 
 def run(suite: LeaveOneOut, seeds: tuple[int, ...]) -> bool:
     """Search the step sizes unless they are known, then train and adapt; whether all runs have finished."""
     if not suite.rates():
-        if not launch.launch(suite.models(suite.searched, SEEDS)):
+        tried = SUITES[suite.settings]
+        if not launch.launch(tried.models(tried.searched, SEEDS)):
             return False
-        launch.launch(suite.trials())  # one may fail, as with a step size that diverges
-        choose(suite)
+        launch.launch(tried.trials())  # one may fail, as with a step size that diverges
+        choose(tried)
     trained = launch.launch(suite.models(suite.reported, seeds))
     return launch.launch(suite.adaptations(seeds)) and trained
 

@@ -184,6 +184,8 @@ def make_table(x: Adaptations) -> str:
     text += f"In parentheses the runs that never get there in {x.last:,} steps; a dash is no number.\n\n"
     rows = [["new in it", *(described[task][1] for task in x.tasks)]]
     rows.append(["return to reach", *(f"{x.target[task]:.0f}" for task in x.tasks)])
+    before = x.runs[x.runs.regime == OURS].groupby("task").before.mean()
+    rows.append([f"{REGIMES[OURS].title}, before", *(f"{before[task]:.0f}" for task in x.tasks)])
     for r in x.regimes:
         cells = []
         for task in x.tasks:
@@ -191,6 +193,11 @@ def make_table(x: Adaptations) -> str:
             lost = int(np.isinf(steps).sum())
             cells.append(median_interval(steps).text(0) + f" ({lost})" * bool(lost))
         rows.append([REGIMES[r].title, *cells])
+    cells = []
+    for task in x.tasks:
+        steps = [x.steps(r, task).clip(upper=x.last) for r in (OURS, SCRATCH)]
+        cells.append(difference(*steps).interval.text(0))
+    rows.append([f"mean: {REGIMES[OURS].title} minus {REGIMES[SCRATCH].title}", *cells])
     return text + markdown(["regime", *(described[task][0] for task in x.tasks)], rows)
 
 
