@@ -55,6 +55,17 @@ def test_tasks_are_held_out_and_searched_apart(suite):
     assert len(probes.envs.make(suite.name, 1).task_names) == loo.TASKS
 
 
+def test_a_suite_may_take_the_step_sizes_of_another():
+    """As it takes that one's settings: then it has no search of its own."""
+    easy = loo.SUITES["cartpole10"]
+    assert {parse(job)[1].env_id for job in loo.all_jobs(easy, (1,))[: 36 + 288]} == {SUITE.name}
+    choose("cartpole10")
+    assert not easy.rates()
+    choose(SUITE.name, "0.03")
+    assert set(easy.rates().values()) == {"0.03"} and len(loo.all_jobs(easy, (1,))) == 5 * 6 + 5 * 8
+    assert {parse(job)[1].env_id for job in loo.all_jobs(easy, (1,))} == {"cartpole10"}
+
+
 def test_adaptations_start_from_models_that_have_not_seen_their_task():
     jobs = loo.all_jobs(SUITE, (1,))
     assert len(jobs) == len({job.name for job in jobs}) == 3 * 2 * 6 + 3 * 2 * 8 * 6 + 5 * 6
