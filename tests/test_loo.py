@@ -126,23 +126,24 @@ def test_a_suite_whose_search_has_not_come_to_a_method_is_refused(monkeypatch, c
     assert "has no settings of independent on cartpole-goals-physics10 yet" in capsys.readouterr().err
 
 
-def write_settings():
+def write_settings(suite="small"):
     SETTINGS.parent.mkdir(parents=True)
     methods = {how.method for how in loo.REGIMES.values()}
-    rows = [("small", method, f"{SMALL} --learning-rate 0.01") for method in methods]
+    rows = [(suite, method, f"{SMALL} --learning-rate 0.01") for method in methods]
     pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
 
 
 @pytest.mark.slow
 def test_from_search_to_report(monkeypatch):
     """The whole of it, tiny: searched, trained, adapted, collected; the second time nothing is run again."""
-    write_settings()
+    write_settings("cartpole-goals10")
     few = {name: loo.REGIMES[name] for name in ("scratch", "residual")}
     for name, value in {"REGIMES": few, "STEPS_OF_TASK": 512, "INTERVAL": 128, "SEEDS": (101,)}.items():
         monkeypatch.setattr(loo, name, value)
     monkeypatch.setattr(loo, "RATES", ("0.001", "1e-30"))
     monkeypatch.setattr(loo_report, "REGIMES", few)
-    suite = loo.LeaveOneOut("cartpole-goals10", "small", (4,), (5,))
+    suite = loo.LeaveOneOut("cartpole-goals10", "cartpole-goals10", (4,), (5,))
+    monkeypatch.setitem(loo.SUITES, suite.name, suite)
     assert loo.run(suite, (1,))
     table = pd.read_csv(loo.SETTINGS, dtype={"rate": str})
     assert len(table) == 2 * 2 and table.chosen.sum() == 2
