@@ -7,8 +7,8 @@
     ranks           LoRA by its rank
     recipe          what helps PPO on Meta-World?
 
-A run's --exp-name is method@setting. The table is made from runs.csv alone, in which a run takes the place of
-an earlier one of the same setting and seed.
+A run's --exp-name is method@setting. The table is made from runs.csv alone, which is made anew where there
+are runs; of recipe earlier runs of other settings and seeds stay.
 """
 
 from __future__ import annotations
@@ -265,11 +265,17 @@ def recipe(runs: pd.DataFrame) -> str:
     (((env, steps), group),) = suites(runs).items()
     tasks, rows = [task for task in group.task.unique() if task != "mean"], []
     found = {setting: x[x.metric == METRICS[1]] for (_, setting), x in of_settings(group).items()}
-    for setting in sorted(found, key=lambda s: -by_seed(found[s], METRICS[1]).mean()):
-        x, by_task = 100 * by_seed(found[setting], METRICS[1]), found[setting].groupby("task").value.mean()
-        rows.append([setting.replace("-", " "), str(len(x)), mean_interval(x).text()])
+    success = {setting: 100 * by_seed(x, METRICS[1]) for setting, x in found.items()}
+    base = success["as-it-is"]
+    others = {s: difference(*(y.align(base, join="inner"))) for s, y in success.items() if y is not base}
+    corrected = dict(zip(others, holm([d.p for d in others.values()])))
+    for setting in sorted(found, key=lambda s: -success[s].mean()):
+        x, by_task = success[setting], found[setting].groupby("task").value.mean()
+        rows.append([setting.replace("-", " "), str(len(x)), mean_interval(x).text(), "", ""])
+        if setting in others:
+            rows[-1][-2:] = [others[setting].interval.text(), f"{corrected[setting]:.2g}"]
         rows[-1] += [f"{100 * by_task[task]:.0f}" for task in tasks]
-    columns = ["setting", "runs", "success, %", *tasks]
+    columns = ["setting", "runs", "success, %", "minus as it is, same seeds", "p (Holm)", *tasks]
     return f"## {env}, {steps:,} steps, {title_of(group.method.iloc[0])}\n\n{markdown(columns, rows)}"
 
 
@@ -298,7 +304,7 @@ def main(suite: str) -> str:
     path, options = folder / "runs.csv", {"keep_default_na": False, "dtype": {"setting": str, "value": str}}
     if len(runs := collect(Path("runs"), suite)):
         runs["value"] = runs["value"].map("{:.6g}".format)
-        if path.exists():
+        if suite == "recipe" and path.exists():  # which takes hours: it may be run in parts
             earlier = pd.read_csv(path, **options)
             again = earlier.set_index(KEY).index.isin(runs.set_index(KEY).index)
             runs = pd.concat([earlier[~again], runs])

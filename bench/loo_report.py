@@ -183,8 +183,9 @@ def make_table(x: Adaptations) -> str:
     apart = [task for task in x.tasks if before[task] < x.target[task]]
     if 0 < len(apart) < len(x.tasks):
         steps = [sum(x.steps(r, t).clip(upper=x.last) for t in apart) / len(apart) for r in (OURS, SCRATCH)]
-        text += f"\nAn afterthought, not corrected: on the {len(apart)} held-out tasks that theta alone cannot "
-        text += f"do before the first step the difference to Scratch is {difference(*steps).interval.text(0)}.\n"
+        gap = difference(*steps).interval.text(0)
+        text += f"\nAn afterthought, not corrected: on the {len(apart)} held-out tasks that theta alone "
+        text += f"cannot do before the first step the difference to Scratch is {gap}.\n"
     described = describe(x.name)
     text += f"\n## Every held-out task: median steps to {SHARE:.0%} of Scratch\n\n"
     text += f"In parentheses the runs that never get there in {x.last:,} steps; a dash is no number.\n\n"

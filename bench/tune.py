@@ -204,6 +204,8 @@ def read_scores(job: launch.Job, suite: Suite) -> tuple[float, float]:
     log = pd.read_csv(Path("runs", job.name, "heartbeat.csv"))
     metric, unit = (SUCCESS, 100) if suite.score == "success" else (EVALUATION, 1)
     values = unit * log[(log.metric == metric) & (log.task == "mean")].value
+    if values.empty:
+        fail(f"{job.name} has no {metric}")
     return float(values.iloc[-1]), float(values.mean())
 
 
@@ -274,7 +276,8 @@ def try_rates(suite: Suite) -> bool:
     """Run every method with each of a suite's step sizes, write results/search/; whether all runs finished.
 
     These runs are not evaluated on the way, and at the end in fewer episodes: on Meta-World that takes longer
-    than the training. Of a tie the smaller step size wins, and one whose run failed has no score.
+    than the training. Of a tie the first step size wins, and one whose run crashed has no score; nothing is
+    written before all have run.
     """
     short, pairs = {"eval-episodes": "20"}, [(m, rate) for m in suite.methods for rate in suite.rates]
     jobs = {
@@ -295,6 +298,9 @@ def try_rates(suite: Suite) -> bool:
             job = jobs[method, rate]
             final, curve = read_scores(job, suite) if job.finished else (math.nan, math.nan)
             row = {"suite": suite.name, "method": method, "trial": i, "steps": suite.trial_steps}
+            crashed = Path("runs", job.name, "failed")  # with 1: NaN; else it may run another time
+            if not job.finished and (not crashed.exists() or crashed.read_text() != "1"):
+                return False
             row |= {"state": "complete" if job.finished else "crashed", f"final {SEEDS[0]}": final}
             trials.append(row | {"settings": f"--learning-rate {rate}", "final": final, "curve": curve})
         rows = pd.DataFrame(trials[-len(suite.rates) :])

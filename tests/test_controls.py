@@ -206,7 +206,8 @@ def test_recipes_by_success_and_runs_of_another_time_stay():
             write_run("recipe", "lander", f"hard-sharing@{setting}", seed, [mean - 100.0, mean + 100.0])
     rows = rows_of(table("recipe"), "lander")  # which unlinks the models
     assert list(rows) == ["2 environments", "as it is"]
-    assert list(rows["as it is"].values())[1:] == ["2", "40.0 [40.0, 40.0]", "30", "50"]
+    assert list(rows["as it is"].values())[1:] == ["2", "40.0 [40.0, 40.0]", "", "", "30", "50"]
+    assert rows["2 environments"]["minus as it is, same seeds"] == "20.0 [20.0, 20.0]"
     write_run("recipe", "lander", "hard-sharing@as-it-is", 103, [700.0, 900.0])
     Path("runs/recipe__lander__hard-sharing@2-environments__101/model.pt").touch()  # again, not twice
     rows = rows_of(table("recipe"), "lander")

@@ -239,6 +239,8 @@ def test_a_suite_that_is_scored_by_success():
     assert drawn["VarShare"].get_ydata() == pytest.approx([success.mean()] * 5, rel=1e-4)
     dots = figures.plot_tasks(runs, "mt10", None)
     assert "success in %" in dots.get_suptitle()
+    lander = collected("lander", means, env_id="lunarlander20-goals", success="always")
+    assert claims.read_result(lander).ceiling is None  # which is known of its returns only
     by_return = runs[runs.metric != "charts/success_rate"]
     assert "success in %" not in figures.plot_tasks(by_return, "mt10", None).get_suptitle()
 
@@ -437,6 +439,7 @@ def test_verdicts_on_claim_1():
     unrelated = {"varshare_sac": 50, "varshare_recentred": 50, "task_blind": 200}  # not what is claimed
     assert claims.claim_1(best | make_scores(**unrelated)) == claims.claim_1(best)
     assert claims.claim_1(make_scores(varshare=100)) is None
+    assert claims.claim_1(make_scores(varshare_recentred=100, pcgrad=90))[0] == "supported"  # all there is
     rng = np.random.default_rng(1)
     fast = {m: scores(s.final, (m == "varshare") + rng.normal(size=(10, 2)) / 9) for m, s in best.items()}
     assert "better in 2 of 4 comparisons, worse in 0" in claims.claim_1(fast)[1]

@@ -46,9 +46,10 @@ def runs(monkeypatch):
     def run(job):
         started.append(job)
         folder, flags = Path("runs", job.name), parse_flags(job.flags)
-        if (final := final_return(flags)) is None:
-            return 1
         folder.mkdir(parents=True, exist_ok=True)
+        if (final := final_return(flags)) is None:
+            (folder / "failed").write_text("1")
+            return 1
         lines = ["global_step,metric,task,value"]
         steps = int(flags["total-timesteps"])
         lines += [f"{steps * i // 10},eval/episodic_return,mean,{final * i / 10}" for i in range(1, 11)]
@@ -201,7 +202,7 @@ def test_results_of_other_suites_and_methods_stay(runs):
 
 
 @pytest.mark.parametrize(("score", "best"), [("return", "0.01"), ("success", "0.001")])
-def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
+def test_a_few_step_sizes_in_place_of_a_search(runs, monkeypatch, score, best):
     """One run each; of those that do not crash the best is chosen, and what has run does not run again."""
     methods = ("task-blind", "varshare-recentred")
     suite = make_suite(methods=methods, rates=("0.001", "0.01", "0.1"), score=score)
@@ -218,6 +219,10 @@ def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
     assert settings.final.tolist() == [final if score == "return" else pytest.approx(100 - final / 2)] * 2
     tune.try_rates(suite)
     assert len(runs) == 8  # the two that had crashed
+    Path("runs", runs[-1].name, "failed").write_text("137")  # killed by the machine: of no rate an end
+    monkeypatch.setattr(launch, "run", lambda job: 137)
+    Path(tune.RESULTS / "trials.csv").unlink()
+    assert not tune.try_rates(suite) and not Path(tune.RESULTS / "trials.csv").exists()
     assert make_suite(methods=methods).chosen["task-blind"] == {"learning-rate": best}
 
 
