@@ -283,6 +283,19 @@ def test_a_slower_residual_is_said_to_be_slower():
     assert loo_report.claim_7(x)[0] == "not supported: slower; against full fine-tuning: slower"
 
 
+def test_no_verdict_where_a_task_blind_network_can_do_it_at_once():
+    x = write_results(residual=20, **{"task-blind": 20})
+    assert loo_report.claim_7(x)[0].startswith("supported")
+    blind = x.runs.regime == "task-blind"
+    x.runs.loc[blind & (x.runs.task == 0), "before"] = (
+        95.0  # of 90 that are to be reached; one task is not all
+    )
+    assert loo_report.claim_7(x)[0].startswith("supported")
+    x.runs.loc[blind, "before"] = 95.0
+    answer, text = loo_report.claim_7(x)
+    assert answer == "this suite cannot tell" and "95.0 before the first step" in text
+
+
 def test_what_is_known_before_training_counts_as_no_steps():
     x = write_results(residual=20)
     x.curves["residual", 0].loc[:, 0] = 95.0
