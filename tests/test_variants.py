@@ -257,7 +257,7 @@ def test_units_are_off_on_identical_tasks_and_on_different_tasks_some_are_not():
     """Where what all residuals have in common is in theta."""
     size = {"num_steps": 128, "eval_episodes": 1, "checkpoint_interval": 1e9, "total_timesteps": 307_200}
     shares = {}
-    for env_id in ("cartpole-goals10", "cartpole-identical10"):
+    for env_id in ("cartpole-goals-physics10", "cartpole-identical10"):
         folder = probes.run(
             horseshoe, env_id, env_id=env_id, norm_value=True, beta=0.03, reptile_alpha=1.0, **size
         )
@@ -655,6 +655,7 @@ LEARNS = {annealed: 250, horseshoe: 250, learned_prior: 250, lora: 200, reptile:
 @pytest.mark.parametrize("script", LEARNS)
 def test_variants_learn_goals(script):
     size = {"num_steps": 128, "eval_episodes": 10, "checkpoint_interval": 1e9, "norm_value": True}
+    size |= {"learning_rate": 6e-3} if script is horseshoe else {}  # at 3e-3 it is in full ascent by then
     folder = probes.run(script, env_id="cartpole-goals10", total_timesteps=256_000, **size)
     rows = probes.read_heartbeat(folder)
     final = next(float(row[3]) for row in rows if row[1:3] == ("eval/episodic_return", "mean"))
