@@ -43,9 +43,9 @@ suites() { # what to do with each, and which alone: a suite's environment, its r
     on "$@" cartpole-identical10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
     on "$@" sac --env-id cartpole-goals10 --steps 102400 --seeds 10 --methods varshare varshare-sac --trials 12 --trial-steps 51200 --best 3
     on "$@" lunarlander20-goals --steps 2000000 --seeds 5 --methods $few --trials 12 --trial-steps 1000000 --best 3
+    on "$@" lunarlander20 --steps 2000000 --seeds 5 --methods $few --settings lunarlander20-goals
     on "$@" mt10 --steps 5000000 --seeds 3 --score success --methods $metaworld --rates 0.0003 0.001 0.003 --trial-steps 1000000
     on "$@" mt10-20M --env-id mt10 --steps 20000000 --seeds 2 --score success --methods varshare-recentred --settings mt10
-    on "$@" lunarlander20 --steps 2000000 --seeds 5 --methods $few --settings lunarlander20-goals
 }
 
 on() { # what, which ("" is all), then a line of the table above

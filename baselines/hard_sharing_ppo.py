@@ -91,13 +91,11 @@ LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
 METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, envs_per_task=4)
-METAWORLD |= dict(num_steps=500, num_minibatches=8, update_epochs=8, hidden_sizes=(128, 128))
-METAWORLD |= dict(norm_obs=True, norm_value=True, norm_critic=True)
-METAWORLD |= dict(eval_episodes=50, eval_interval_episodes=5)
+METAWORLD |= dict(num_steps=500, num_minibatches=8, update_epochs=8, hidden_sizes=(128, 128), norm_obs=True)
+METAWORLD |= dict(norm_value=True, norm_critic=True, eval_episodes=50, eval_interval_episodes=5)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
-ENV_DEFAULTS |= {"cartpole-goals10": CARTPOLE_GOALS, "cartpole-goals-physics10": CARTPOLE_GOALS}
-ENV_DEFAULTS |= {"cartpole-goals10-sparse": CARTPOLE_GOALS}
-ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER_GOALS}
+ENV_DEFAULTS |= dict.fromkeys(("cartpole-goals10", "cartpole-goals10-sparse"), CARTPOLE_GOALS)
+ENV_DEFAULTS |= {"cartpole-goals-physics10": CARTPOLE_GOALS, "lunarlander20-goals": LUNARLANDER_GOALS}
 ENV_DEFAULTS |= dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
 
 # each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
@@ -115,10 +113,7 @@ def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
 
 
 def mlp(x: Tensor, W: dict[str, Tensor], net: str, norm: bool = False) -> Tensor:
-    """A network of every task, "actor" or "critic": x (task, sample, obs) -> (task, sample, out).
-
-    norm: every hidden layer has mean 0 and variance 1 over its units, before the ReLU.
-    """
+    """A network of every task, "actor" or "critic": x (task, sample, obs) -> (task, sample, out)."""
     *hidden, last = [name.removesuffix(".bias") for name in W if name.startswith(net) and "bias" in name]
     for name in hidden:
         x = linear(x, W, name)

@@ -275,9 +275,9 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
 def try_rates(suite: Suite) -> bool:
     """Run every method with each of a suite's step sizes, write results/search/; whether all runs finished.
 
-    These runs are not evaluated on the way, and at the end in fewer episodes: on Meta-World that takes longer
-    than the training. Of a tie the first step size wins, and one whose run crashed has no score; nothing is
-    written before all have run.
+    These runs are not evaluated on the way, and at the end in fewer episodes: on Meta-World evaluations are a
+    good part of a short run. Of a tie the first step size wins, and one whose run crashed has no score.
+    Nothing is written before all have run.
     """
     short, pairs = {"eval-episodes": "20"}, [(m, rate) for m in suite.methods for rate in suite.rates]
     jobs = {

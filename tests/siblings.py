@@ -76,7 +76,7 @@ TRUNKS_DIFFER |= {f"Agent.{x}" for x in ("__init__", "init_weights", "act", "pol
 TRUNKS_DIFFER |= {"minibatch_gradients", "update", "log_method", "check", "train"}
 TRUNKS_CHANGES = {f"Args.{x}": 2 for x in ("total_timesteps", "learning_rate", "envs_per_task")}
 TRUNKS_CHANGES |= {f"Args.{x}": 2 for x in ("hidden_sizes", "reptile_alpha", "rollout_weights")}
-TRUNKS_CHANGES |= {"Args.beta": 2, "Args.sigma_prior": 2, "mlp": 10, "Agent.action_noise": 2}
+TRUNKS_CHANGES |= {"Args.beta": 2, "Args.sigma_prior": 2, "mlp": 7, "Agent.action_noise": 2}
 TRUNKS_CHANGES |= {"parameter_gradients": 4, "learn_sigma": 14}
 
 

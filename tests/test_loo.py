@@ -287,9 +287,7 @@ def test_no_verdict_where_a_task_blind_network_can_do_it_at_once():
     x = write_results(residual=20, **{"task-blind": 20})
     assert loo_report.claim_7(x)[0].startswith("supported")
     blind = x.runs.regime == "task-blind"
-    x.runs.loc[blind & (x.runs.task == 0), "before"] = (
-        95.0  # of 90 that are to be reached; one task is not all
-    )
+    x.runs.loc[blind & (x.runs.task == 0), "before"] = 95.0  # of 90, on one task of two
     assert loo_report.claim_7(x)[0].startswith("supported")
     x.runs.loc[blind, "before"] = 95.0
     answer, text = loo_report.claim_7(x)
