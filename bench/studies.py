@@ -167,13 +167,15 @@ RECIPES = {  # setting -> its flags beside the scripts' own for mt10
     "annealed": "--anneal-lr",
     "entropy 0.003": "--ent-coef 0.003",
     "lambda 0.97": "--gae-lambda 0.97",
+    "lambda 0.99": "--gae-lambda 0.99",
+    "lambda 0.97 entropy 0.003": "--gae-lambda 0.97 --ent-coef 0.003",
     "256 x 256": "--hidden-sizes 256 256",
     "clip norm 10": "--max-grad-norm 10",
 }
 
 
 def recipe() -> Iterator[Job]:
-    """What helps PPO on Meta-World, one change at a time: of a baseline, so that VarShare is not favoured."""
+    """What helps PPO on Meta-World, a change at a time: of a baseline, so that VarShare is not favoured."""
     for seed in SEEDS:
         for setting, flags in RECIPES.items():
             settings = parse_flags(flags) | {"eval-episodes": "20"}
