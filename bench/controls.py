@@ -266,7 +266,7 @@ def recipe(runs: pd.DataFrame) -> str:
     tasks, rows = [task for task in group.task.unique() if task != "mean"], []
     found = {setting: x[x.metric == METRICS[1]] for (_, setting), x in of_settings(group).items()}
     success = {setting: 100 * by_seed(x, METRICS[1]) for setting, x in found.items()}
-    base = success["as-it-is"]
+    base = success["base"]
     others = {s: difference(*(y.align(base, join="inner"))) for s, y in success.items() if y is not base}
     corrected = dict(zip(others, holm([d.p for d in others.values()])))
     for setting in sorted(found, key=lambda s: -success[s].mean()):
@@ -275,7 +275,7 @@ def recipe(runs: pd.DataFrame) -> str:
         if setting in others:
             rows[-1][-2:] = [others[setting].interval.text(), f"{corrected[setting]:.2g}"]
         rows[-1] += [f"{100 * by_task[task]:.0f}" for task in tasks]
-    columns = ["setting", "runs", "success, %", "minus as it is, same seeds", "p (Holm)", *tasks]
+    columns = ["setting", "runs", "success, %", "minus base, same seeds", "p (Holm)", *tasks]
     return f"## {env}, {steps:,} steps, {title_of(group.method.iloc[0])}\n\n{markdown(columns, rows)}"
 
 

@@ -201,15 +201,15 @@ def test_noise_says_what_differs_between_settings_best_first():
 
 
 def test_recipes_by_success_and_runs_of_another_time_stay():
-    for setting, mean in {"as-it-is": 400, "2-environments": 600}.items():
+    for setting, mean in {"base": 400, "2-environments": 600}.items():
         for seed in (101, 102):
             write_run("recipe", "lander", f"hard-sharing@{setting}", seed, [mean - 100.0, mean + 100.0])
     rows = rows_of(table("recipe"), "lander")  # which unlinks the models
-    assert list(rows) == ["2 environments", "as it is"]
-    assert list(rows["as it is"].values())[1:] == ["2", "40.0 [40.0, 40.0]", "", "", "30", "50"]
-    assert rows["2 environments"]["minus as it is, same seeds"] == "20.0 [20.0, 20.0]"
-    write_run("recipe", "lander", "hard-sharing@as-it-is", 103, [700.0, 900.0])
+    assert list(rows) == ["2 environments", "base"]
+    assert list(rows["base"].values())[1:] == ["2", "40.0 [40.0, 40.0]", "", "", "30", "50"]
+    assert rows["2 environments"]["minus base, same seeds"] == "20.0 [20.0, 20.0]"
+    write_run("recipe", "lander", "hard-sharing@base", 103, [700.0, 900.0])
     Path("runs/recipe__lander__hard-sharing@2-environments__101/model.pt").touch()  # again, not twice
     rows = rows_of(table("recipe"), "lander")
-    assert rows["as it is"]["runs"] == "3" and rows["as it is"]["success, %"].startswith("53.3 [")
+    assert rows["base"]["runs"] == "3" and rows["base"]["success, %"].startswith("53.3 [")
     assert rows["2 environments"]["runs"] == "2" and rows["2 environments"]["a"] == "50"

@@ -111,9 +111,9 @@ LUNARLANDER |= dict(eval_interval_episodes=5)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
 LUNARLANDER_GOALS |= dict(beta=0.0001, sigma_prior=0.01)
-METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, envs_per_task=4)
-METAWORLD |= dict(num_steps=500, num_minibatches=8, update_epochs=8, hidden_sizes=(128, 128), norm_obs=True)
-METAWORLD |= dict(norm_value=True, norm_critic=True, eval_episodes=50, eval_interval_episodes=5)
+METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, hidden_sizes=(128, 128))
+METAWORLD |= dict(envs_per_task=4, num_steps=500, num_minibatches=8, update_epochs=8, norm_critic=True)
+METAWORLD |= dict(gae_lambda=0.97, norm_obs=True, norm_value=True, eval_episodes=50, eval_interval_episodes=5)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= dict.fromkeys(("cartpole-goals10", "cartpole-goals10-sparse"), CARTPOLE_GOALS)
 ENV_DEFAULTS |= {"cartpole-goals-physics10": CARTPOLE_GOALS, "lunarlander20-goals": LUNARLANDER_GOALS}
