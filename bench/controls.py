@@ -273,7 +273,7 @@ def recipe(runs: pd.DataFrame) -> str:
         x, by_task = success[setting], found[setting].groupby("task").value.mean()
         rows.append([setting.replace("-", " "), str(len(x)), mean_interval(x).text(), "", ""])
         if setting in others:
-            rows[-1][-2:] = [others[setting].interval.text(), f"{corrected[setting]:.2g}"]
+            rows[-1][-2:] = [others[setting].interval.text(), f"{corrected[setting]:.2g}".replace("nan", "-")]
         rows[-1] += [f"{100 * by_task[task]:.0f}" for task in tasks]
     columns = ["setting", "runs", "success, %", "minus base, same seeds", "p (Holm)", *tasks]
     return f"## {env}, {steps:,} steps, {title_of(group.method.iloc[0])}\n\n{markdown(columns, rows)}"
