@@ -79,7 +79,7 @@ def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
     for method, rows in trials.groupby("method"):
         budget = 14 * 3 * STEPS
         assert budget - 3 * STEPS < rows.steps.sum() <= budget, method
-        assert len(rows) == 14 or (rows.state == "dropped").any()  # which leaves room for others
+        assert len(rows) == 14 or (rows.state != "complete").any()  # dropped or crashed: room for others
         assert not rows.settings.duplicated().any()
         names = set(parse_flags(rows.settings.iloc[0]))
         assert names == set(tune.METHODS[method].space)
