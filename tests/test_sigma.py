@@ -235,10 +235,8 @@ def test_a_fixed_sigma_is_noise_in_l2softs_gradient():
     torch.testing.assert_close(still, l2soft.minibatch_gradients(without, batch, args)[0])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=[pytest.mark.learns] if "samples" not in x else []) for x in probes.VARIANTS],
-)
+@pytest.mark.learns
+@pytest.mark.parametrize("name", probes.VARIANTS)
 def test_variants_learn_from_sampled_rollouts(name):
     script = probes.load_script(name)
     at, _ = probes.learn(script, "RewardOfBoth", rollout_weights="sample")
