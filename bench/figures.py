@@ -69,7 +69,7 @@ def plot_curves(runs: pd.DataFrame, title: str, highest: float | None) -> Figure
     others = [m for m in by_method if m not in residual]
     panels = {"residuals": residual, "others": others} if residual and others else {"": list(by_method)}
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
-    figure.suptitle(heading(title, runs), fontsize=11)
+    figure.suptitle(heading(title, runs), fontsize=11, wrap=True)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     best = best_first({m: by_method[m] for m in residual})[0] if residual else None
     for ax, (name, methods) in zip(axes, panels.items()):

@@ -27,7 +27,8 @@ def write_suite(folder: Path) -> str:
     result, configs = read_result(folder), pd.read_csv(folder / "configs.csv")
     title = f"{result.env}, {result.steps:,} steps"
     missing = configs[~configs.finished]
-    notes = [f"{len(configs) - len(missing)} runs, one core each"]
+    finished = len(configs) - len(missing)
+    notes = [f"{finished} run{'s' * (finished != 1)}, one core each"]
     notes[0] += f" ({', '.join(configs.hardware.dropna().unique())}; "
     notes[0] += f"commit {', '.join(f'`{x}`' for x in configs.git_commit.dropna().unique())})."
     if len(missing):
