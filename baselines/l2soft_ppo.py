@@ -92,13 +92,14 @@ class Args:
 
 # what differs from the defaults above, per environment; flags on the command line win
 LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
-LUNARLANDER |= dict(eval_interval_episodes=5)
+LUNARLANDER |= dict(eval_interval_episodes=5, l2_coef=0.006)
 CARTPOLE_GOALS = dict(norm_value=True)
 LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
 LUNARLANDER_GOALS |= dict(l2_coef=0.001)
 METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, hidden_sizes=(128, 128))
 METAWORLD |= dict(envs_per_task=4, num_steps=500, num_minibatches=8, update_epochs=8, norm_critic=True)
 METAWORLD |= dict(gae_lambda=0.97, norm_obs=True, norm_value=True, eval_episodes=50, eval_interval_episodes=5)
+METAWORLD |= dict(l2_coef=0.0016)
 ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
 ENV_DEFAULTS |= dict.fromkeys(("cartpole-goals10", "cartpole-goals10-sparse"), CARTPOLE_GOALS)
 ENV_DEFAULTS |= {"cartpole-goals-physics10": CARTPOLE_GOALS, "lunarlander20-goals": LUNARLANDER_GOALS}

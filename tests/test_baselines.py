@@ -304,6 +304,15 @@ def test_a_rollout_of_varshare_without_noise_and_kl_is_l2softs_without_penalty(m
         torch.testing.assert_close(agent[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("env_id", ["cartpole10", *varshare.ENV_DEFAULTS])
+def test_penalties_are_equal_in_every_environment(env_id):
+    """lambda of VarShare, which is beta / (2 N_m sigma_prior^2), is L2Soft's and that of a fixed sigma."""
+    fixed = probes.load_script("variants/varshare_fixed_sigma_ppo.py")
+    ours, *others = (x.Args(**x.ENV_DEFAULTS.get(env_id, {})) for x in (varshare, l2soft, fixed))
+    penalty = ours.beta / (2 * ours.samples_per_task * ours.sigma_prior**2)
+    assert [x.l2_coef for x in others] == pytest.approx([penalty] * 2, rel=0.05)
+
+
 def test_l2soft_recentres_after_every_update_phase():
     changes = {"l2_coef": 0.0, "total_timesteps": 5120}
     plain, moved = (

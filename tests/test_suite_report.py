@@ -284,7 +284,7 @@ def test_partial_results_are_reported_with_what_is_missing(capsys):
     Path("runs/suite__pcgrad__2/command").write_text("of other settings\n")
     collect(suite, Path("results/suite"))
     text = write_suite(Path("results/suite"))
-    assert "Missing: 3 runs, as varshare, seed 1." in text and "1 runs, one core each (abacus;" in text
+    assert "Missing: 3 runs, as varshare, seed 1." in text and "1 run, one core each (abacus;" in text
     assert (
         "cannot tell methods apart**: there is no task-blind control" in text
         and "minus task-blind" not in text
