@@ -40,7 +40,7 @@ class Result:
         searched_on: the suite whose search chose the settings.
         runs: runs.csv.
         by_method: of it.
-        ceiling: mean over tasks of what each allows, None where it is not known.
+        ceiling: mean over tasks of what each allows, None where it is not known; of success 100.
         able, why: whether the suite can tell methods apart.
     """
 
@@ -56,7 +56,7 @@ class Result:
 
     @property
     def target(self) -> float | None:
-        """Return that methods are timed to."""
+        """Score that methods are timed to."""
         return None if self.ceiling is None else THRESHOLD * self.ceiling
 
 
@@ -64,7 +64,7 @@ def read_result(folder: Path) -> Result:
     """A suite's, from results/SUITE."""
     runs, configs = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "configs.csv")
     env, steps, searched_on = configs[["env", "steps", "searched_on"]].iloc[0]
-    by_method, highest = scores(runs), None if measure(runs) == SUCCESS else ceiling(env)  # of returns
+    by_method, highest = scores(runs), 100.0 if measure(runs) == SUCCESS else ceiling(env)
     means = {title_of(m) if m != BLIND else m: s.means for m, s in by_method.items()}
     power = can_tell(means, highest)
     return Result(folder.name, env, int(steps), searched_on, runs, by_method, highest, *power)

@@ -165,7 +165,10 @@ def settings_table(settings: pd.DataFrame) -> str:
 
 
 def rates_table(trials: pd.DataFrame) -> str:
-    """What each step size reached, one run each, where nothing else was tried; the chosen is bold."""
+    """What each step size reached, one run each, where nothing else was tried; the chosen is bold.
+
+    By return or by success in percent, as the suite is scored.
+    """
     flags = trials.settings.map(parse_flags)
     by_rate = trials.assign(rate=[x["learning-rate"] for x in flags]).pivot(
         index="method", columns="rate", values="final"
@@ -176,4 +179,6 @@ def rates_table(trials: pd.DataFrame) -> str:
         cells = ["crashed" if math.isnan(x) else f"{x:.1f}" for x in finals]
         cells = [f"**{cell}**" if x == finals.max() else cell for x, cell in zip(finals, cells)]
         rows.append([title_of(method), *cells, f"{trials[trials.method == method].steps.sum() / 1e6:.1f} M"])
-    return markdown(["method", *by_rate, "steps spent"], rows)
+    head = f"What one run of {trials.steps.max():,} steps ended with, for each step size (success in % on "
+    head += "Meta-World). The best is the method's setting. This is no comparison of methods.\n\n"
+    return head + markdown(["method", *by_rate, "steps spent"], rows)

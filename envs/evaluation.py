@@ -69,7 +69,7 @@ def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> E
     Args:
         agent: of a script, with `weights`, `unpack` and `policy`.
         envs: from `envs.make`, as many of each task as episodes are to be played; reset.
-        seed: of the run; the episodes are those of its stream 1, which training has not seen.
+        seed: of the run; the episodes are those of its stream 1, whose seeds training does not use.
 
     Returns:
         As `play_episodes`.

