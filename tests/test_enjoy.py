@@ -200,15 +200,15 @@ def test_episodes_do_not_depend_on_rounds_or_on_the_tasks_played(run, part, weig
         played.clear()
         return play(args)[1], first_steps(played)
 
-    _, returns, lengths, _, _ = play(Args(run, weights, 2, episodes=7))
+    _, returns, lengths, _, _ = play(Args(run, weights, 2, episodes=4))
     starts = first_steps(played)
-    assert returns.shape == lengths.shape == (10, 7) and (lengths > 0).all()
-    names, some, _, _, _ = play(Args(run, weights, 2, episodes=7, tasks=(3, 0)))
+    assert returns.shape == lengths.shape == (10, 4) and (lengths > 0).all()
+    names, some, _, _, _ = play(Args(run, weights, 2, episodes=4, tasks=(3, 0)))
     assert names == [read_model(run)["task_names"][i] for i in (3, 0)]
     assert np.array_equal(some, returns[[3, 0]])
     for name, size, tasks in (("ENVS_PER_TASK", 3, range(10)), ("WEIGHTS_AT_A_TIME", 1, (0,))):
         monkeypatch.setattr(enjoy, name, size)  # of the latter one environment a round is always possible
-        some, some_starts = returns_and_start(Args(run, weights, 2, episodes=7, tasks=tuple(tasks)))
+        some, some_starts = returns_and_start(Args(run, weights, 2, episodes=4, tasks=tuple(tasks)))
         assert_same_episodes(some, some_starts, returns[list(tasks)], [x[list(tasks)] for x in starts])
     full, some = play(Args(part, weights, 2)), play(Args(part, weights, 2, tasks=(7, 5)))  # by suite index
     assert some[0] == [full[0][2], full[0][0]] and np.array_equal(some[1], full[1][[2, 0]])
