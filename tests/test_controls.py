@@ -96,7 +96,7 @@ def test_a_grid_that_is_not_complete_is_reported_as_far_as_it_went():
         write_run("normalisation", "goals", "varshare@none", seed, [100.0, 100.0])
         write_run("normalisation", "goals", "varshare@obs", seed, [110.0, 110.0])
     write_run("normalisation", "goals", "l2soft@value", 1, [50.0, 50.0])
-    assert "**cannot tell** | there is no task-blind control" in text
+    assert "**cannot tell** | there is nothing to compare" in text
     assert rows_of(text, "cartpole10")["varshare"]["minus task-blind"] == ""
     rows = rows_of(table("normalisation"), "goals")
     assert list(rows["varshare"].values())[1:] == ["100.0 +- 0.0", "110.0 +- 0.0", "", ""]
