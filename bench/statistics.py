@@ -118,10 +118,10 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
         ceiling: mean over tasks of what each allows, None where it is not known.
     """
     others = {method: x for method, x in runs.items() if method != BLIND}
-    if BLIND not in runs or not others:
-        return False, "there is no task-blind control to beat" if len(
-            runs
-        ) > 1 else "there is nothing to compare"
+    if len(runs) < 2:
+        return False, "there is nothing to compare"
+    if BLIND not in runs:
+        return False, "there is no task-blind control to beat"
     height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
     differences = {method: difference(x, runs[BLIND]) for method, x in others.items()}
     corrected = dict(zip(differences, holm([d.p for d in differences.values()])))
@@ -129,11 +129,11 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     interval = differences[best].interval
     seen = f"the best method, {best}, has {others[best].mean():.1f}, task-blind {runs[BLIND].mean():.1f}"
     seen += f": {interval.text()} more"
-    if interval.low > 0 and not corrected[best] < 1 - CONFIDENCE:
-        few = f"{len(others[best])} runs of each do not show that task-blind is beaten"
-        return False, f"{few} (p {corrected[best]:.2g}, Holm, {len(others)} methods); {seen}{height}"
     if not interval.low > 0:
         return False, f"task-blind is not beaten; {seen}{height}"
+    if not corrected[best] < 1 - CONFIDENCE:
+        few = f"{len(others[best])} runs of each do not show that task-blind is beaten"
+        return False, f"{few} (p {corrected[best]:.2g}, Holm, {len(others)} methods); {seen}{height}"
     if ceiling is not None and min(x.mean() for x in others.values()) >= AT_CEILING * ceiling:
         return False, f"all methods but task-blind are at the ceiling of {ceiling:.1f}; {seen}"
     return True, f"{seen}{height}"

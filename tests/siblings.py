@@ -140,7 +140,8 @@ def count_changed(old: list[str], new: list[str]) -> int:
     for line in old:
         matches = row & places.get(line, 0)
         row = (row + matches | row - matches) & ones
-    return len(old) + len(new) - 2 * (len(new) - row.bit_count())
+    common = len(new) - row.bit_count()
+    return len(old) + len(new) - 2 * common
 
 
 def compare(old: Definitions, new: Definitions, free: set[str], changes: dict[str, int]) -> list[str]:
