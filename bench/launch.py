@@ -150,25 +150,28 @@ def show(line: str, *, changed: bool = True) -> None:
 
 def launch(jobs: Iterable[Job]) -> bool:
     """Run all that have not finished, here; whether all have then."""
-    jobs, start, shown = list(jobs), time.monotonic(), ""
+    jobs, shown, failed, at_a_time = list(jobs), "", 0, jobs_at_a_time()
     waiting = deque(job for job in jobs if not job.finished)
-    before, failed, at_a_time = len(jobs) - len(waiting), 0, jobs_at_a_time()
-    running: dict[Future, Job] = {}
+    running: dict[Future, tuple[Job, float | None]] = {}  # and when it began, if it did now
+    durations: list[float] = []  # of runs that did not continue from a checkpoint
     with ThreadPoolExecutor(at_a_time) as pool:
         while running or (waiting and not stopping.is_set()):
             while waiting and len(running) < at_a_time and not stopping.is_set():
                 job = waiting.popleft()
-                running[pool.submit(run, job)] = job
+                anew = not Path("runs", job.name, "checkpoint.pt").exists()
+                running[pool.submit(run, job)] = job, time.monotonic() if anew else None
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                job, code = running.pop(future), future.result()
+                (job, began), code = running.pop(future), future.result()
                 if code == BUSY:  # come back to it when the others are done
                     waiting.append(job)
                 else:
                     failed += code not in (0, *STOPPED)
+                    if code == 0 and began:
+                        durations.append(time.monotonic() - began)
             finished = sum(job.finished for job in jobs)
             eta = ""
-            if finished > before:
-                seconds = (time.monotonic() - start) * (len(jobs) - finished) / (finished - before)
+            if durations:
+                seconds = sum(durations) / len(durations) * (len(jobs) - finished) / at_a_time
                 eta = f", {seconds / 60:.0f} min left"
             line = f"{finished}/{len(jobs)} finished, {failed} failed"
             show(line + eta, changed=line != shown)

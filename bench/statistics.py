@@ -129,6 +129,8 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     interval = differences[best].interval
     seen = f"the best method, {best}, has {others[best].mean():.1f}, task-blind {runs[BLIND].mean():.1f}"
     seen += f": {interval.text()} more"
+    if not math.isfinite(interval.low):
+        return False, f"one run of each shows nothing; {seen}{height}"
     if not interval.low > 0:
         return False, f"task-blind is not beaten; {seen}{height}"
     if not corrected[best] < 1 - CONFIDENCE:

@@ -254,3 +254,25 @@ def test_runs_that_another_process_has_begun_are_waited_for(monkeypatch):
     monkeypatch.setattr(launch, "run", run)
     assert launch.launch([launch.Job(name, "script.py", "") for name in "abc"])
     assert calls.count("a") == 3 and calls.count("b") == calls.count("c") == 1
+
+
+def test_what_is_left_is_estimated_from_runs_that_began_now(monkeypatch, capsys):
+    """A run that continued from a checkpoint took less than the others will."""
+
+    def run(job):
+        now[0] += 60 if job.name == "continued" else 6000
+        folder = Path("runs") / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.pt").touch()
+        (folder / "command").write_text(job.command)
+        return 0
+
+    now = [1.0]
+    monkeypatch.setenv("JOBS", "1")
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
+    Path("runs/continued").mkdir(parents=True)
+    Path("runs/continued/checkpoint.pt").touch()
+    launch.launch([launch.Job(name, "script.py", "") for name in ("continued", "b", "c", "d")])
+    left = [line.partition("failed")[2] for line in capsys.readouterr().out.splitlines()]
+    assert left == ["", ", 200 min left", ", 100 min left", ", 0 min left"]
