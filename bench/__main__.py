@@ -97,6 +97,9 @@ def study(name: Name, dry_run: bool = False, report_only: bool = False) -> bool:
         launch.submit(name, jobs, [name, "--report-only"])
         return True
     done = report_only or launch.launch(jobs)
+    if not (any(job.finished for job in jobs) or Path("results", name, "runs.csv").exists()):
+        print(f"{name}: no run has finished yet")
+        return done
     from bench import controls, noise, posterior
 
     own = {"noise": noise.main, "posterior": posterior.main}

@@ -135,6 +135,7 @@ def test_the_committed_settings_are_accepted():
         ("posterior", 436),
         ("serial", 10 * 2 * 5 * 2),
         ("ranks", 10 * 5),
+        ("recipe", 11 * 3),
     ],
 )
 def test_studies_have_settings_that_scripts_accept(suite, number):
@@ -168,6 +169,11 @@ def test_studies_have_settings_that_scripts_accept(suite, number):
         assert {method for method, *_ in seen} == {"task-blind", "independent", "hard-sharing", "varshare"}
         without = {"lunarlander20-continuous", "cartpole-goals10-sparse", "mt10", "mt10-reward-v1", "mt50"}
         assert {env for _, env, _ in seen} == set(probes.envs.ENV_IDS) - without
+
+
+def test_the_report_of_a_study_without_runs_says_so():
+    code, output = finish(benchmark("posterior", "--report-only"))
+    assert code == 0 and output.strip() == "posterior: no run has finished yet"
 
 
 def test_knobs():
