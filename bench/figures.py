@@ -71,6 +71,8 @@ def plot_curves(runs: pd.DataFrame, title: str, highest: float | None) -> Figure
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
     figure.suptitle(heading(title, runs), fontsize=11, wrap=True)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    if measure(runs) == SUCCESS:
+        axes[0].set_ylim(-3, 103)  # intervals of few runs reach beyond what is possible
     best = best_first({m: by_method[m] for m in residual})[0] if residual else None
     for ax, (name, methods) in zip(axes, panels.items()):
         for method in methods:
