@@ -111,7 +111,8 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
 
     It cannot where the task-blind control, one network that is not told the task, is not beaten by the best
     method (an interval above 0, and p corrected for having chosen it among them), or where all the others are
-    at the ceiling: then what is compared is not how tasks are shared.
+    at the ceiling: then what is compared is not how tasks are shared. Where task-blind is not beaten the
+    reason says whether the interval lies below the margin or the runs were too few.
 
     Args:
         runs: method -> mean return over tasks of each run, by seed.
@@ -131,9 +132,9 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     seen += f": {interval.text()} more"
     if not math.isfinite(interval.low):
         return False, f"one run of each shows nothing; {seen}{height}"
-    if not interval.low > 0:
+    if interval.high <= margin(x.mean() for x in runs.values()):
         return False, f"task-blind is not beaten; {seen}{height}"
-    if not corrected[best] < 1 - CONFIDENCE:
+    if not (interval.low > 0 and corrected[best] < 1 - CONFIDENCE):
         few = f"{len(others[best])} runs of each do not show that task-blind is beaten"
         return False, f"{few} (p {corrected[best]:.2g}, Holm, {len(others)} methods); {seen}{height}"
     if ceiling is not None and min(x.mean() for x in others.values()) >= AT_CEILING * ceiling:

@@ -158,6 +158,8 @@ def test_a_suite_on_which_task_blind_does_as_well_cannot_tell():
     few = {"task-blind": [55, 52, 50]} | {f"m{i}": [67.0 - i, 72, 74] for i in range(5)}
     able, why = can_tell({method: pd.Series(x) for method, x in few.items()}, 100)
     assert not able and "3 runs of each do not show that task-blind is beaten (p 0.17" in why
+    few = {"task-blind": pd.Series([55, 43, 68]), "varshare": pd.Series([88, 91, 80])}  # 30 [-11, 72] more
+    assert "3 runs of each do not show that task-blind is beaten" in can_tell(few, 100)[1]
     assert not can_tell({"task-blind": runs(400)}, None)[0]
     able, why = can_tell({"task-blind": runs(100, n=1), "varshare": runs(400, n=1)}, None)
     assert not able and why.startswith("one run of each shows nothing")
