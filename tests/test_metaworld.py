@@ -142,6 +142,16 @@ def test_protocol():
     assert [one.goal_number for one in env.envs] != goals
 
 
+def test_only_reach_and_pick_place_begin_alike():
+    """Which of these two an episode is of no first observation tells; of every other task it does."""
+    mt10 = envs.make("mt10", 20)
+    obs = mt10.reset(seed=1)[0].reshape(10, 20, 39)
+    low, high = obs.min(1), obs.max(1)  # (task, feature)
+    overlap = ((low[:, None] <= high) & (low <= high[:, None])).all(2)  # (task, task), in every feature
+    alike = [(mt10.task_names[i], mt10.task_names[j]) for i, j in np.argwhere(np.triu(overlap, 1))]
+    assert alike == [("reach-v3", "pick-place-v3")]
+
+
 def test_success_is_of_any_step_of_the_episode():
     env = envs.make_single("mt10", task=0).unwrapped
     env.reset(seed=0)
