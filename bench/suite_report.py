@@ -32,9 +32,8 @@ def write_suite(folder: Path) -> str:
     notes[0] += f" ({', '.join(configs.hardware.dropna().unique())}; "
     notes[0] += f"commit {', '.join(f'`{x}`' for x in configs.git_commit.dropna().unique())})."
     if len(missing):
-        notes.append(
-            f"Missing: {len(missing)} runs, as {missing.method.iloc[0]}, seed {missing.seed.iloc[0]}."
-        )
+        runs = f"{len(missing)} run{'s' * (len(missing) != 1)}"
+        notes.append(f"Missing: {runs}, as {missing.method.iloc[0]}, seed {missing.seed.iloc[0]}.")
     notes.append("In brackets 95 % intervals over runs: Student's t, of medians order statistics.")
     able = f"**This suite {'can' if result.able else 'cannot'} tell methods apart**: {result.why}."
     text = f"# {title}\n\n{able}\n\n{' '.join(notes)}\n\n{make_table(result.runs, result.target)}"

@@ -246,7 +246,7 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(capsys):
     assert "checkpoint.pt is not a checkpoint" in output  # the last line of its log
     assert "1/2 finished, 1 failed" in output
     table = Path("results/cartpole10/table.md")
-    assert "Missing: 1 runs, as hard-sharing, seed 2" in table.read_text()
+    assert "Missing: 1 run, as hard-sharing, seed 2" in table.read_text()
     finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*__*/model.pt")}
     assert len(finished) == 1
 
@@ -377,7 +377,7 @@ def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     assert model.parent.name == "cartpole10__hard-sharing__2"
     wrapped = report[report.index("--wrap") + 1]
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | TINY | task)
-    assert "Missing: 1 runs" in Path("results/cartpole10/table.md").read_text()
+    assert "Missing: 1 run," in Path("results/cartpole10/table.md").read_text()
 
     _, array, report = submit(SBATCH="--partition=long --time=2:00:00", JOBS="")
     assert array[array.index("--array") + 1] == "1-1"  # what is left
