@@ -132,7 +132,7 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     seen += f": {interval.text()} more"
     if not math.isfinite(interval.low):
         return False, f"one run of each shows nothing; {seen}{height}"
-    if interval.high <= margin(x.mean() for x in runs.values()):
+    if not interval.low > 0 and interval.high <= margin(x.mean() for x in runs.values()):
         return False, f"task-blind is not beaten; {seen}{height}"
     if not (interval.low > 0 and corrected[best] < 1 - CONFIDENCE):
         few = f"{len(others[best])} runs of each do not show that task-blind is beaten"

@@ -160,6 +160,7 @@ def test_a_suite_on_which_task_blind_does_as_well_cannot_tell():
     assert not able and "3 runs of each do not show that task-blind is beaten (p 0.17" in why
     few = {"task-blind": pd.Series([55, 43, 68]), "varshare": pd.Series([88, 91, 80])}  # 30 [-11, 72] more
     assert "3 runs of each do not show that task-blind is beaten" in can_tell(few, 100)[1]
+    assert can_tell({"task-blind": runs(490), "varshare": runs(495, seed=1)}, None)[0]  # within the margin
     assert not can_tell({"task-blind": runs(400)}, None)[0]
     able, why = can_tell({"task-blind": runs(100, n=1), "varshare": runs(400, n=1)}, None)
     assert not able and why.startswith("one run of each shows nothing")
