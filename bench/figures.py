@@ -19,6 +19,8 @@ from bench.statistics import BLIND, mean_interval
 from bench.style import CYCLE, GREY, color_of, line_of
 from bench.tables import best_first, measure, scores, title_of
 
+FEW = 3  # of fewer runs Student's t makes an interval that covers a figure
+
 
 def residual_methods(runs: pd.DataFrame) -> list[str]:
     """Those that log the norm of residuals, in the order of methods.csv."""
@@ -45,16 +47,20 @@ def bands(curve: pd.DataFrame) -> np.ndarray:
 
 
 def draw_curve(ax: Axes, method: str, x: Iterable[float], curve: pd.DataFrame, **options) -> None:
-    """Mean over runs and its 95 % interval."""
+    """Mean over runs and its 95 % interval; below `FEW` runs the runs, as their interval says nothing."""
     mean, low, high = bands(curve)
     ax.plot(x, mean, line_of(method), color=color_of(method), lw=1.8, label=title_of(method), **options)
-    ax.fill_between(x, low, high, color=color_of(method), alpha=0.13, lw=0)
+    if len(curve) < FEW:
+        ax.plot(x, curve.to_numpy().T, color=color_of(method), lw=0.8, alpha=0.6)
+    else:
+        ax.fill_between(x, low, high, color=color_of(method), alpha=0.13, lw=0)
 
 
 def heading(title: str, runs: pd.DataFrame) -> str:
     """Of evaluations over time."""
     what = "success in %, evaluation" if measure(runs) == SUCCESS else "evaluation"
-    return f"{title}: {what}, mean over tasks, 95 % intervals over runs"
+    few = runs.groupby("method").seed.nunique().min() < FEW
+    return f"{title}: {what}, mean over tasks, {'thin lines are runs' if few else '95 % intervals over runs'}"
 
 
 def label_steps(ax: Axes) -> None:
@@ -69,7 +75,7 @@ def plot_curves(runs: pd.DataFrame, title: str, highest: float | None) -> Figure
     others = [m for m in by_method if m not in residual]
     panels = {"residuals": residual, "others": others} if residual and others else {"": list(by_method)}
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
-    figure.suptitle(heading(title, runs), fontsize=11, wrap=True)
+    figure.suptitle(heading(title, runs), fontsize=11 if len(panels) > 1 else 9, wrap=True)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     if measure(runs) == SUCCESS:
         axes[0].set_ylim(-3, 103)  # intervals of few runs reach beyond what is possible

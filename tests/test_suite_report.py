@@ -302,7 +302,7 @@ def test_partial_results_are_reported_with_what_is_missing(capsys):
 
 def test_no_axes_have_more_than_eight_curves():
     means = dict.fromkeys(PPO, 100.0) | {"l2soft-recentred": 120.0}
-    runs = runs_of(collected("suite", means, seeds=2))
+    runs = runs_of(collected("suite", means, seeds=3))
     drawn = []
     for ax in figures.plot_curves(runs, "title", 500.0).axes:
         lines = {line.get_label(): line for line in ax.get_lines()}
@@ -323,9 +323,22 @@ def test_no_axes_have_more_than_eight_curves():
     assert [line.get_label() for line in ax.get_lines()] == ["VarShare", "L2Soft"]
 
 
+def test_two_runs_are_drawn_and_three_have_an_interval():
+    for seeds in (2, 3):
+        runs = runs_of(collected(f"suite{seeds}", {"varshare": 100.0}, seeds=seeds))
+        figure = figures.plot_curves(runs, "title", None)
+        (ax,) = figure.axes
+        mean, *thin = ax.get_lines()
+        assert (len(thin), len(ax.collections)) == ((2, 0) if seeds == 2 else (0, 1))
+        assert ("thin lines are runs" if thin else "95 % intervals") in figure.get_suptitle()
+        if thin:
+            expected = np.mean([line.get_ydata() for line in thin], axis=0)
+            np.testing.assert_allclose(mean.get_ydata(), expected)
+
+
 def test_variants_have_a_figure_of_their_own():
     means = {m: 100.0 + 30 * i for i, m in enumerate(PORTFOLIO)} | dict.fromkeys(PPO, 90.0)
-    out = collected("suite", means, seeds=2)
+    out = collected("suite", means, seeds=3)
     every, best = figures.plot_variants(runs_of(out), "title", 500.0).axes
     drawn = [[line.get_label() for line in ax.get_lines()][:-1] for ax in (every, best)]
     assert drawn[0] == [title_of(m) for m in ("varshare", *PORTFOLIO)] and len(drawn[0]) < MAX_CURVES
