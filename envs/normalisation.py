@@ -1,4 +1,4 @@
-"""Normalisation of observations and of the critic's targets, the same for every script."""
+"""Normalisation of observations, of the critic's targets and of rewards, the same for every script."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from envs.metrics import Episodes
 
 
 class RunningNorm(nn.Module):
@@ -19,7 +21,7 @@ class RunningNorm(nn.Module):
         """Start as the identity.
 
         Args:
-            shape: of the mean, e.g. (obs,) for a mean of every dimension.
+            shape: of the mean: (obs,) for one of every dimension, (task, 1) for one of every task.
             on: else it stays the identity.
             decay: of the weight of what was seen before, at every call of `see`.
             limit: normalised numbers are clipped to -limit .. limit.
@@ -33,20 +35,52 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def see(self, x: Tensor) -> None:
-        """Take in numbers (..., *shape)."""
+        """Take in numbers of a shape that the mean's broadcasts to: (..., obs), or (task, sample)."""
         if not self.on:
             return
-        x = x.reshape(-1, *self.mean.shape).double()
-        new = torch.stack((torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)), dim=-1)
-        self.sums.mul_(self.decay).add_(new)
-        count, total, squares = self.sums.unbind(-1)
-        self.mean.copy_(total / count)
-        self.std.copy_(((squares / count - (total / count).square()).clamp(min=0) + 1e-8).sqrt())
+        x, shape = x.double(), self.mean.shape
+        new = (torch.ones_like(x), x, x.square())
+        self.sums.mul_(self.decay).add_(torch.stack([y.sum_to_size(shape) for y in new], dim=-1))
+        mean, std = mean_and_std(self.sums)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (..., *shape)."""
+        """Normalise (..., obs), or (task, sample)."""
         return ((x - self.mean) / self.std).clamp(-self.limit, self.limit) if self.on else x
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Undo `forward`, but for the clipping."""
+        """Undo `forward`, except for the clipping."""
         return x * self.std + self.mean if self.on else x
+
+
+def mean_and_std(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Of count, sum and sum of squares, (..., 3)."""
+    count, total, squares = sums.unbind(-1)
+    variance = (squares / count - (total / count).square()).clamp(min=0)
+    return total / count, (variance + 1e-8).sqrt()
+
+
+@torch.no_grad()
+def scale_rewards(stats: Tensor, rewards: Tensor, done: Tensor, episodes: Episodes, gamma: float) -> Tensor:
+    """Divide rewards by the running standard deviation of the discounted return of their task.
+
+    Gymnasium's NormalizeReward, with one estimate for all environments of a task, brought up to date with a
+    whole rollout before it is used.
+
+    Args:
+        stats: (task, 3) float64, count, sum and sum of squares of the discounted return; updated in place.
+        rewards, done: (step, task, env), of a rollout.
+        episodes: the running ones, whose discounted returns so far are updated in place.
+        gamma: discount.
+
+    Returns:
+        The scaled rewards (step, task, env).
+    """
+    seen, running = torch.empty_like(rewards), episodes.discounted
+    for t in range(len(rewards)):
+        seen[t] = running.mul_(gamma).add_(rewards[t])
+        running *= 1 - done[t]
+    seen = seen.transpose(0, 1).flatten(1).double()
+    stats += torch.stack((torch.ones_like(seen), seen, seen.square())).sum(2).T
+    return rewards / mean_and_std(stats)[1].float().unsqueeze(1)

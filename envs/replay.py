@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from envs.runs import fail
+from envs.settings import fail
 
 
 def check_memory(size: int, device: torch.device) -> str:

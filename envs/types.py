@@ -1,4 +1,4 @@
-"""Types of settings that say which numbers make sense: `check_args` in runs.py refuses others."""
+"""Types of settings that say which numbers make sense: `check_args` in settings.py refuses others."""
 
 import math
 from collections.abc import Callable

@@ -31,8 +31,12 @@ def select_tasks(num_tasks: int, tasks: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Refuse what a plain network cannot read or act in.
+def read_spaces(observation_space: gym.Space, action_space: gym.Space) -> tuple[int, int, bool]:
+    """Sizes of what a plain network reads and acts in.
+
+    Returns:
+        Numbers in an observation; numbers in an action, or the number of discrete actions; whether they are
+        discrete.
 
     Raises:
         ValueError: observations that are not a flat Box, or actions that are neither Discrete (from 0) nor a
@@ -47,6 +51,9 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         raise ValueError(f"actions must be Discrete or a one-dimensional Box, got {_describe(action_space)}")
     elif not action_space.is_bounded():
         raise ValueError(f"actions must have finite bounds, got {_describe(action_space)} without")
+    else:
+        return observation_space.shape[0], action_space.shape[0], False
+    return observation_space.shape[0], int(action_space.n), True
 
 
 def clip_actions(actions: np.ndarray, space: gym.Space) -> np.ndarray:
@@ -87,6 +94,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 
     Attributes:
         num_envs, num_tasks, envs_per_task: sizes.
+        obs_dim, act_dim: numbers in an observation, and in an action, or the number of discrete actions.
+        discrete: whether actions are Discrete, else a Box.
         task_names: one short name per task.
         task_params: one dictionary per task, what makes the task different.
         episode_returns: (n,) float64, sum of rewards of the running episodes.
@@ -115,7 +124,6 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: num_envs or tasks are not as above, or the spaces are not supported.
         """
-        check_spaces(observation_space, action_space)
         chosen = select_tasks(len(task_names), tasks)
         if num_envs < 1 or num_envs % len(chosen):
             raise ValueError(
@@ -126,6 +134,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self.envs_per_task = num_envs // len(chosen)
         self.task_names = [task_names[task] for task in chosen]
         self.task_params = [dict(task_params[task]) for task in chosen]
+        self.obs_dim, self.act_dim, self.discrete = read_spaces(observation_space, action_space)
         self.single_observation_space = _as_float32(observation_space)
         self.single_action_space = action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -228,7 +237,6 @@ class LoopVectorEnv(TaskVectorEnv):
         )
         self.envs = [first, *(make_env(chosen[i // self.envs_per_task]) for i in range(1, num_envs))]
         self.max_episode_steps = max_episode_steps
-        self._discrete = isinstance(first.action_space, gym.spaces.Discrete)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -259,7 +267,7 @@ class LoopVectorEnv(TaskVectorEnv):
             Observations (n, obs) float32, rewards (n,) float64, terminated and truncated (n,) bool, infos.
         """
         # Lists first, arrays once at the end: storing numbers one by one in an array takes longer.
-        single_actions = actions.tolist() if self._discrete else clip_actions(actions, self.action_space)
+        single_actions = actions.tolist() if self.discrete else clip_actions(actions, self.action_space)
         steps = [env.step(action) for env, action in zip(self.envs, single_actions, strict=True)]
         rows, reward_list, terminated_list, truncated_list, info_list = zip(*steps, strict=True)
         observations = np.concatenate(rows, dtype=np.float32, casting="same_kind").reshape(self.num_envs, -1)
@@ -308,7 +316,8 @@ class TaskVectorWrapper(gym.vector.VectorWrapper):
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(f"the autoreset mode must be SAME_STEP, got {mode}")
-        check_spaces(env.single_observation_space, env.single_action_space)
+        spaces = env.single_observation_space, env.single_action_space
+        self.obs_dim, self.act_dim, self.discrete = read_spaces(*spaces)
         self.num_tasks = num_tasks
         self.envs_per_task = env.num_envs // num_tasks
         self.task_names = list(getattr(env.unwrapped, "task_names", [f"task{i}" for i in range(num_tasks)]))

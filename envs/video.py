@@ -89,6 +89,15 @@ def record(
     return reels, 1000 * skip / fps, totals
 
 
+def film(
+    agent: torch.nn.Module, stages: list[gym.Env], names: list[str], seeds: list[int], folder: Path
+) -> list[Path]:
+    """Film an episode of every task, with an agent's mean weights; returns the films' paths."""
+    W, device = agent.unpack(agent.weights().detach()), next(agent.parameters()).device
+    reels, duration, _ = record(lambda obs: agent.policy(W, obs.to(device)), stages, names, seeds)
+    return save_films(folder, names, reels, duration)
+
+
 def side_by_side(tiles: tuple[Image.Image, ...]) -> Image.Image:
     """The tiles of all tasks at one time, in rows."""
     columns, (width, height) = min(COLUMNS, len(tiles)), tiles[0].size

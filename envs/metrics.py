@@ -1,0 +1,196 @@
+"""What runs measure, the same for every script: episodes, means over updates, sharing, sigma."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.vector import final_success
+
+# a value of each task (task,), or none, and one of all
+Metrics = dict[str, tuple[Tensor | None, float]]
+
+
+class Episodes:
+    """Returns, lengths and successes of the training episodes of each task, between two logs.
+
+    Attributes:
+        latest: (3, task), their means at the latest log with an episode of the task; NaN before, and where
+            environments report no success.
+        discounted: (task, env), the discounted return so far of the running episodes, for `scale_rewards`.
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv, device: torch.device | None = None):
+        # since the last log: returns, lengths, successes, number of episodes
+        self.sums = np.zeros((4, envs.num_envs))
+        self.latest = np.full((3, envs.num_tasks), np.nan)
+        self.discounted = torch.zeros(envs.num_tasks, envs.envs_per_task, device=device)
+
+    def add(self, infos: dict[str, Any]) -> None:
+        """Count the episodes that ended in a step of `envs.vector.TaskVectorEnv`."""
+        if "final_info" in infos:
+            ended, episode = infos["_final_info"], infos["final_info"]["episode"]
+            for total, x in zip(self.sums, (episode["r"], episode["l"], final_success(infos), 1)):
+                total += np.where(ended, x, 0)
+
+    def means(self) -> np.ndarray:
+        """Mean return, length and success (3, task) since the last call, NaN where no episode ended."""
+        *sums, number = self.sums.reshape(4, len(self.latest[0]), -1).sum(2)
+        new = number > 0
+        self.latest[:, new] = np.stack(sums)[:, new] / number[new]
+        self.sums[:] = 0
+        return np.where(new, self.latest, np.nan)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        finished = {"sums": torch.from_numpy(self.sums), "latest": torch.from_numpy(self.latest)}
+        return finished | {"discounted": self.discounted}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """From a checkpoint."""
+        self.sums[:], self.latest[:] = state["sums"].numpy(), state["latest"].numpy()
+        self.discounted.copy_(state["discounted"])
+
+
+class Means:
+    """Running means of what minibatches say to log, (task,) each.
+
+    Attributes:
+        first: what the first of them said.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.first: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        """Count the numbers of one minibatch."""
+        self.first = self.first or stats
+        self.count += 1
+        for name, x in stats.items():
+            self.sums[name] = self.sums[name].to(x) + x if name in self.sums else x
+
+    def pop(self) -> dict[str, Tensor]:
+        """The means since the last call; empty where there was no minibatch."""
+        means = {name: x / self.count for name, x in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """For a checkpoint."""
+        return {"count": self.count, **self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """From a checkpoint."""
+        self.sums = dict(state)
+        self.count = self.sums.pop("count")
+
+
+def explained_variance(values: Tensor, advantages: Tensor) -> tuple[Tensor, float]:
+    """1 - Var(advantages) / Var(values + advantages) of (task, sample); for all tasks of summed variances."""
+    unexplained, variance = advantages.var(1), (values + advantages).var(1)
+    return 1 - unexplained / variance, (1 - unexplained.sum() / variance.sum()).item()
+
+
+def sharing(
+    theta: dict[str, Tensor], mu: dict[str, Tensor], start: Tensor | None, frozen: bool = False
+) -> Metrics:
+    """|theta|, |theta - start|, |mu_m|, and of every layer |theta|^2 / (|theta|^2 + |mu_m|^2).
+
+    The latter, the sharing ratio, is for all tasks with mean_m |mu_m|^2. theta + c with mu_m - c is the same
+    network, so theta is measured as theta + mean_m(mu_m), and mu_m as mu_m - mean_m(mu_m), unless theta is
+    frozen.
+
+    Args:
+        theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...). Where mu has factors
+            "layer.B" and "layer.A" in place of "layer.weight" they are multiplied, without being formed.
+        start: all of theta at the start of the run (weight,); None if that is not known.
+        frozen: theta is not trained.
+    """
+    known = start is not None
+    start = start if known else torch.cat([x.flatten() for x in theta.values()])
+    starts = start.split([x.numel() for x in theta.values()])
+    products: dict[str, Tensor] = {}  # of theta, start, mu_1, ... with each other, by layer
+    for (name, x), x0 in zip(theta.items(), starts):
+        layer = _layer(name)
+        shared = torch.cat((x.flatten(1), x0.unsqueeze(0))).double()
+        own = (mu[name],) if name in mu else (mu[f"{layer}.B"], mu[f"{layer}.A"])
+        products[layer] = products.get(layer, 0) + _inner_products(shared, *(y.double() for y in own))
+    tasks = len(next(iter(products.values()))) - 2
+    change = torch.eye(2 + tasks, dtype=torch.float64)  # to theta + mean, start, mu_1 - mean, ...
+    if not frozen:
+        change[0, 2:] += 1 / tasks
+        change[2:, 2:] -= 1 / tasks
+    products = {layer: change @ x.cpu() @ change.T for layer, x in products.items()}
+    total = sum(products.values())
+    theta_norm, _, *mu_norms = total.diagonal().clamp(min=0).sqrt()
+    mu_norms = torch.stack(mu_norms)
+    metrics = {"varshare/theta_norm": (None, theta_norm.item())}
+    if known:
+        moved = total[0, 0] - 2 * total[0, 1] + total[1, 1]
+        metrics["varshare/theta_moved"] = None, moved.clamp(min=0).sqrt().item()
+    metrics["varshare/mu_norm"] = mu_norms, mu_norms.mean().item()
+    for layer, x in products.items():
+        squares = x.diagonal().clamp(min=0)
+        theta2, mu2 = squares[0], squares[2:]
+        ratio = theta2 / (theta2 + mu2)
+        metrics[f"varshare/sharing_ratio/{layer}"] = ratio, (theta2 / (theta2 + mu2.mean())).item()
+    return metrics
+
+
+def sigma_quantiles(theta: dict[str, Tensor], sigma: dict[str, Tensor], live: dict[str, Tensor]) -> Metrics:
+    """sigma among live weights: its median, per task, and quantiles of every layer, all tasks pooled.
+
+    A weight is dead for a task if it had no gradient in the last update (PPO: all minibatches over a rollout,
+    SAC: one), behind or before a ReLU that is off at all samples: nothing determines it, and it would blur
+    the quantiles. The share of dead weights is measured too.
+
+    Args:
+        theta, sigma, live: weights by name, of all tasks (1, ...) and of each (task, ...); live is 0 if dead.
+    """
+    sigmas, lives = _by_layer(sigma), {layer: x != 0 for layer, x in _by_layer(live).items()}
+    rows = zip(torch.cat([*sigmas.values()], 1), torch.cat([*lives.values()], 1))
+    median = torch.stack([x[on if on.any() else ...].median() for x, on in rows])  # all, before an update
+    size = torch.cat([x.flatten() for x in theta.values()]).abs().median()
+    metrics = {"varshare/sigma": (median, median.mean().item())}
+    metrics["varshare/sigma_over_theta"] = median / size, (median / size).mean().item()
+    for layer, x in sigmas.items():
+        on = lives[layer]
+        among = x[on if on.any() else ...].cpu().numpy()  # NumPy's quantile takes any number
+        for q in (1, 50, 99):
+            metrics[f"varshare/sigma_q{q}/{layer}"] = None, np.quantile(among, q / 100)
+        dead = 1 - on.float().mean(1)
+        metrics[f"varshare/dead/{layer}"] = dead, dead.mean().item()
+    return metrics
+
+
+def _layer(name: str) -> str:
+    """ "actor.0.weight" -> "actor.0"; a log standard deviation is a layer of its own."""
+    return name.rpartition(".")[0] or name
+
+
+def _by_layer(W: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of weights by name, (row, ...) each, those of every layer, (row, weight): actor.0 has two kinds."""
+    layers: dict[str, list[Tensor]] = {}
+    for name, x in W.items():
+        layers.setdefault(_layer(name), []).append(x.flatten(1))
+    return {layer: torch.cat(parts, 1) for layer, parts in layers.items()}
+
+
+def _inner_products(shared: Tensor, *own: Tensor) -> Tensor:
+    """Of rows (row, weight), and of each task's X (task, ...) or B A: (row + task, row + task)."""
+    if len(own) == 1:
+        rows = torch.cat((shared, own[0].flatten(1)))
+        return rows @ rows.T
+    B, A = own
+    shared_B = torch.einsum("xoi,tor->xtri", shared.unflatten(1, (B.shape[1], A.shape[2])), B)
+    with_shared = torch.einsum("xtri,tri->xt", shared_B, A)
+    BB, AA = torch.einsum("sor,toq->strq", B, B), torch.einsum("sri,tqi->strq", A, A)
+    of_tasks = (BB * AA).sum((2, 3))  # <B_s A_s, B_t A_t> = tr(B_s' B_t A_t A_s')
+    upper = torch.cat((shared @ shared.T, with_shared), 1)
+    return torch.cat((upper, torch.cat((with_shared.T, of_tasks), 1)))

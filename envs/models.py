@@ -1,0 +1,73 @@
+"""Files of weights: models and checkpoints, written whole or not at all, and read with care."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from envs.settings import fail
+
+FORMAT = 4  # of models and checkpoints
+
+
+def save(path: Path, kind: str, content: dict[str, Any]) -> None:
+    """Write a "model" or a "checkpoint", whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    with open(unfinished, "wb") as file:
+        torch.save({**content, "kind": kind, "format": FORMAT}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """Load what `save` wrote; anything else is bad input."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about the file, which is refused in a line anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("not the content of a saved agent")
+        found = content["kind"]
+        if "script" in content and content.get("format") != FORMAT:
+            fail(f"{path} is of an earlier version of this project")
+        if not all(isinstance(x, Tensor) for x in content["agent"].values()) or "args" not in content:
+            raise TypeError("not the content of a saved agent")
+    except Exception as error:  # a file of another origin can fail in any way
+        fail(f"{path} is not a {kind} of this project ({type(error).__name__})")
+    if found != kind:
+        fail(f"{path} is a {found}, not a {kind}")
+    return content
+
+
+@torch.no_grad()
+def load_agent(agent: nn.Module, args: Any, task_names: Sequence[str]) -> None:
+    """Copy the saved model --load, of a run's folder or in a file, into an agent.
+
+    Every shared tensor is copied, and of the tensors and modules in `agent.per_task`, (task, ...), the rows
+    of the tasks that the model knows by name; the rows of other tasks stay as they are.
+    """
+    path = Path(args.load)
+    saved = read(path / "model.pt" if path.is_dir() else path, "model")
+    for flag in ("norm_obs", "norm_value", "norm_critic"):
+        if (theirs := saved["args"].get(flag, False)) != getattr(args, flag, False):
+            name = flag.replace("_", "-")
+            how, cure = ("with", f"--{name}") if theirs else ("without", f"--no-{name}")
+            fail(f"{path} was trained {how} --{name}: add {cure}")
+    known = {task: row for row, task in enumerate(saved["task_names"])}
+    for name, value in agent.state_dict().items():
+        rows = name.partition(".")[0] in agent.per_task
+        old = saved["agent"].get(name, torch.empty(0))
+        if old.shape[rows:] != value.shape[rows:]:
+            fail(f"{path} does not fit: its {name} is {list(old.shape)}, here it is {list(value.shape)}")
+        if not rows:
+            value.copy_(old)
+        for m, task in enumerate(task_names):
+            if rows and task in known:
+                value[m] = old[known[task]]

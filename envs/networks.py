@@ -1,0 +1,37 @@
+"""Weights of networks by name: their first draw, and views of the matrix that holds those of every task."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def init_layers(
+    net: str, sizes: tuple[int, ...], last_gain: float, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """One draw of a network's weights: layers orthogonal with CleanRL's gains, biases 0.
+
+    Args:
+        net: the network's name, "actor": its layers are "actor.0", "actor.1", ...
+        sizes: numbers of inputs, of units in the hidden layers, and of outputs.
+        last_gain: of the output layer; the hidden ones have sqrt(2).
+        rng: on the CPU.
+
+    Returns:
+        "actor.0.weight" (out, in), "actor.0.bias" (out,), ...
+    """
+    weights = {}
+    gains = [math.sqrt(2)] * (len(sizes) - 2) + [last_gain]
+    for i, gain in enumerate(gains):
+        weight = torch.empty(sizes[i + 1], sizes[i])
+        weights[f"{net}.{i}.weight"] = nn.init.orthogonal_(weight, gain, generator=rng)
+        weights[f"{net}.{i}.bias"] = torch.zeros(sizes[i + 1])
+    return weights
+
+
+def split(matrix: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Named views of a (task, weight) matrix whose columns have these shapes: (task, *shape) each."""
+    columns = matrix.split([math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: x.unflatten(1, shape) for (name, shape), x in zip(shapes.items(), columns)}

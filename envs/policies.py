@@ -1,0 +1,60 @@
+"""The distributions of actions that policies are made of.
+
+torch.distributions in the few functions that a policy needs, on noise that is drawn beforehand: a draw a
+rollout in place of one a step, from the run's own generator, and nothing random inside compiled code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def action_noise(discrete: bool, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Noise of `sample`: for discrete actions Gumbel (its argmax draws from the softmax), else normal."""
+    noise = torch.empty(shape, device=rng.device)
+    return -noise.exponential_(generator=rng).log() if discrete else noise.normal_(generator=rng)
+
+
+class Categorical:
+    """A softmax over discrete actions, from logits (..., action)."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities of the actions, (..., action)."""
+        return self.logits.softmax(-1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions (...), from Gumbel noise (..., action)."""
+        return (self.logits + noise).argmax(-1)
+
+    def log_prob_entropy(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of actions (...), and the entropy, (...) each."""
+        logp = self.logits.log_softmax(-1)
+        entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+
+
+class Gaussian:
+    """Independent normal distributions of continuous actions, mean and logstd (..., action)."""
+
+    def __init__(self, mean: Tensor, logstd: Tensor):
+        self.mean, self.logstd = mean, logstd
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions (..., action), from normal noise of that shape."""
+        return self.mean + self.logstd.exp() * noise
+
+    def log_prob_entropy(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density of actions (..., action), and the entropy, (...) each."""
+        logstd = self.logstd.expand_as(self.mean)
+        z = (actions - self.mean) / logstd.exp()
+        log_density = -0.5 * z.square() - logstd - LOG_SQRT_2PI
+        return log_density.sum(-1), (logstd + LOG_SQRT_2PI + 0.5).sum(-1)

@@ -1,0 +1,131 @@
+"""Settings of a run: what every script has beside its algorithm's, what an environment needs, and the checks.
+
+@dataclass
+class Args(RunArgs):  # a script's own settings on top
+    gamma: UnitFloat = 0.99  # discount
+
+args = parse_args(Args, "ppo", {}, __doc__)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import torch
+import tyro
+
+from envs.types import BOUNDS, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+@dataclass
+class RunArgs:
+    """The bookkeeping of a run, the same for every algorithm. A script's `Args` extends it."""
+
+    tasks: tuple[int, ...] = ()  # train on these tasks of the environment only, e.g. --tasks 0 2 5
+    eval_episodes: PositiveInt = 20  # episodes per task of the evaluation of the final policy
+    eval_interval: NonNegativeInt = 0  # steps between evaluations during training, 0: none
+    eval_interval_episodes: PositiveInt = 20  # episodes per task of these
+    exp_name: str = ""  # name of the experiment, by default the script's
+    run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
+    resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
+    checkpoint_interval: NonNegativeFloat = 30.0  # seconds between checkpoints
+    num_threads: PositiveInt = 1  # CPU threads
+    cuda: bool = False  # train on the GPU; meant for networks much larger than the default
+    compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
+    track: bool = False  # log to Weights & Biases too
+    wandb_project_name: str = "varshare"  # project there
+    wandb_entity: str = ""  # team there, by default one's own
+    capture_video: bool = False  # film every task with the final policy -> videos/ in the run's folder
+
+
+# what an environment needs, for every method of a base algorithm alike; flags on the command line win
+_LANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
+_LANDER |= dict(eval_interval_episodes=5)
+_LANDER_SAC = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
+_LANDER_SAC |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0, eval_interval_episodes=5)
+_DISCRETE_LANDER_SAC = _LANDER_SAC | dict(gamma=0.99, target_entropy=0.08, critics="mean")
+_METAWORLD = dict(total_timesteps=20_000_000, eval_episodes=50, eval_interval_episodes=5)
+_METAWORLD_PPO = _METAWORLD | dict(learning_rate=1e-3, anneal_lr=False, hidden_sizes=(128, 128))
+_METAWORLD_PPO |= dict(envs_per_task=4, num_steps=500, num_minibatches=8, update_epochs=8, gae_lambda=0.97)
+_METAWORLD_PPO |= dict(norm_critic=True, norm_obs=True, norm_value=True)
+_METAWORLD_SAC = _METAWORLD | dict(learning_rate=3e-4, buffer_size=100_000, learning_starts=4_000, tau=0.005)
+_METAWORLD_SAC |= dict(reward_scale=1.0, target_entropy=1.0, alpha_init=1.0, hidden_sizes=(400, 400, 400))
+
+ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
+    "ppo": {
+        "cartpole-goals10": dict(norm_value=True),
+        "cartpole-goals10-sparse": dict(norm_value=True),
+        "cartpole-goals-physics10": dict(norm_value=True),
+        "lunarlander20": _LANDER,
+        "lunarlander20-continuous": _LANDER,
+        "lunarlander20-goals": _LANDER | dict(total_timesteps=2_000_000, norm_value=True),
+        **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_PPO),
+    },
+    "sac": {
+        "lunarlander20": _DISCRETE_LANDER_SAC,
+        "lunarlander20-continuous": _LANDER_SAC,
+        "lunarlander20-goals": _DISCRETE_LANDER_SAC,
+        **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_SAC),
+    },
+}
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse_args(args_class: type, algorithm: str, own: dict[str, dict[str, Any]], doc: str | None) -> Any:
+    """Read the command line into `args_class`, over what the environment it names needs.
+
+    Args:
+        args_class: a script's settings, a dataclass that extends `RunArgs`.
+        algorithm: a key of `ENVIRONMENTS`, "ppo" or "sac".
+        own: defaults of the method's own settings, by environment.
+        doc: description of the script, for --help.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--env-id", "--env_id", default=args_class.env_id)
+    env_id = peek.parse_known_args()[0].env_id
+    defaults = ENVIRONMENTS[algorithm].get(env_id, {}) | own.get(env_id, {})
+    return tyro.cli(args_class, default=args_class(env_id=env_id, **defaults), description=doc)
+
+
+def check_args(args: RunArgs) -> None:
+    """Refuse settings of any script that make no sense, such as numbers beyond the bounds of their type."""
+    for name, hint in get_type_hints(type(args), include_extras=True).items():
+        value = getattr(args, name)
+        if isinstance(value, tuple):
+            hint = get_args(hint)[0]
+        for bound in getattr(hint, "__metadata__", ()):
+            for x in value if isinstance(value, tuple) else (value,):
+                if not BOUNDS[bound](x):
+                    fail(f"--{name.replace('_', '-')} must be {bound}, not {x}")
+    if args.seed >= 2**63:
+        fail(f"--seed must be below 2^63, not {args.seed}")
+    if args.num_threads > os.cpu_count():
+        fail(f"--num-threads must be at most {os.cpu_count()}, this machine's cores, not {args.num_threads}")
+    if args.run_name in (".", "..", "latest") or Path(args.run_name).name != args.run_name:
+        fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
+    if getattr(args, "freeze_theta", False) and not args.load:
+        fail("--freeze-theta needs a theta from --load")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: PyTorch finds no CUDA device")
+    if args.track:
+        log_in()
+
+
+def log_in() -> None:
+    """To Weights & Biases, or refuse."""
+    import wandb  # a slow import that few need
+
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        fail(f"--track: {' '.join(str(error).split())}")
