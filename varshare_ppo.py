@@ -308,7 +308,7 @@ def ppo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
 def learn_sigma(agent, G: Tensor, args):
     """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
 
-    h stands in for the curvature of a sample's loss, which it is for a log-likelihood at its optimum. The mean
+    h stands in for the curvature of one sample: it is that for a log-likelihood at its optimum. The mean
     gradient of B samples varies by h / B, less because they are drawn from N_m without replacement, more
     because weights are sampled (exactly so for a diagonal curvature). At most twice B G^2 counts, because a
     single minibatch does not vary. If G stays 0 sigma is the prior's.
