@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -58,3 +59,32 @@ class Gaussian:
         z = (actions - self.mean) / logstd.exp()
         log_density = -0.5 * z.square() - logstd - LOG_SQRT_2PI
         return log_density.sum(-1), (logstd + LOG_SQRT_2PI + 0.5).sum(-1)
+
+
+class SquashedGaussian:
+    """bias + scale * tanh(u) with independent normal u, as in SAC (Haarnoja et al. 2018, appendix C).
+
+    Args of the constructor: the network's output (..., 2 * action), means and what the log standard
+    deviations are made of, from -5 to 2 as CleanRL's; scale and bias (action,).
+    """
+
+    def __init__(self, out: Tensor, scale: Tensor, bias: Tensor):
+        self.loc, logstd = out.chunk(2, -1)
+        self.logstd = -5 + 3.5 * (logstd.tanh() + 1)
+        self.scale, self.bias = scale, bias
+
+    @property
+    def mean(self) -> Tensor:
+        """The action of the mean of u, (..., action)."""
+        return self.bias + self.scale * self.loc.tanh()
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions (..., action), from normal noise of that shape."""
+        return self.sample_log_prob(noise)[0]
+
+    def sample_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and their log-density (...)."""
+        u = self.loc + self.logstd.exp() * noise
+        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.scale.log()  # of scale * tanh(u)
+        log_density = -0.5 * noise.square() - self.logstd - LOG_SQRT_2PI - log_slope
+        return self.bias + self.scale * u.tanh(), log_density.sum(-1)
