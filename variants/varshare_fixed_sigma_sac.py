@@ -5,65 +5,48 @@ q(phi_m) = N(mu_m, sigma^2), sigma one constant, and prior p = N(0, sigma_prior^
 
     sum_m [ L_SAC(theta + mu_m + sigma * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
-where L_SAC, the critics' Bellman errors and the actor's and the temperature's loss, is a mean over samples of
-task m from its replay buffer, and N_m is the number of transitions of task m in that buffer: beta = 1 is the
-negative ELBO, with SAC's losses in place of the log-likelihood. The target critics average the mean weights
-theta + mu_m. After every update --reptile-alpha moves a share of the mean of the mu_m into theta, which
+where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
+from its replay buffer with N_m transitions: beta = 1 is the negative ELBO, with SAC's losses in place of the
+log-likelihood. `minibatch_backward` is this formula and its gradients: a constant sigma leaves of the KL a
+penalty lambda |mu_m|^2 with lambda = beta / (2 N_m sigma_prior^2). The target critics average the mean
+weights theta + mu_m. After every update --reptile-alpha moves a share of mean_m(mu_m) into theta, which
 changes no W_m and no target.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
-temperature learned per task, and for discrete actions Christodoulou 2019, with expectations over actions in
-place of samples; docs/sac.md lists every deviation. All tasks are computed at once: the weights of task m
-are row m of one (task, weight) matrix, and an update starts from the gradient of every task's loss by its
-row. `parameter_gradients` says what follows from it.
+temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;
+docs/sac.md lists every deviation. The weights of task m are row m of one (task, weight) matrix.
 """
 
 import math
 import sys
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import gymnasium as gym
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
-from envs import make
+from envs.metrics import Episodes, Means, sharing
+from envs.models import load_agent
+from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm
+from envs.policies import Categorical, SquashedGaussian, action_noise
 from envs.replay import ReplayBuffer
-from envs.runs import Episodes, Means, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
+from envs.runs import Run, make_envs, set_up_torch
+from envs.settings import RunArgs, check_args, fail, parse_args
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
 @dataclass
-class Args:
-    # the run
-    env_id: str = "cartpole10"  # a suite (cartpole10, lunarlander20, ...) or any Gymnasium id
-    tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
+class Args(RunArgs):
+    env_id: str = "cartpole-goals10"  # an environment of several tasks, or any Gymnasium id
     seed: NonNegativeInt = 1  # seed of every random draw
     total_timesteps: PositiveInt = 300_000  # environment steps of the run, all tasks together
-    eval_episodes: PositiveInt = 20  # episodes per task of the evaluation of the final policy
-    eval_interval: NonNegativeInt = 0  # steps between evaluations on the way, 0: none
-    eval_interval_episodes: PositiveInt = 20  # episodes per task of these
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
-    exp_name: str = Path(__file__).stem  # name of the experiment
-    run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
-    resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
-    checkpoint_interval: NonNegativeFloat = 30.0  # seconds between checkpoints
-    num_threads: PositiveInt = 1  # CPU threads
-    cuda: bool = False  # train on the GPU; meant for networks much larger than the default
-    compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
-    track: bool = False  # log to Weights & Biases too
-    wandb_project_name: str = "varshare"  # project there
-    wandb_entity: str = ""  # team there, by default one's own
-    capture_video: bool = False  # film every task with the final policy -> videos/ in the run's folder
 
     # SAC
     learning_rate: PositiveFloat = 1e-3  # step size of Adam, of actor, critics and temperatures
@@ -80,7 +63,7 @@ class Args:
     target_entropy: NonNegativeFloat = 0.2  # times log(actions), or times -dimensions (1 is usual)
     alpha_init: PositiveFloat = 0.2  # initial temperature
     critics: Literal["min", "mean"] = "min"  # of both critics' values, what targets and actor take
-    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critics
+    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
     # VarShare
     beta: PositiveFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
@@ -90,213 +73,207 @@ class Args:
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per step
 
 
-# what differs from the defaults above, per environment; flags on the command line win
-LUNARLANDER = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
-LUNARLANDER |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0)
-LUNARLANDER |= dict(eval_interval_episodes=5)
-LUNARLANDER |= dict(beta=0.01)
-DISCRETE = dict(gamma=0.99, target_entropy=0.08, critics="mean")
-METAWORLD = dict(total_timesteps=20_000_000, learning_rate=3e-4, buffer_size=100_000, learning_starts=4_000)
-METAWORLD |= dict(tau=0.005, reward_scale=1.0, target_entropy=1.0, alpha_init=1.0)
-METAWORLD |= dict(hidden_sizes=(400, 400, 400), eval_episodes=50, eval_interval_episodes=5)
-ENV_DEFAULTS = {"lunarlander20": LUNARLANDER | DISCRETE, "lunarlander20-continuous": LUNARLANDER}
-ENV_DEFAULTS |= {"lunarlander20-goals": LUNARLANDER | DISCRETE}
-ENV_DEFAULTS |= dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
+# the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
+LANDER = dict(beta=0.01)
+ENV_DEFAULTS = {"lunarlander20": LANDER, "lunarlander20-continuous": LANDER, "lunarlander20-goals": LANDER}
 
-# each (task, sample, ...); the noises are of continuous actions at next_obs and obs
-Batch = namedtuple("Batch", "obs next_obs actions rewards terminated next_noise noise")
+Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
+# (task, sample, ...); noise (2, task, sample, action) is of continuous actions at next_obs and at obs
+Batch = namedtuple("Batch", "obs next_obs actions rewards terminated noise")
 
 
-def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
+def linear(x: Tensor, W: Weights, name: str) -> Tensor:
     """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
-    weight, bias = W[f"{name}.weight"], W[f"{name}.bias"]
-    if torch.compiler.is_compiling() and weight.shape[1] < weight.shape[2]:  # the same, a tenth faster
-        return torch.baddbmm(bias.unsqueeze(2), weight, x.mT).mT
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    weight = W[f"{name}.weight"]
+    bias = W[f"{name}.bias"].unsqueeze(1)
+    return torch.baddbmm(bias, x, weight.mT)
 
 
-def mlp(x: Tensor, W: dict[str, Tensor], net: str) -> Tensor:
+def mlp(x: Tensor, W: Weights, net: str, num_hidden: int) -> Tensor:
     """A network of every task, e.g. "actor": x (task, sample, in) -> (task, sample, out)."""
-    *hidden, last = [name.removesuffix(".bias") for name in W if name.startswith(net) and "bias" in name]
-    for name in hidden:
-        x = linear(x, W, name).relu_()
-    return linear(x, W, last)
+    for i in range(num_hidden):
+        x = linear(x, W, f"{net}.{i}")
+        x = x.relu_()
+    return linear(x, W, f"{net}.{num_hidden}")
 
 
 class Agent(nn.Module):
     """Actor and two critics of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
 
-    Layers start orthogonal with CleanRL's gains for PPO, biases at 0. `per_task` names the tensors with a row
-    per task, not inherited by a new task.
+    `per_task` names the tensors with a row per task, which a new task does not inherit from a saved model.
     """
 
     per_task = ("mu", "log_alpha", "target", "value_norm")
 
-    def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
+    def __init__(self, envs, args: Args, rng):
         super().__init__()
-        space = envs.single_action_space
-        self.discrete = isinstance(space, gym.spaces.Discrete)
-        self.act_dim = int(space.n) if self.discrete else space.shape[0]
-        init = self.init_weights(envs.single_observation_space.shape[0], args.hidden_sizes, rng)
+        self.discrete = envs.discrete
+        self.act_dim = envs.act_dim
+        self.num_hidden = len(args.hidden_sizes)
+        init = self.init_weights(envs.obs_dim, args.hidden_sizes, rng)
         self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
-        self.theta = nn.Parameter(torch.cat([x.flatten() for x in init.values()]))  # (weight,)
-        self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
+        flat = torch.cat([x.flatten() for x in init.values()])
+        self.theta = nn.Parameter(flat)  # (weight,)
+        self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(flat)))  # (task, weight)
         self.sigma = args.sigma
-        self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
-        # averages the mean weights, of which the actor's are not used
+        log_alpha = torch.full((envs.num_tasks, 1), math.log(args.alpha_init))
+        self.log_alpha = nn.Parameter(log_alpha)
+        # averages the mean weights; the actor's are not used
         self.register_buffer("target", self.weights().detach().clone())
-        self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
-        self.value_norm = RunningNorm((envs.num_tasks, 1, 1), args.norm_value, decay=0.999)
+        self.obs_norm = RunningNorm((envs.obs_dim,), args.norm_obs, limit=10)
+        self.value_norm = RunningNorm((envs.num_tasks, 1), args.norm_value, decay=0.999)
         if self.discrete:
             self.target_entropy = args.target_entropy * math.log(self.act_dim)
-        else:  # actions are bias + scale * tanh(u)
+        else:
             self.target_entropy = -args.target_entropy * self.act_dim
-            low, high = (torch.from_numpy(x).float() for x in (space.low, space.high))
+            space = envs.single_action_space
+            low = torch.tensor(space.low)
+            high = torch.tensor(space.high)
             self.register_buffer("action_scale", (high - low) / 2, persistent=False)
             self.register_buffer("action_bias", (high + low) / 2, persistent=False)
 
-    def init_weights(self, obs_dim: int, hidden: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor]:
-        """One draw of all weights of a task, by name."""
-        actor, critic = (obs_dim, self.act_dim), (obs_dim, self.act_dim)  # a logit and a Q of every action
-        if not self.discrete:  # a Gaussian's mean and log standard deviation; Q of an action
-            actor, critic = (obs_dim, 2 * self.act_dim), (obs_dim + self.act_dim, 1)
-        nets = {"actor": actor, "critic1": critic, "critic2": critic}
-        weights = {}
-        for net, (in_dim, out_dim) in nets.items():
-            gains = [math.sqrt(2)] * len(hidden) + [0.01 if net == "actor" else 1.0]
-            for i, shape in enumerate(zip((*hidden, out_dim), (in_dim, *hidden))):
-                weights[f"{net}.{i}.weight"] = nn.init.orthogonal_(
-                    torch.empty(shape), gains[i], generator=rng
-                )
-                weights[f"{net}.{i}.bias"] = torch.zeros(shape[0])
+    def init_weights(self, obs_dim, hidden, rng) -> Weights:
+        """One draw of all weights of a task."""
+        if self.discrete:  # a logit, and a Q, of every action
+            actor = critic = (obs_dim, *hidden, self.act_dim)
+        else:  # a Gaussian's mean and log standard deviation; Q of an action
+            actor = (obs_dim, *hidden, 2 * self.act_dim)
+            critic = (obs_dim + self.act_dim, *hidden, 1)
+        weights = init_layers("actor", actor, 0.01, rng)
+        weights |= init_layers("critic1", critic, 1.0, rng)
+        weights |= init_layers("critic2", critic, 1.0, rng)
         return weights
 
-    def draw_noise(self, rng: torch.Generator) -> Tensor:
-        """Fresh noise for `weights`, (task, weight)."""
+    def draw_noise(self, rng) -> Tensor:
+        """Fresh noise eps for `weights`, (task, weight)."""
         return torch.randn(self.mu.shape, generator=rng, device=rng.device)
 
     def weights(self, noise: Tensor | None = None) -> Tensor:
         """W_m = theta + mu_m + sigma * noise, (task, weight); without noise the mean weights."""
         mean = self.theta + self.mu
-        return mean if noise is None else mean + self.sigma * noise
+        if noise is None:
+            return mean
+        return mean + self.sigma * noise
 
-    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
-        """Named views of a (task, weight) matrix, e.g. W["actor.0.weight"] (task, out, in)."""
-        columns = weights.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
-        return {name: x.unflatten(1, shape) for (name, shape), x in zip(self.shapes.items(), columns)}
+    def unpack(self, weights: Tensor) -> Weights:
+        """Named views of a (task, weight) matrix."""
+        return split(weights, self.shapes)
 
-    def action_noise(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """Noise of `act`, `random_actions` and `squash`: Gumbel or normal, (*shape, action)."""
-        noise = torch.empty(*shape, self.act_dim, device=rng.device)
-        return -noise.exponential_(generator=rng).log() if self.discrete else noise.normal_(generator=rng)
+    def actor(self, W: Weights, obs):
+        """The policy at obs (task, sample, obs)."""
+        out = mlp(obs, W, "actor", self.num_hidden)
+        if self.discrete:
+            return Categorical(out)
+        return SquashedGaussian(out, self.action_scale, self.action_bias)
 
-    def act(self, W: dict[str, Tensor], obs: Tensor, noise: Tensor) -> Tensor:
-        """Draw actions (task, env) or (task, env, action) at obs (task, env, obs)."""
-        out = mlp(self.obs_norm(obs), W, "actor")
-        return (out + noise).argmax(-1) if self.discrete else self.squash(out, noise)[0]
+    def critics(self, W: Weights, *inputs: Tensor) -> Tensor:
+        """Q of both, (critic, task, sample, action): of obs for every action, or of obs and an action."""
+        x = torch.cat(inputs, -1)
+        q1 = mlp(x, W, "critic1", self.num_hidden)
+        q2 = mlp(x, W, "critic2", self.num_hidden)
+        q = torch.stack((q1, q2))
+        return self.value_norm.inverse(q.flatten(2)).view_as(q)
+
+    def policy(self, W: Weights, obs: Tensor) -> Tensor:
+        """Action probabilities, or the mean's action, (task, sample, action), for the evaluation."""
+        return self.actor(W, self.obs_norm(obs)).mean
 
     def random_actions(self, noise: Tensor) -> Tensor:
-        """Uniform actions made of `action_noise`, shaped as those of `act`."""
+        """Uniform actions made of `action_noise`."""
         if self.discrete:
             return noise.argmax(-1)
-        return self.action_bias + self.action_scale * torch.special.erf(noise / math.sqrt(2))
-
-    def squash(self, out: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Squashed Gaussian of the actor's output: actions (task, sample, action), log-probabilities."""
-        mean, logstd = out.chunk(2, -1)
-        logstd = -5 + 3.5 * (logstd.tanh() + 1)  # from -5 to 2, as CleanRL's
-        u = mean + logstd.exp() * noise
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.action_scale.log()  # of scale * tanh(u)
-        logp = -0.5 * noise.square() - logstd - 0.5 * math.log(2 * math.pi) - log_slope
-        return self.action_bias + self.action_scale * u.tanh(), logp.sum(-1)
-
-    def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
-        """Action probabilities, or the mean's action, (task, sample, action): an ensemble averages these."""
-        out = mlp(self.obs_norm(obs), W, "actor")
-        if self.discrete:
-            return out.softmax(-1)
-        return self.action_bias + self.action_scale * out.chunk(2, -1)[0].tanh()
+        uniform = torch.special.erf(noise / math.sqrt(2))
+        return self.action_bias + self.action_scale * uniform
 
 
-def q_values(agent: Agent, W: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-    """Q of both critics, (critic, task, sample, action): of obs for every action, or of obs and an action."""
-    x = torch.cat(inputs, -1)
-    return agent.value_norm.inverse(torch.stack([mlp(x, W, net) for net in ("critic1", "critic2")]))
-
-
-def of_both(q: Tensor, args: Args) -> Tensor:
+def take(q, args) -> Tensor:
     """What targets and actor take of two critics, (critic, ...) -> (...)."""
     return q.amin(0) if args.critics == "min" else q.mean(0)
 
 
-def discrete_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, ...]:
-    """Q of the actions taken (critic, task, sample); V of next_obs, actor's loss, entropy (task, sample)."""
-    alpha = agent.log_alpha.exp().view(-1, 1, 1)
-    q = q_values(agent, W, b.obs)
-    q_taken = q.gather(3, b.actions.view(1, *b.actions.shape, 1).expand(2, -1, -1, -1)).squeeze(3)
+def discrete_terms(agent, W: Weights, target: Weights, b: Batch, args):
+    """What `sac_loss` is made of, with expectations over actions.
+
+    Q of the actions taken, (critic, task, sample); the policy's Q by the target critics, and its entropy, at
+    next_obs, (task, sample) each; and the same at obs, by the critics. Only the actor gets their gradient.
+    """
+
+    def expect(policy, q):
+        logp = policy.logits.log_softmax(-1)
+        p = logp.exp()
+        return (p * q).sum(-1), -(p * logp).sum(-1)
+
+    q = agent.critics(W, b.obs)
+    index = b.actions.unsqueeze(-1).expand(2, -1, -1, 1)
+    q_taken = q.gather(3, index).squeeze(3)
     with torch.no_grad():
-        logp = mlp(b.next_obs, W, "actor").log_softmax(-1)
-        next_q = of_both(q_values(agent, target, b.next_obs), args)
-        next_value = (logp.exp() * (next_q - alpha * logp)).sum(-1)
-    logp = mlp(b.obs, W, "actor").log_softmax(-1)
-    actor_loss = (logp.exp() * (alpha * logp - of_both(q.detach(), args))).sum(-1)
-    return q_taken, next_value, actor_loss, -(logp.exp() * logp).sum(-1)
+        next_q = agent.critics(target, b.next_obs)
+        after = expect(agent.actor(W, b.next_obs), take(next_q, args))
+    now = expect(agent.actor(W, b.obs), take(q.detach(), args))
+    return q_taken, after, now
 
 
-def continuous_losses(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, ...]:
-    """The same, from one action drawn at next_obs and one at obs."""
-    alpha = agent.log_alpha.exp().view(-1, 1)
-    q_taken = q_values(agent, W, b.obs, b.actions).squeeze(3)
+def continuous_terms(agent, W: Weights, target: Weights, b: Batch, args):
+    """The same, with one action drawn at next_obs and one at obs."""
+
+    def draw(policy, critics, obs, noise):
+        actions, logp = policy.sample_log_prob(noise)
+        q = agent.critics(critics, obs, actions)
+        return take(q, args).squeeze(2), -logp
+
+    next_noise, noise = b.noise
+    q_taken = agent.critics(W, b.obs, b.actions).squeeze(3)
     with torch.no_grad():
-        next_actions, logp = agent.squash(mlp(b.next_obs, W, "actor"), b.next_noise)
-        next_q = of_both(q_values(agent, target, b.next_obs, next_actions), args)
-        next_value = next_q.squeeze(2) - alpha * logp
-    actions, logp = agent.squash(mlp(b.obs, W, "actor"), b.noise)
-    fixed = {name: x.detach() for name, x in W.items()}  # so that the critics do not follow the actor's loss
-    actor_loss = alpha * logp - of_both(q_values(agent, fixed, b.obs, actions), args).squeeze(2)
-    return q_taken, next_value, actor_loss, -logp
+        after = draw(agent.actor(W, b.next_obs), target, b.next_obs, next_noise)
+    fixed = {name: x.detach() for name, x in W.items()}
+    now = draw(agent.actor(W, b.obs), fixed, b.obs, noise)
+    return q_taken, after, now
 
 
-def sac_loss(agent: Agent, W: dict, target: dict, b: Batch, args: Args) -> tuple[Tensor, dict, Tensor]:
-    """Bellman errors of both critics and actor's loss: each task's loss, what to log (task,), and targets."""
-    losses = discrete_losses if agent.discrete else continuous_losses
-    q_taken, next_value, actor_loss, entropy = losses(agent, W, target, b, args)
-    target_q = args.reward_scale * b.rewards + args.gamma * (1 - b.terminated) * next_value
-    td_error = (q_taken - target_q) / agent.value_norm.std.squeeze(2)
+def sac_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor, dict, Tensor]:
+    """Critics', actor's and temperature's loss in one sum; what to log, (task,) each; and the targets.
+
+    One backward() gives each of the three its own gradient: the critics' targets have none, the actor's loss
+    sees detached critics and temperature, and the temperature's a detached entropy.
+    """
+    terms = discrete_terms if agent.discrete else continuous_terms
+    q_taken, (next_q, next_entropy), (q, entropy) = terms(agent, W, target, b, args)
+    alpha = agent.log_alpha.exp().detach()  # (task, 1)
+    next_value = next_q + alpha * next_entropy
+    discount = args.gamma * (1 - b.terminated)
+    target_q = args.reward_scale * b.rewards + discount * next_value
+    td_error = (q_taken - target_q) / agent.value_norm.std
     qf_loss = 0.5 * td_error.square().sum(0).mean(1)
-    actor_loss = actor_loss.mean(1)
+    actor_loss = -(q + alpha * entropy).mean(1)
+    entropy = entropy.detach().mean(1)
+    excess = entropy - agent.target_entropy
+    alpha_loss = agent.log_alpha.exp().squeeze(1) * excess
     stats = {
-        "losses/qf1_values": q_taken[0].detach().mean(1),
-        "losses/qf2_values": q_taken[1].detach().mean(1),
-        "losses/qf_loss": qf_loss.detach(),
-        "losses/actor_loss": actor_loss.detach(),
-        "losses/entropy": entropy.detach().mean(1),
+        "losses/qf1_values": q_taken[0].mean(1),
+        "losses/qf2_values": q_taken[1].mean(1),
+        "losses/qf_loss": qf_loss,
+        "losses/actor_loss": actor_loss,
+        "losses/alpha_loss": alpha_loss,
+        "losses/entropy": entropy,
     }
-    return qf_loss + actor_loss, stats, target_q
+    loss = qf_loss + actor_loss + alpha_loss
+    return loss, stats, target_q
 
 
-def parameter_gradients(agent: Agent, G: Tensor, num_stored: Tensor, args: Args) -> dict[str, Tensor]:
-    """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
-    kl_weight = args.beta / num_stored
-    grads = {"mu": G + kl_weight / args.sigma_prior**2 * agent.mu}
-    return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
-
-
-@torch.no_grad()
-def minibatch_gradients(agent: Agent, b: Batch, noise: Tensor, num_stored: Tensor, args: Args) -> tuple:
-    """Gradients of the objective by the parameters, from one minibatch, what to log, and Q's targets."""
-    weights = agent.weights(noise).detach().requires_grad_()
-    with torch.enable_grad():
-        losses, stats, target_q = sac_loss(agent, agent.unpack(weights), agent.unpack(agent.target), b, args)
-        (G,) = torch.autograd.grad(losses.sum(), weights)
-    grads = parameter_gradients(agent, G, num_stored, args)
-    # alpha (entropy - target entropy), which is its own derivative by log alpha
-    alpha_loss = agent.log_alpha.exp() * (stats["losses/entropy"] - agent.target_entropy)
-    return grads | {"log_alpha": alpha_loss}, stats | {"losses/alpha_loss": alpha_loss}, target_q
+def minibatch_backward(agent, b: Batch, noise: Tensor, num_stored, args) -> tuple[dict, Tensor]:
+    """Gradients of the objective at the top, what to log (task,), and Q's targets."""
+    W = agent.unpack(agent.weights(noise))
+    target = agent.unpack(agent.target)
+    losses, stats, target_q = sac_loss(agent, W, target, b, args)
+    losses.sum().backward()
+    kl_of_mu = agent.mu.square().sum(1) / (2 * args.sigma_prior**2)  # the rest of the KL is constant
+    kl_loss = args.beta / num_stored * kl_of_mu
+    kl_loss.sum().backward()
+    return {name: x.detach() for name, x in stats.items()}, target_q
 
 
 @torch.no_grad()
-def recentre(agent: Agent, alpha: float) -> None:
+def recentre(agent, alpha):
     """theta += delta and every mu_m -= delta with delta = alpha * mean_m(mu_m): no W_m changes."""
     delta = alpha * agent.mu.mean(0)
     agent.theta += delta
@@ -304,53 +281,63 @@ def recentre(agent: Agent, alpha: float) -> None:
 
 
 @torch.no_grad()
-def step_all(agent, buffer: ReplayBuffer, envs, obs, episodes, at_random: bool, args, rng) -> np.ndarray:
-    """A step of all environments, from obs (n, obs), into the buffer; returns the next obs."""
-    size, device = (envs.num_tasks, args.envs_per_task), rng.device
-    noise = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
-    action_noise = agent.action_noise(size, rng)
-    x = torch.from_numpy(obs).to(device).unflatten(0, size)
-    if not args.load:  # else theirs are the statistics that the loaded weights are used to
+def environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng):
+    """A step of all environments, from obs (task * env, obs), into the buffer; returns the next obs."""
+    size = (envs.num_tasks, args.envs_per_task)
+
+    def to_torch(x):  # (task * env, ...) -> (task, env, ...)
+        return torch.from_numpy(x).to(rng.device).unflatten(0, size)
+
+    eps = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
+    W = agent.unpack(agent.weights(eps))
+    noise = action_noise(agent.discrete, (*size, agent.act_dim), rng)
+    x = to_torch(obs)
+    if not args.load:  # else the loaded weights are used to the loaded statistics
         agent.obs_norm.see(x)
     if at_random:
-        actions = agent.random_actions(action_noise)
+        actions = agent.random_actions(noise)
     else:
-        actions = agent.act(agent.unpack(agent.weights(noise)), x, action_noise)
-    next_obs, rewards, terminated, _, infos = envs.step(actions.flatten(0, 1).cpu().numpy())
+        policy = agent.actor(W, agent.obs_norm(x))
+        actions = policy.sample(noise)
+    flat = actions.flatten(0, 1).cpu().numpy()
+    next_obs, rewards, terminated, _, infos = envs.step(flat)
     episodes.add(infos)
-    seen = (infos.get("final_obs", next_obs), rewards, terminated)
-    final_obs, rewards, terminated = (torch.from_numpy(y).to(device).unflatten(0, size) for y in seen)
-    buffer.add(x, final_obs, actions, rewards, terminated)
+    final_obs = to_torch(infos.get("final_obs", next_obs))
+    buffer.add(x, final_obs, actions, to_torch(rewards), to_torch(terminated))
     return next_obs
 
 
-@torch.no_grad()
-def update(agent, optimizer, buffer: ReplayBuffer, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
+def update(agent, optimizer, buffer, backward, args, rng) -> dict:
     """One step of Adam, and of the targets; returns what to log, (task,) each."""
-    noises = {"next_noise": None, "noise": None}  # of continuous actions
-    if not agent.discrete:
-        noises = {x: agent.action_noise((len(agent.mu), args.batch_size), rng) for x in noises}
-    batch = Batch(**buffer.sample(args.batch_size, rng), **noises)
-    batch = batch._replace(obs=agent.obs_norm(batch.obs), next_obs=agent.obs_norm(batch.next_obs))
-    num_stored = torch.tensor(float(buffer.num_stored()), device=rng.device)  # a number would be compiled in
-    grads, stats, target_q = gradients(agent, batch, agent.draw_noise(rng), num_stored, args)
-    for name, grad in grads.items():
-        getattr(agent, name).grad = grad
+    draws = 0 if agent.discrete else 2  # an expectation over actions needs none
+    shape = (draws, len(agent.mu), args.batch_size, agent.act_dim)
+    noise = action_noise(agent.discrete, shape, rng)
+    sample = buffer.sample(args.batch_size, rng)
+    obs = agent.obs_norm(sample.pop("obs"))
+    next_obs = agent.obs_norm(sample.pop("next_obs"))
+    batch = Batch(obs, next_obs, **sample, noise=noise)
+    eps = agent.draw_noise(rng)
+    num_stored = torch.tensor(buffer.num_stored(), device=rng.device)  # a number would be compiled in
+    optimizer.zero_grad()
+    stats, target_q = backward(agent, batch, eps, num_stored, args)
     optimizer.step()
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
-    agent.target.lerp_(agent.weights(), args.tau)
-    agent.value_norm.see(target_q.T.unflatten(1, (-1, 1, 1)))
+    with torch.no_grad():
+        agent.target.lerp_(agent.weights(), args.tau)
+    agent.value_norm.see(target_q)
     return stats
 
 
 @torch.no_grad()
-def log_method(run: Run, agent: Agent, num_stored: int, args: Args) -> None:
+def log_method(run, agent, num_stored, args):
     """Log what is the method's own."""
     penalty = args.beta / (2 * num_stored * args.sigma_prior**2)
     run.log("varshare/lambda", penalty)  # times |mu_m|^2, as L2Soft's
-    run.log_tasks("varshare/l2_loss", penalty * agent.mu.square().sum(1))
-    run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu))
+    run.log("varshare/l2_loss", penalty * agent.mu.square().sum(1))
+    theta = agent.unpack(agent.theta.unsqueeze(0))
+    mu = agent.unpack(agent.mu)
+    run.log_all(sharing(theta, mu, run.theta_start, args.freeze_theta))
 
 
 def check(args: Args) -> None:
@@ -358,14 +345,14 @@ def check(args: Args) -> None:
     check_args(args)
     if args.buffer_size < max(args.batch_size, args.learning_starts):
         fail("--buffer-size must be at least --batch-size and --learning-starts")
-    if not args.hidden_sizes:
-        fail("--hidden-sizes: at least one")
+    if args.freeze_theta and args.reptile_alpha:
+        fail("--freeze-theta cannot be combined with --reptile-alpha, which moves theta")
 
 
 def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
-    envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
+    envs = make_envs(args, args.envs_per_task)
     num_iterations = args.total_timesteps // envs.num_envs  # a step of all environments each
     random_steps = math.ceil(args.learning_starts / args.envs_per_task)
     starts = max(1, random_steps)  # step of the first update
@@ -379,40 +366,46 @@ def train(args: Args) -> Path:
     device = set_up_torch(args)
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
-    if args.load and not run.checkpoint:
+    if args.load and not run.resumes:
         load_agent(agent, args, envs.task_names)
         agent.target.copy_(agent.weights().detach())
-    optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, fused=True)
-    gradients = torch.compile(minibatch_gradients, fullgraph=True) if args.compile else minibatch_gradients
-    buffer = ReplayBuffer(envs, min(math.ceil(args.buffer_size / args.envs_per_task), num_iterations), device)
+    agent.to(device).theta.requires_grad_(not args.freeze_theta)
+    params = agent.parameters()
+    optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
+    backward = minibatch_backward
+    if args.compile:
+        backward = torch.compile(backward, fullgraph=True)
+    capacity = math.ceil(args.buffer_size / args.envs_per_task)
+    buffer = ReplayBuffer(envs, min(capacity, num_iterations), device)
     episodes, means = Episodes(envs), Means()
-    run.keep(agent=agent, optimizer=optimizer, rng=rng, buffer=buffer, episodes=episodes, means=means)
-    obs = run.reset(envs)
+    state = dict(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes)
+    state |= dict(buffer=buffer, means=means)
+    obs = run.start_or_resume(envs, num_iterations, envs.num_envs, **state)
 
-    def updates_until(step: int) -> int:
-        return int(max(0, step - starts + 1) * args.updates_per_step)
-
-    for step in run.iterations(num_iterations, envs.num_envs):
-        obs = step_all(agent, buffer, envs, obs, episodes, step <= random_steps, args, rng)
-        before, after = updates_until(step - 1), updates_until(step)
-        for _ in range(after - before):
-            means.add(update(agent, optimizer, buffer, gradients, args, rng))
-        if before == 0 < after:
+    for step in range(run.first_iteration, num_iterations + 1):
+        at_random = step <= random_steps
+        obs = environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng)
+        if step >= starts:
+            before = int((step - starts) * args.updates_per_step)
+            after = int((step - starts + 1) * args.updates_per_step)
+            for _ in range(after - before):
+                means.add(update(agent, optimizer, buffer, backward, args, rng))
+        if step == starts:
             run.start_clock()  # after the first update, which compiles
 
         if run.log_due:
             run.log_charts(episodes, args.learning_rate)
-            for name, x in means.pop().items():
-                run.log_tasks(name, x)
-            run.log_tasks("losses/alpha", agent.log_alpha.detach().exp())
+            run.log_all(means.pop())
+            run.log("losses/alpha", agent.log_alpha.detach().exp().squeeze(1))
             log_method(run, agent, buffer.num_stored(), args)
         if run.eval_due:
             run.evaluate(args.eval_interval_episodes)
         if step == num_iterations:
             buffer.clear()  # a finished run has no use for it
+        run.end_iteration()
 
     return run.finish()
 
 
 if __name__ == "__main__":
-    train(parse_args(Args, ENV_DEFAULTS, __doc__))
+    train(parse_args(Args, "sac", ENV_DEFAULTS, __doc__))
