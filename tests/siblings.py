@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from bench.methods import METHODS, ROOT
+from bench.methods import METHODS, ROOT, read_methods
 
 MAX_CHANGED = 90  # lines
 Definitions = dict[str, list[str]]  # name -> lines
@@ -23,13 +23,13 @@ SEAMS |= {"gaussian_kl", "parameter_gradients", "learn_sigma", "recentre", "log_
 
 
 METHOD_OF = {}  # script -> the first method of bench/methods.csv that it is the script of
-for method in METHODS.values():
+for method in (METHODS | read_methods(ROOT / "studies/posterior/methods.csv")).values():
     METHOD_OF.setdefault(method.script, method)
 TRUNKS = [name for name, method in METHOD_OF.items() if not method.parent]
 # how many lines, added and dropped, a script changes of its parent beside SEAMS
 SIBLINGS = {
-    "variants/varshare_samples_ppo.py": {"minibatch_gradients": 14, "update": 5},
-    "variants/varshare_shuffled_sigma_ppo.py": {"update": 1},
+    "studies/posterior/varshare_samples_ppo.py": {"minibatch_gradients": 14, "update": 5},
+    "studies/posterior/varshare_shuffled_sigma_ppo.py": {"update": 1},
     "variants/varshare_reptile_ppo.py": {"imports": 1, "Args.reptile_alpha": 2, "train": 4},
     "variants/varshare_lora_ppo.py": {
         "Agent.__init__": 10,
@@ -47,7 +47,7 @@ SIBLINGS = {
         "check": 2,
     },
     "variants/varshare_annealed_ppo.py": {"Agent.__init__": 3, "check": 2, "train": 1},
-    "variants/varshare_fixed_sigma_ppo.py": {
+    "studies/posterior/varshare_fixed_sigma_ppo.py": {
         "LUNARLANDER": 2,
         "LUNARLANDER_GOALS": 2,
         "METAWORLD": 1,
@@ -55,7 +55,11 @@ SIBLINGS = {
         "minibatch_gradients": 6,
         "update": 7,
     },
-    "variants/varshare_fixed_sigma_sac.py": {"Agent.__init__": 5, "minibatch_gradients": 4, "update": 3},
+    "studies/posterior/varshare_fixed_sigma_sac.py": {
+        "Agent.__init__": 5,
+        "minibatch_gradients": 4,
+        "update": 3,
+    },
     "baselines/l2soft_ppo.py": {
         "imports": 1,
         "Agent.__init__": 1,
@@ -63,7 +67,7 @@ SIBLINGS = {
         "update": 2,
         "train": 3,
     },
-    "baselines/shared_ppo.py": {
+    "baselines/task_blind_ppo.py": {
         "LUNARLANDER": 2,
         "LUNARLANDER_GOALS": 1,
         "METAWORLD": 1,
@@ -176,7 +180,7 @@ def table(variants: bool) -> str:
     """The scripts in variants/, or the others, and how many of their lines are not those of their parents."""
     rows = ["| script | method | parent | lines | changed lines |", "|---|---|---|---|---|"]
     for name, method in METHOD_OF.items():
-        if name.startswith("variants/") != variants:
+        if name.startswith("studies/") or name.startswith("variants/") != variants:
             continue
         parent, lines = method.parent, lines_of(name)
         cells = f"`{parent}`" if parent else "", len(lines)

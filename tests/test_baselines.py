@@ -23,7 +23,7 @@ from probes import (
 
 import envs
 
-NAMES = ("shared", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
+NAMES = ("task_blind", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
 SCRIPTS = tuple(probes.load_script(f"baselines/{name}_ppo.py") for name in NAMES)
 shared, independent, hard_sharing, contextual, l2soft, pcgrad, cagrad = SCRIPTS
 varshare = probes.load_script("varshare_ppo.py")
@@ -307,7 +307,7 @@ def test_a_rollout_of_varshare_without_noise_and_kl_is_l2softs_without_penalty(m
 @pytest.mark.parametrize("env_id", ["cartpole10", *varshare.ENV_DEFAULTS])
 def test_penalties_are_equal_in_every_environment(env_id):
     """lambda of VarShare, which is beta / (2 N_m sigma_prior^2), is L2Soft's and that of a fixed sigma."""
-    fixed = probes.load_script("variants/varshare_fixed_sigma_ppo.py")
+    fixed = probes.load_script("studies/posterior/varshare_fixed_sigma_ppo.py")
     ours, *others = (x.Args(**x.ENV_DEFAULTS.get(env_id, {})) for x in (varshare, l2soft, fixed))
     penalty = ours.beta / (2 * ours.samples_per_task * ours.sigma_prior**2)
     assert [x.l2_coef for x in others] == pytest.approx([penalty] * 2, rel=0.05)

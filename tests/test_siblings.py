@@ -19,7 +19,7 @@ def test_trunks_differ_in_their_algorithm_only():
 def test_every_script_is_known():
     known = {*probes.SCRIPTS, *probes.SAC_SCRIPTS, *probes.VARIANTS, *probes.SAC_VARIANTS}
     assert {*siblings.TRUNKS, *siblings.SIBLINGS} == known == siblings.METHOD_OF.keys()
-    patterns = ("*_ppo.py", "*_sac.py", "baselines/*.py", "variants/*.py")
+    patterns = ("*_ppo.py", "*_sac.py", "baselines/*.py", "variants/*.py", "studies/*/varshare_*.py")
     paths = {path for pattern in patterns for path in probes.ROOT.glob(pattern)}
     assert paths == {probes.ROOT / name for name in known}
 
@@ -50,7 +50,7 @@ def test_the_table_of_scripts_is_up_to_date(name):
 def edit(monkeypatch, tmp_path):
     """A copy of all scripts, and a function that replaces a text that occurs once in one of them."""
     for name in (*siblings.TRUNKS, *siblings.SIBLINGS):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text((probes.ROOT / name).read_text())
     monkeypatch.setattr(siblings, "ROOT", tmp_path)
 
@@ -114,7 +114,7 @@ def test_a_fix_in_the_parent_that_its_children_lack_is_noticed(edit, name, where
     ],
 )
 def test_what_is_a_methods_own_may_change(edit, old, new):
-    edit("baselines/shared_ppo.py", old, new)
+    edit("baselines/task_blind_ppo.py", old, new)
     assert not any(map(siblings.drifted, siblings.SIBLINGS))
 
 

@@ -14,7 +14,7 @@ from envs.runs import Run
 
 varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
 fixed, shuffled, samples = (
-    probes.load_script(f"variants/varshare_{name}_ppo.py")
+    probes.load_script(f"studies/posterior/varshare_{name}_ppo.py")
     for name in ("fixed_sigma", "shuffled_sigma", "samples")
 )
 l2soft = probes.load_script("baselines/l2soft_ppo.py")

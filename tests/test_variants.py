@@ -13,7 +13,6 @@ from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
-from bench import scaling
 from envs.runs import Run
 
 varshare = probes.load_script("varshare_ppo.py")
@@ -480,21 +479,6 @@ def test_what_is_logged_of_factors_is_that_of_their_products():
         assert len(expected) == 3 + 7
         for name, x in expected.items():
             assert ours[name] == pytest.approx(x)
-
-
-@pytest.mark.slow
-def test_scaling_is_measured_where_it_fits(tmp_path, monkeypatch):
-    agent = varshare.Agent(probes.spaces(), varshare.Args(), torch.Generator())
-    more = 2 * 64 * (probes.OBS - scaling.OBS) + 65 * (agent.act_dim - scaling.ACTIONS)
-    assert agent.theta.numel() == scaling.full_parameters(64) + more
-    monkeypatch.setenv("PYTHONPATH", str(probes.ROOT))
-    monkeypatch.setattr(scaling, "TASKS", (2,))
-    monkeypatch.setattr(scaling, "WIDTHS", (8, 1_000_000))
-    monkeypatch.setattr(scaling, "methods", lambda: ["varshare-lora"])
-    scaling.run(tmp_path)
-    lines = [line for line in scaling.report(tmp_path).splitlines() if line.startswith("| VarShare")]
-    assert [("does not fit" in line) for line in lines] == [False, True]
-    assert (tmp_path / "scaling.png").exists()
 
 
 # Reptile

@@ -1,0 +1,345 @@
+"""Leave-one-out: what its runs are, what they begin with, and what is made of them."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import probes
+import pytest
+import torch
+from bench.claims import verdicts
+from PIL import Image
+
+import report
+from bench import launch, loo, loo_report
+from bench.collect import parameters
+from bench.methods import METHODS
+from bench.style import STYLE
+from bench.suites import SEEDS, SETTINGS
+from envs.evaluation import evaluate
+
+SUITE = loo.SUITES["cartpole-goals-physics10"]
+SMALL = "--num-steps 16 --num-minibatches 2 --hidden-sizes 8 --eval-episodes 3 --eval-interval-episodes 3"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loo, "ROOT", tmp_path)  # whose results/ has no choice of step sizes
+    monkeypatch.setitem(STYLE, "savefig.dpi", 30)
+    return tmp_path
+
+
+def parse(job):
+    script = probes.load_script(job.script)
+    sys.argv = [job.script, *job.flags.split(), "--run-name", job.name]
+    return script, script.parse_args(script.Args, script.ENV_DEFAULTS, None)
+
+
+def choose(name="cartpole-goals-physics10", rate="0.01"):
+    """As if a search had."""
+    loo.FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = [(name, regime, rate, 1.0, 1.0, True) for regime in loo.REGIMES]
+    columns = ["suite", "regime", "rate", "mean", "final", "chosen"]
+    pd.DataFrame(rows, columns=columns).to_csv(loo.SETTINGS, index=False)
+
+
+@pytest.mark.parametrize("suite", loo.SUITES.values(), ids=list(loo.SUITES))
+def test_tasks_are_held_out_and_searched_apart(suite):
+    assert len(set(suite.reported)) == 5 and len(set(suite.searched)) == 2
+    assert not set(suite.reported) & set(suite.searched)
+    assert not set(SEEDS) & set(range(1, 11))
+    assert len(probes.envs.make(suite.name, 1).task_names) == loo.TASKS
+
+
+def test_a_suite_may_take_the_step_sizes_of_another():
+    """As it takes that one's settings: then it has no search of its own."""
+    easy = loo.SUITES["cartpole10"]
+    assert {parse(job)[1].env_id for job in loo.all_jobs(easy, (1,))[: 36 + 288]} == {SUITE.name}
+    choose("cartpole10")
+    assert not easy.rates()
+    choose(SUITE.name, "0.03")
+    assert set(easy.rates().values()) == {"0.03"} and len(loo.all_jobs(easy, (1,))) == 5 * 6 + 5 * 8
+    assert {parse(job)[1].env_id for job in loo.all_jobs(easy, (1,))} == {"cartpole10"}
+
+
+def test_adaptations_start_from_models_that_have_not_seen_their_task():
+    jobs = loo.all_jobs(SUITE, (1,))
+    assert len(jobs) == len({job.name for job in jobs}) == 3 * 2 * 6 + 3 * 2 * 8 * 6 + 5 * 6
+    choose()
+    models = {job.name: parse(job)[1] for job in SUITE.models(SUITE.reported, (1, 2))}
+    assert len(models) == 5 * 6 * 2
+    for args in models.values():
+        assert len(args.tasks) == 9 and args.total_timesteps == 900_000 and not args.load
+    cases, loads = SUITE.adaptations((1, 2)), {}
+    assert len(cases) == 5 * 8 * 2
+    for job, (regime, task, seed) in cases.items():
+        script, args = parse(job)
+        script.check(args)
+        assert args.tasks == (task,) and args.seed == 1000 + seed and args.learning_rate == 0.01
+        assert args.total_timesteps == 100_000 and args.eval_interval == 4096
+        assert job.script == METHODS[loo.REGIMES[regime].method].script
+        frozen = regime not in ("scratch", "fine-tuning", "task-blind")
+        assert getattr(args, "freeze_theta", False) == frozen
+        assert getattr(args, "reptile_alpha", 0) == 0
+        if regime == "scratch":
+            assert not args.load
+            continue
+        model = models[Path(args.load).name]
+        assert task not in model.tasks and model.seed == seed and model.exp_name == loo.REGIMES[regime].method
+        loads[task, seed, regime] = args.load
+        for name in ("rank", "embedding_size", "hidden_sizes", "sigma_prior", "beta", "l2_coef"):
+            assert getattr(args, name, None) == getattr(model, name, None)
+    assert len({*loads.values()}) == 5 * 6 * 2
+    assert all(loads[0, seed, "residual"] == loads[0, seed, "fine-tuning"] for seed in (1, 2))
+
+
+def test_a_choice_that_lacks_a_regime_is_none_and_that_of_out_wins():
+    choose()
+    loo.SETTINGS.rename("chosen.csv")
+    for rate in ("0.03", "0.1"):
+        table = pd.read_csv("chosen.csv", dtype={"rate": str}).assign(rate=rate)
+        table[:-1].to_csv("few.csv", index=False)
+        shutil.copy("few.csv", loo.SETTINGS)
+        assert SUITE.rates() == {}
+        table.to_csv(loo.SETTINGS, index=False)
+        assert SUITE.rates() == dict.fromkeys(loo.REGIMES, rate)
+
+
+def test_a_step_size_of_which_a_run_failed_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(loo, "REGIMES", {"scratch": loo.REGIMES["scratch"]})
+    finished = [x for x, (_, rate) in SUITE.trials().items() if rate != "0.3"]
+    monkeypatch.setattr(loo.Job, "finished", property(lambda x: x in finished))
+    rates = {x.name: float(rate) for x, (_, rate) in SUITE.trials().items()}
+    monkeypatch.setattr(loo, "evaluations", lambda x: pd.Series([rates[x.name]]))
+    loo.choose(SUITE)
+    assert SUITE.rates() == {"scratch": "0.1"}
+
+
+def test_a_suite_whose_search_has_not_come_to_a_method_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("bench.suites.ROOT", Path("nowhere"))
+    with pytest.raises(SystemExit):  # a copy has read no settings yet
+        replace(SUITE).model("varshare", 0, 1)
+    assert "has no settings of independent on cartpole-goals-physics10 yet" in capsys.readouterr().err
+
+
+def write_settings(suite="small"):
+    SETTINGS.parent.mkdir(parents=True)
+    methods = {how.method for how in loo.REGIMES.values()}
+    rows = [(suite, method, f"{SMALL} --learning-rate 0.01") for method in methods]
+    pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
+
+
+@pytest.mark.slow
+def test_from_search_to_report(monkeypatch):
+    """The whole of it, tiny: searched, trained, adapted, collected; the second time nothing is run again."""
+    write_settings("cartpole-goals10")
+    few = {name: loo.REGIMES[name] for name in ("scratch", "residual")}
+    for name, value in {"REGIMES": few, "STEPS_OF_TASK": 512, "INTERVAL": 128, "SEEDS": (101,)}.items():
+        monkeypatch.setattr(loo, name, value)
+    monkeypatch.setattr(loo, "RATES", ("0.001", "1e-30"))
+    monkeypatch.setattr(loo_report, "REGIMES", few)
+    suite = loo.LeaveOneOut("cartpole-goals10", "cartpole-goals10", (4,), (5,))
+    monkeypatch.setitem(loo.SUITES, suite.name, suite)
+    assert loo.run(suite, (1,))
+    table = pd.read_csv(loo.SETTINGS, dtype={"rate": str})
+    assert len(table) == 2 * 2 and table.chosen.sum() == 2
+    best = table.loc[table.groupby("regime")["mean"].idxmax()]
+    assert best.chosen.all() and dict(zip(best.regime, best.rate)) == suite.rates()
+    loo.collect(suite, (1,))
+    text = loo_report.report(suite.name)
+    assert Path(loo.FOLDER, suite.name, "table.md").read_text() == text
+    with Image.open(Path(loo.FOLDER, suite.name, "loo.png")) as image:
+        image.load()
+    runs = pd.read_csv(loo.FOLDER / suite.name / "runs.csv")
+    assert len(runs) == 2 and runs.before.notna().all()
+    assert (runs.before_mean.notna() == (runs.regime == "residual")).all()
+    assert (runs.model.isna() == (runs.regime == "scratch")).all()
+    started = []
+    monkeypatch.setattr(launch, "_run", lambda job, folder: started.append(job) or 1)
+    assert loo.run(suite, (1,)) and not started
+    # runs that are gone stay in the CSVs, and the report is made of these; those of another command go
+    shutil.rmtree("runs")
+    loo.collect(suite, (1,))
+    assert loo_report.report(suite.name) == text
+    monkeypatch.setattr(loo, "INTERVAL", 256)
+    assert not len(loo.read_csvs(suite)[0]) and not len(loo.read_csvs(suite)[1])
+
+
+@pytest.mark.parametrize("regime", ["scratch", "residual", "l2soft", "lora", "hard-sharing", "task-blind"])
+def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
+    write_settings()
+    monkeypatch.setattr(loo, "STEPS_OF_TASK", 512)
+    suite = loo.LeaveOneOut("cartpole10", "small", (4,), (5,))
+    how = loo.REGIMES[regime]
+    if how.start != "scratch":
+        script, args = parse(suite.model(how.method, 4, 1))
+        script.train(args)
+        saved = probes.load(Path("runs", args.run_name))["agent"]
+    job = suite.adaptation(regime, "1e-30", 4, 1)
+    script, args = parse(job)
+    folder = script.train(args)
+    alone, with_mean = loo.before(folder)
+    assert alone == pytest.approx(loo.evaluations(job).iloc[-1], rel=1e-4)
+    assert np.isnan(with_mean) == (regime not in ("residual", "l2soft"))
+    own, every = parameters(probes.load(folder)["agent"])
+    theta = 0 if regime == "scratch" else probes.load(folder)["agent"]["theta"].numel()
+    assert every - own == theta and (own > 0) == (regime != "task-blind")
+    if regime == "residual":  # by hand
+        agent, _ = probes.load_agent(script, folder)
+        agent.mu.zero_()
+        agent.theta.copy_(saved["theta"] + saved["mu"].mean(0))
+        assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1001).returns.mean() == with_mean
+
+
+@pytest.mark.slow
+def test_the_page_on_adaptation_does_what_it_says(monkeypatch, capsys, here):
+    """Its file and its commands, with less of everything."""
+    page = (probes.ROOT / "docs/adaptation.md").read_text()
+    module, commands = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "bash"))
+    Path("my_poles.py").write_text(module)
+    monkeypatch.syspath_prepend(str(here))
+    new, *lines = commands.split("new=")[1].splitlines()
+    lines = [commands.splitlines()[0], *(line.replace("$new", new.strip('"')) for line in lines)]
+    less = {
+        "--total-timesteps 100000": "--total-timesteps 2048",
+        "--eval-interval 4096": "--eval-interval 1024",
+    }
+    small = "--hidden-sizes 8 --eval-episodes 2 --eval-interval-episodes 2"
+    for line in lines:
+        for old, fewer in less.items():
+            line = line.replace(old, fewer)
+        line += " --total-timesteps 10240" * ("--run-name poles" in line)
+        _, script, *argv = (line + f" {small}" * ("report.py" not in line)).split()
+        if script == "report.py":
+            report.main(tuple(map(Path, argv)))
+        else:
+            probes.main(probes.load_script(script), *argv)
+    poles, residual, tuned, scratch = (
+        probes.load(Path("runs", name))["agent"] for name in ("poles", "residual", "fine-tuning", "scratch")
+    )
+    assert torch.equal(residual["theta"], poles["theta"]) and residual["mu"].abs().sum() > 0
+    assert not torch.equal(tuned["theta"], poles["theta"]) and not torch.equal(
+        scratch["theta"], tuned["theta"]
+    )
+    assert capsys.readouterr().out.endswith("runs/residual/plots/compared.png\n")
+    with Image.open("runs/residual/plots/compared.png") as image:
+        image.load()
+
+
+def write_results(name="cartpole-goals10", tasks=(0, 4), seeds=10, **gains):
+    """Made-up runs: Scratch reaches 100 at step 40, the others so many steps earlier or later."""
+    folder = loo.FOLDER / name
+    folder.mkdir(parents=True)
+    runs, rows = [], []
+    for regime, gain in {"scratch": 0, **gains}.items():
+        for task in tasks:
+            for seed in range(1, seeds + 1):
+                key = {"regime": regime, "task": task, "seed": seed}
+                runs.append(
+                    {
+                        **key,
+                        "rate": 0.1,
+                        "parameters": 7,
+                        "before": 0.0,
+                        "before_mean": 5.0 * (regime == "residual"),
+                    }
+                )
+                runs[-1] |= {"commit": "abc", "hardware": "abacus"}
+                when = 40 + 10 * (seed % 2) - gain
+                rows += [{**key, "step": s, "value": 100.0 * (s >= when)} for s in range(10, 101, 10)]
+    pd.DataFrame(runs).to_csv(folder / "runs.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / "evaluations.csv", index=False)
+    return loo_report.Adaptations(folder)
+
+
+def test_steps_count_from_the_task_and_a_run_that_never_learns_counts_as_long_as_it_is():
+    x = write_results(residual=20, **{"fine-tuning": -1000, "task-blind": 0})
+    assert x.target == {0: 90.0, 4: 90.0}
+    assert x.steps("scratch", 0).tolist() == [50, 40] * 5
+    assert x.steps("residual", 4).tolist() == [30, 20] * 5
+    assert np.isinf(x.steps("fine-tuning", 0)).all()
+    assert x.mean_steps("fine-tuning").tolist() == [100] * 10
+    found = x.comparisons()
+    assert {r: says for r, (_, _, says) in found.items()} == {
+        "scratch": "faster",
+        "fine-tuning": "faster",
+        "task-blind": "faster",
+    }
+    assert found["scratch"][0].center == -20
+    answer, text = loo_report.claim_7(x)
+    assert answer.startswith("supported; against full fine-tuning: faster")
+    assert "| Scratch | -20 [-20, -20] |" in text
+    table = loo_report.make_table(x)
+    assert "- [-, -] (10)" in table and "| 0 of 20 |" in table and "| 20 of 20 |" in table
+    assert "Residual adaptation, before, with the other tasks' mean residual added to theta: 5.0 [" in table
+
+
+def test_a_slower_residual_is_said_to_be_slower():
+    x = write_results(residual=-20, **{"fine-tuning": 20})
+    assert loo_report.claim_7(x)[0] == "not supported: slower; against full fine-tuning: slower"
+
+
+def test_no_verdict_where_a_task_blind_network_can_do_it_at_once():
+    x = write_results(residual=20, **{"task-blind": 20})
+    assert loo_report.claim_7(x)[0].startswith("supported")
+    blind = x.runs.regime == "task-blind"
+    x.runs.loc[blind & (x.runs.task == 0), "before"] = 95.0  # of 90, on one task of two
+    assert loo_report.claim_7(x)[0].startswith("supported")
+    x.runs.loc[blind, "before"] = 95.0
+    answer, text = loo_report.claim_7(x)
+    assert answer == "this suite cannot tell" and "95.0 before the first step" in text
+
+
+def test_what_is_known_before_training_counts_as_no_steps():
+    x = write_results(residual=20)
+    x.curves["residual", 0].loc[:, 0] = 95.0
+    assert x.steps("residual", 0).tolist() == [30, 20] * 5  # not by an evaluation alone
+    x.curves["residual", 0].loc[:, 10] = 95.0
+    assert x.steps("residual", 0).tolist() == [0] * 10
+    x.curves["residual", 0].loc[:, 20:90] = 0.0
+    x.curves["residual", 0].loc[:, :10] = 0.0
+    assert np.isinf(x.steps("residual", 0)).all()  # nor by the last alone
+
+
+def test_faster_in_fewer_runs_is_not_faster():
+    x = write_results(tasks=range(5), residual=20)
+    assert x.comparisons()["scratch"][2] == "faster"
+    for task in range(5):
+        x.curves["residual", task].loc[:] = 0.0 if task == 4 else 100.0
+    assert x.mean_steps("residual").tolist() == [20] * 10
+    assert x.comparisons()["scratch"][2].startswith(
+        "faster, but Residual adaptation gets there in fewer runs"
+    )
+
+
+@pytest.mark.parametrize("lost", [[(3, "residual", 4)], [(3, "residual", 4), (2, "scratch", 0)]])
+def test_seeds_that_are_not_complete_do_not_count(lost):
+    write_results(residual=20, seeds=3)
+    path = loo.FOLDER / "cartpole-goals10/runs.csv"
+    runs = pd.read_csv(path)
+    keep = [key not in lost for key in zip(runs.seed, runs.regime, runs.task)]
+    runs[keep].to_csv(path, index=False)
+    x = loo_report.Adaptations(path.parent)
+    assert set(x.runs.seed) == {1, 2, 3} - {seed for seed, *_ in lost}
+    assert set(x.steps("residual", 0).index) == set(x.runs.seed)
+
+
+def test_without_a_complete_seed_there_is_no_verdict():
+    write_results(residual=20, seeds=1)
+    path = loo.FOLDER / "cartpole-goals10/runs.csv"
+    pd.read_csv(path)[1:].to_csv(path, index=False)
+    assert "not all runs of a seed" in loo_report.report("cartpole-goals10")
+    assert "C7" not in verdicts([], [loo_report.Adaptations(path.parent)])
+
+
+def test_novelty_is_a_range_of_the_other_tasks():
+    params = [{"gravity": g, "goal": x} for g, x in ((1.0, 0.5), (2.0, -1.0), (9.0, 0.0))]
+    assert loo_report.novelty(0, params) == "goal beyond, gravity beyond"
+    assert loo_report.novelty(1, params) == "goal beyond, physics between"
+    assert loo_report.novelty(2, params) == "goal between, gravity beyond"
+    same = [x | {"gravity": 1.0} for x in params]
+    assert loo_report.novelty(2, same) == "goal between"
