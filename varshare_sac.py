@@ -134,7 +134,7 @@ class Agent(nn.Module):
     per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "sigma", "live", "fisher", "fisher_weight", "log_alpha", "target", "value_norm")
+    per_task = ("mu", "sigma", "live", "h_sum", "h_count", "log_alpha", "target", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -147,8 +147,8 @@ class Agent(nn.Module):
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
         self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
         self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
-        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
-        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
+        self.register_buffer("h_sum", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
+        self.register_buffer("h_count", torch.zeros(envs.num_tasks, 1))
         self.log_alpha = nn.Parameter(torch.full((envs.num_tasks,), math.log(args.alpha_init)))
         # averages the mean weights, of which the actor's are not used
         self.register_buffer("target", self.weights().detach().clone())
@@ -305,9 +305,9 @@ def learn_sigma(agent: Agent, G: Tensor, num_stored: Tensor, args: Args) -> None
     N, B = num_stored, args.batch_size
     scale = B / (1 + args.beta * B / N)
     agent.live.copy_(G != 0)
-    agent.fisher.mul_(args.sigma_decay).add_(scale * G.square())
-    agent.fisher_weight.mul_(args.sigma_decay).add_(1)
-    h = agent.fisher / agent.fisher_weight
+    agent.h_sum.mul_(args.sigma_decay).add_(scale * G.square())
+    agent.h_count.mul_(args.sigma_decay).add_(1)
+    h = agent.h_sum / agent.h_count
     agent.sigma.copy_((N / args.beta * h + 1 / args.sigma_prior**2).rsqrt())
 
 

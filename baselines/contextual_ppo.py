@@ -340,8 +340,8 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    run.log("method/theta_norm", agent.theta.norm())
-    run.log_tasks("method/embedding_norm", agent.embedding.norm(dim=1))
+    run.log("varshare/theta_norm", agent.theta.norm())
+    run.log_tasks("varshare/embedding_norm", agent.embedding.norm(dim=1))
 
 
 def check(args: Args) -> None:

@@ -334,8 +334,8 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    run.log("method/theta_norm", agent.theta.norm())
-    run.log_tasks("method/head_norm", agent.heads.norm(dim=1))
+    run.log("varshare/theta_norm", agent.theta.norm())
+    run.log_tasks("varshare/head_norm", agent.heads.norm(dim=1))
 
 
 def check(args: Args) -> None:

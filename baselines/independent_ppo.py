@@ -329,7 +329,7 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    run.log_tasks("method/theta_norm", agent.theta.norm(dim=1))
+    run.log_tasks("varshare/theta_norm", agent.theta.norm(dim=1))
 
 
 def check(args: Args) -> None:

@@ -346,7 +346,7 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    run.log_tasks("method/l2_loss", args.l2_coef * agent.mu.square().sum(1))
+    run.log_tasks("varshare/l2_loss", args.l2_coef * agent.mu.square().sum(1))
     run.log_sharing(agent.unpack(agent.theta.unsqueeze(0)), agent.unpack(agent.mu), "method")
 
 

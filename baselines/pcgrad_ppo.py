@@ -273,7 +273,7 @@ def minibatch_gradients(agent: Agent, mb: Batch, keys: Tensor, args: Args) -> tu
         losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
         (G,) = torch.autograd.grad(losses.sum(), weights)
     for net, g in zip(("actor", "critic"), G[:, : len(agent.theta)].chunk(2, 1)):
-        stats[f"method/conflicts/{net}"] = (g @ g.T < 0).float().sum(1) / max(1, len(g) - 1)
+        stats[f"varshare/conflicts/{net}"] = (g @ g.T < 0).float().sum(1) / max(1, len(g) - 1)
     grads = parameter_gradients(agent, G, keys, args)
     norm = torch.stack([g.norm() for g in grads.values()]).norm()
     clip = (args.max_grad_norm / (norm + 1e-6)).clamp(max=1)
@@ -361,8 +361,8 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    run.log("method/theta_norm", agent.theta.norm())
-    run.log_tasks("method/head_norm", agent.heads.norm(dim=1))
+    run.log("varshare/theta_norm", agent.theta.norm())
+    run.log_tasks("varshare/head_norm", agent.heads.norm(dim=1))
 
 
 def check(args: Args) -> None:

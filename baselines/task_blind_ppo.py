@@ -327,7 +327,7 @@ def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng)
 @torch.no_grad()
 def log_method(run: Run, agent: Agent, args: Args) -> None:
     """Log what is the method's own."""
-    run.log("method/theta_norm", agent.theta.norm())
+    run.log("varshare/theta_norm", agent.theta.norm())
 
 
 def check(args: Args) -> None:

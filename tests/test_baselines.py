@@ -565,12 +565,12 @@ def test_share_of_conflicting_tasks(monkeypatch, method):
     theta = per_task_gradients(method, agent, batch, agent.theta)
     for net, grads in zip(("actor", "critic"), theta.split(len(agent.theta) // 2, 1), strict=True):
         conflicts = [[float(g @ other < 0) for other in grads] for g in grads]
-        assert stats[f"method/conflicts/{net}"].tolist() == [sum(row) / (TASKS - 1) for row in conflicts]
+        assert stats[f"varshare/conflicts/{net}"].tolist() == [sum(row) / (TASKS - 1) for row in conflicts]
 
     def losses(agent, W, *_):  # in the actor task 1 conflicts with all, in the critic nobody
         return W["actor.0.weight"][:, 0, 0] * torch.tensor([1, -1, 1]) + W["critic.0.weight"][:, 0, 0], {}
 
     monkeypatch.setattr(method, "ppo_loss", losses)
     _, stats = method.minibatch_gradients(agent, batch, *draws(agent), settings(method))
-    assert stats["method/conflicts/actor"].tolist() == [0.5, 1.0, 0.5]
-    assert stats["method/conflicts/critic"].tolist() == [0, 0, 0]
+    assert stats["varshare/conflicts/actor"].tolist() == [0.5, 1.0, 0.5]
+    assert stats["varshare/conflicts/critic"].tolist() == [0, 0, 0]

@@ -588,7 +588,7 @@ def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(script):
     still = probes.load(run(script, "still", learning_rate=1e-30, **changes))["agent"]
     moved = probes.load(run(script, "moved", **changes))["agent"]
     assert torch.equal(moved["theta"], probes.load(folder)["agent"]["theta"])
-    for name in set(script.Agent.per_task) - {"return_stats", "value_norm", "live", "fisher_weight"}:
+    for name in set(script.Agent.per_task) - {"return_stats", "value_norm", "live", "h_count"}:
         assert len(moved[name]) == 1 and not torch.equal(moved[name], still[name])
 
 

@@ -145,7 +145,7 @@ class Agent(nn.Module):
     weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "sigma", "scales", "live", "fisher", "fisher_weight", "return_stats", "value_norm")
+    per_task = ("mu", "sigma", "scales", "live", "h_sum", "h_count", "return_stats", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -158,8 +158,8 @@ class Agent(nn.Module):
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(self.theta)))  # (task, weight)
         self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
         self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
-        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
-        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
+        self.register_buffer("h_sum", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
+        self.register_buffer("h_count", torch.zeros(envs.num_tasks, 1))
         parts, number = [], 0  # of units: a bias is of the unit of its row
         for name, shape in self.shapes.items():
             parts.append(number + torch.arange(shape[0]).repeat_interleave(math.prod(shape[1:])))
@@ -287,7 +287,7 @@ def parameter_gradients(agent: Agent, G: Tensor, args: Args) -> dict[str, Tensor
     """Gradients of the objective at the top by theta and mu, from G = dL_m / dW_m (task, weight)."""
     kl_weight = args.beta / args.samples_per_task
     mean, std = agent.z()
-    by_noise = agent.fisher / agent.fisher_weight.clamp(min=1) * std.square().expm1()  # z's, which scales mu
+    by_noise = agent.h_sum / agent.h_count.clamp(min=1) * std.square().expm1()  # z's, which scales mu
     grads = {"mu": G + (kl_weight / (args.sigma_prior * mean).square() + by_noise) * agent.mu}
     return grads if args.freeze_theta else {"theta": G.sum(0), **grads}
 
@@ -302,9 +302,9 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
     """
     N, B = args.samples_per_task, args.samples_per_task // args.num_minibatches
     scale = B / max(1 - (1 - args.beta) * B / N, 0.5)
-    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
-    agent.fisher_weight.mul_(args.sigma_decay).add_(1)
-    h = agent.fisher / agent.fisher_weight
+    agent.h_sum.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
+    agent.h_count.mul_(args.sigma_decay).add_(1)
+    h = agent.h_sum / agent.h_count
     mean, std = agent.z()
     h *= mean.square() * std.square().exp()
     agent.sigma.copy_((N / args.beta * h + 1 / args.sigma_prior**2).rsqrt())
@@ -319,7 +319,7 @@ def learn_scales(agent: Agent, args: Args) -> None:
     U = |mu|^2 / sigma_prior^2 is of v's KL, T = N/beta sum h sigma^2 and R = N/beta sum h mu^2 of the loss.
     With D its derivative by M, E a = (1 - D) / 2 and E 1/b = (1 + D) / 2 at the optimum.
     """
-    h = args.samples_per_task / args.beta * agent.fisher / agent.fisher_weight
+    h = args.samples_per_task / args.beta * agent.h_sum / agent.h_count
     terms = (agent.mu.square() / args.sigma_prior**2, h * agent.sigma.square(), h * agent.mu.square())
     U, T, R = (torch.zeros_like(agent.scales[:, 0, 0]).index_add_(1, agent.unit, x) for x in terms)
     sa2, sb2 = agent.scales[:, 1].square().unbind(1)
