@@ -214,12 +214,12 @@ def collect(
     mapped = (new.metric == "cosine") | new.metric.str.startswith(SHARING)
     if mapped.any():
         write_sharing(new[mapped & (new.task != "mean")], configs.method, out)
-    runs = pd.concat([old, new[~mapped]])
+    runs = pd.concat([rows for rows in (old, new[~mapped]) if len(rows)])
     same = [name for name in ("env", "setting") if runs[name].nunique() == 1]
     runs.assign(value=runs.value.map("{:.5g}".format)).drop(columns=same).to_csv(
         out / "runs.csv", index=False
     )
-    pd.concat([configs, today]).to_csv(out / "configs.csv", index=False)
+    pd.concat([rows for rows in (configs, today) if len(rows)]).to_csv(out / "configs.csv", index=False)
 
 
 def write_sharing(rows: pd.DataFrame, others: pd.Series, out: Path) -> None:

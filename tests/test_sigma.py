@@ -152,9 +152,7 @@ def test_an_update_learns_sigma_in_every_minibatch_and_says_which_weights_are_li
         agent, torch.optim.SGD(agent.parameters(), lr=0.01), batch, script.minibatch_gradients, args, rng
     )
     weight = (1 - args.sigma_decay**6) / (1 - args.sigma_decay)
-    torch.testing.assert_close(
-        agent.h_count - before * args.sigma_decay**6, torch.full_like(before, weight)
-    )
+    torch.testing.assert_close(agent.h_count - before * args.sigma_decay**6, torch.full_like(before, weight))
     live, sigma = agent.unpack(agent.live), agent.unpack(agent.sigma)
     for net in ("actor", "critic"):
         name = f"{net}.0.weight"

@@ -9,28 +9,25 @@ import numpy as np
 import pandas as pd
 import probes
 import pytest
-import torch
-from bench.claims import verdicts
 from PIL import Image
 
-import report
-from bench import launch, loo, loo_report
-from bench.collect import parameters
+from bench import launch
+from bench.collect import EVALUATION, parameters, read
 from bench.methods import METHODS
-from bench.style import STYLE
 from bench.suites import SEEDS, SETTINGS
 from envs.evaluation import evaluate
+from studies.claims.__main__ import verdicts
+from studies.leave_one_out import report as loo_report
+from studies.leave_one_out import runs as loo
 
 SUITE = loo.SUITES["cartpole-goals-physics10"]
 SMALL = "--num-steps 16 --num-minibatches 2 --hidden-sizes 8 --eval-episodes 3 --eval-interval-episodes 3"
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def without_choice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loo, "ROOT", tmp_path)  # whose results/ has no choice of step sizes
-    monkeypatch.setitem(STYLE, "savefig.dpi", 30)
-    return tmp_path
 
 
 def parse(job):
@@ -114,7 +111,7 @@ def test_a_step_size_of_which_a_run_failed_is_not_chosen(monkeypatch):
     finished = [x for x, (_, rate) in SUITE.trials().items() if rate != "0.3"]
     monkeypatch.setattr(loo.Job, "finished", property(lambda x: x in finished))
     rates = {x.name: float(rate) for x, (_, rate) in SUITE.trials().items()}
-    monkeypatch.setattr(loo, "evaluations", lambda x: pd.Series([rates[x.name]]))
+    monkeypatch.setattr(loo, "curve_of", lambda x: pd.Series([rates[x.name]]))
     loo.choose(SUITE)
     assert SUITE.rates() == {"scratch": "0.1"}
 
@@ -149,24 +146,22 @@ def test_from_search_to_report(monkeypatch):
     assert len(table) == 2 * 2 and table.chosen.sum() == 2
     best = table.loc[table.groupby("regime")["mean"].idxmax()]
     assert best.chosen.all() and dict(zip(best.regime, best.rate)) == suite.rates()
-    loo.collect(suite, (1,))
+    loo.collect_runs(suite, (1,))
     text = loo_report.report(suite.name)
     assert Path(loo.FOLDER, suite.name, "table.md").read_text() == text
     with Image.open(Path(loo.FOLDER, suite.name, "loo.png")) as image:
         image.load()
-    runs = pd.read_csv(loo.FOLDER / suite.name / "runs.csv")
-    assert len(runs) == 2 and runs.before.notna().all()
-    assert (runs.before_mean.notna() == (runs.regime == "residual")).all()
-    assert (runs.model.isna() == (runs.regime == "scratch")).all()
+    runs, configs = read(loo.FOLDER / suite.name)
+    assert list(configs.setting) == ["scratch-4", "residual-4"]
+    before = runs[runs.step == 0].groupby("metric").setting.apply(list)
+    assert before[EVALUATION] == before[loo.TRAINED] == ["scratch-4", "residual-4"]
+    assert before[loo.WITH_MEAN] == ["residual-4"]
     started = []
     monkeypatch.setattr(launch, "_run", lambda job, folder: started.append(job) or 1)
     assert loo.run(suite, (1,)) and not started
-    # runs that are gone stay in the CSVs, and the report is made of these; those of another command go
-    shutil.rmtree("runs")
-    loo.collect(suite, (1,))
+    shutil.rmtree("runs")  # runs that are gone stay in the CSVs, and the report is made of these
+    loo.collect_runs(suite, (1,))
     assert loo_report.report(suite.name) == text
-    monkeypatch.setattr(loo, "INTERVAL", 256)
-    assert not len(loo.read_csvs(suite)[0]) and not len(loo.read_csvs(suite)[1])
 
 
 @pytest.mark.parametrize("regime", ["scratch", "residual", "l2soft", "lora", "hard-sharing", "task-blind"])
@@ -183,7 +178,7 @@ def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
     script, args = parse(job)
     folder = script.train(args)
     alone, with_mean = loo.before(folder)
-    assert alone == pytest.approx(loo.evaluations(job).iloc[-1], rel=1e-4)
+    assert alone == pytest.approx(loo.curve_of(job).iloc[-1], rel=1e-4)
     assert np.isnan(with_mean) == (regime not in ("residual", "l2soft"))
     own, every = parameters(probes.load(folder)["agent"])
     theta = 0 if regime == "scratch" else probes.load(folder)["agent"]["theta"].numel()
@@ -195,65 +190,33 @@ def test_before_is_what_a_run_that_does_not_move_ends_with(regime, monkeypatch):
         assert evaluate(agent, probes.envs.make("cartpole10", 3, (4,)), 1001).returns.mean() == with_mean
 
 
-@pytest.mark.slow
-def test_the_page_on_adaptation_does_what_it_says(monkeypatch, capsys, here):
-    """Its file and its commands, with less of everything."""
-    page = (probes.ROOT / "docs/adaptation.md").read_text()
-    module, commands = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "bash"))
-    Path("my_poles.py").write_text(module)
-    monkeypatch.syspath_prepend(str(here))
-    new, *lines = commands.split("new=")[1].splitlines()
-    lines = [commands.splitlines()[0], *(line.replace("$new", new.strip('"')) for line in lines)]
-    less = {
-        "--total-timesteps 100000": "--total-timesteps 2048",
-        "--eval-interval 4096": "--eval-interval 1024",
-    }
-    small = "--hidden-sizes 8 --eval-episodes 2 --eval-interval-episodes 2"
-    for line in lines:
-        for old, fewer in less.items():
-            line = line.replace(old, fewer)
-        line += " --total-timesteps 10240" * ("--run-name poles" in line)
-        _, script, *argv = (line + f" {small}" * ("report.py" not in line)).split()
-        if script == "report.py":
-            report.main(tuple(map(Path, argv)))
-        else:
-            probes.main(probes.load_script(script), *argv)
-    poles, residual, tuned, scratch = (
-        probes.load(Path("runs", name))["agent"] for name in ("poles", "residual", "fine-tuning", "scratch")
-    )
-    assert torch.equal(residual["theta"], poles["theta"]) and residual["mu"].abs().sum() > 0
-    assert not torch.equal(tuned["theta"], poles["theta"]) and not torch.equal(
-        scratch["theta"], tuned["theta"]
-    )
-    assert capsys.readouterr().out.endswith("runs/residual/plots/compared.png\n")
-    with Image.open("runs/residual/plots/compared.png") as image:
-        image.load()
-
-
 def write_results(name="cartpole-goals10", tasks=(0, 4), seeds=10, **gains):
     """Made-up runs: Scratch reaches 100 at step 40, the others so many steps earlier or later."""
     folder = loo.FOLDER / name
     folder.mkdir(parents=True)
-    runs, rows = [], []
+    configs, rows = [], []
     for regime, gain in {"scratch": 0, **gains}.items():
         for task in tasks:
             for seed in range(1, seeds + 1):
-                key = {"regime": regime, "task": task, "seed": seed}
-                runs.append(
-                    {
-                        **key,
-                        "rate": 0.1,
-                        "parameters": 7,
-                        "before": 0.0,
-                        "before_mean": 5.0 * (regime == "residual"),
-                    }
-                )
-                runs[-1] |= {"commit": "abc", "hardware": "abacus"}
+                key = {"env": name, "method": loo.REGIMES[regime].method, "setting": f"{regime}-{task}"}
+                configs.append(key | {"seed": seed, "steps": 100, "commit": "abc", "hardware": "abacus"})
+                first = {EVALUATION: 0.0, loo.RATE: 0.1, loo.TRAINED: 7}
+                if regime == "residual":
+                    first[loo.WITH_MEAN] = 5.0
                 when = 40 + 10 * (seed % 2) - gain
-                rows += [{**key, "step": s, "value": 100.0 * (s >= when)} for s in range(10, 101, 10)]
-    pd.DataFrame(runs).to_csv(folder / "runs.csv", index=False)
-    pd.DataFrame(rows).to_csv(folder / "evaluations.csv", index=False)
+                points = [(metric, 0, x) for metric, x in first.items()]
+                points += [(EVALUATION, s, 100.0 * (s >= when)) for s in range(10, 101, 10)]
+                rows += [(*key.values(), seed, metric, "mean", s, x) for metric, s, x in points]
+    columns = ["env", "method", "setting", "seed", "metric", "task", "step", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "runs.csv", index=False)
+    pd.DataFrame(configs).to_csv(folder / "configs.csv", index=False)
     return loo_report.Adaptations(folder)
+
+
+def set_before(x, regime, value, tasks=(0, 4)):
+    """Their return before the first step."""
+    rows = (x.runs.regime == regime) & x.runs.held_out.isin(tasks) & (x.runs.step == 0)
+    x.runs.loc[rows & (x.runs.metric == EVALUATION), "value"] = value
 
 
 def test_steps_count_from_the_task_and_a_run_that_never_learns_counts_as_long_as_it_is():
@@ -264,12 +227,10 @@ def test_steps_count_from_the_task_and_a_run_that_never_learns_counts_as_long_as
     assert np.isinf(x.steps("fine-tuning", 0)).all()
     assert x.mean_steps("fine-tuning").tolist() == [100] * 10
     found = x.comparisons()
-    assert {r: says for r, (_, _, says) in found.items()} == {
-        "scratch": "faster",
-        "fine-tuning": "faster",
-        "task-blind": "faster",
-    }
-    assert found["scratch"][0].center == -20
+    assert {r: c.verdict for r, c in found.items()} == dict.fromkeys(
+        ("scratch", "fine-tuning", "task-blind"), "faster"
+    )
+    assert found["scratch"].interval.center == -20
     answer, text = loo_report.claim_7(x)
     assert answer.startswith("supported; against full fine-tuning: faster")
     assert "| Scratch | -20 [-20, -20] |" in text
@@ -286,10 +247,9 @@ def test_a_slower_residual_is_said_to_be_slower():
 def test_no_verdict_where_a_task_blind_network_can_do_it_at_once():
     x = write_results(residual=20, **{"task-blind": 20})
     assert loo_report.claim_7(x)[0].startswith("supported")
-    blind = x.runs.regime == "task-blind"
-    x.runs.loc[blind & (x.runs.task == 0), "before"] = 95.0  # of 90, on one task of two
+    set_before(x, "task-blind", 95.0, (0,))  # of 90, on one task of two
     assert loo_report.claim_7(x)[0].startswith("supported")
-    x.runs.loc[blind, "before"] = 95.0
+    set_before(x, "task-blind", 95.0)
     answer, text = loo_report.claim_7(x)
     assert answer == "this suite cannot tell" and "95.0 before the first step" in text
 
@@ -307,31 +267,31 @@ def test_what_is_known_before_training_counts_as_no_steps():
 
 def test_faster_in_fewer_runs_is_not_faster():
     x = write_results(tasks=range(5), residual=20)
-    assert x.comparisons()["scratch"][2] == "faster"
+    assert x.comparisons()["scratch"].verdict == "faster"
     for task in range(5):
         x.curves["residual", task].loc[:] = 0.0 if task == 4 else 100.0
     assert x.mean_steps("residual").tolist() == [20] * 10
-    assert x.comparisons()["scratch"][2].startswith(
+    assert x.comparisons()["scratch"].verdict.startswith(
         "faster, but Residual adaptation gets there in fewer runs"
     )
 
 
-@pytest.mark.parametrize("lost", [[(3, "residual", 4)], [(3, "residual", 4), (2, "scratch", 0)]])
+@pytest.mark.parametrize("lost", [[(3, "residual-4")], [(3, "residual-4"), (2, "scratch-0")]])
 def test_seeds_that_are_not_complete_do_not_count(lost):
     write_results(residual=20, seeds=3)
     path = loo.FOLDER / "cartpole-goals10/runs.csv"
     runs = pd.read_csv(path)
-    keep = [key not in lost for key in zip(runs.seed, runs.regime, runs.task)]
+    keep = [(seed, setting) not in lost for seed, setting in zip(runs.seed, runs.setting)]
     runs[keep].to_csv(path, index=False)
     x = loo_report.Adaptations(path.parent)
-    assert set(x.runs.seed) == {1, 2, 3} - {seed for seed, *_ in lost}
+    assert set(x.runs.seed) == {1, 2, 3} - {seed for seed, _ in lost}
     assert set(x.steps("residual", 0).index) == set(x.runs.seed)
 
 
 def test_without_a_complete_seed_there_is_no_verdict():
     write_results(residual=20, seeds=1)
     path = loo.FOLDER / "cartpole-goals10/runs.csv"
-    pd.read_csv(path)[1:].to_csv(path, index=False)
+    pd.read_csv(path).query("setting != 'scratch-0'").to_csv(path, index=False)
     assert "not all runs of a seed" in loo_report.report("cartpole-goals10")
     assert "C7" not in verdicts([], [loo_report.Adaptations(path.parent)])
 

@@ -1,4 +1,6 @@
-"""bench/posterior.py: models played with other weights and in other physics, and what its tables say."""
+"""Models played with other weights and in other physics, and what the tables say."""
+
+import sys
 
 import numpy as np
 import pandas as pd
@@ -6,21 +8,20 @@ import probes
 import pytest
 import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-from PIL import Image
 
 import envs
-from bench import posterior
+from bench.collect import EVALUATION
 from enjoy import load_agent
+from studies.posterior import figures, play, runs, tables
 
 varshare = probes.load_script("varshare_ppo.py")
-
-pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture
 def model(monkeypatch):
     """A trained agent and the return of its own evaluation."""
-    monkeypatch.setattr(posterior, "EPISODES", 2)
+    monkeypatch.setattr(play, "EPISODES", 2)
+    monkeypatch.setattr(sys, "argv", ["script.py"])  # which errors name
     folder = probes.run(varshare)
     rows = [row for row in probes.read_heartbeat(folder) if row[1:3] == ("eval/episodic_return", "mean")]
     agent = load_agent(probes.load(folder), varshare, envs.make("cartpole10", 1))
@@ -30,16 +31,16 @@ def model(monkeypatch):
 def test_what_is_played_is_what_it_says(model):
     agent, expected = model
     seed = varshare.Args.seed
-    values = {(what, level): x for what, level, x in posterior.played(agent, "cartpole10", seed, True)}
+    values = {(what, level): x for what, level, x in play.played(agent, "cartpole10", seed, True)}
     assert values["mean", 0] == pytest.approx(expected)
     for what in ("sampled", "ensemble", "layer rms", "shuffled"):
         assert values[what, 0] > 0
     assert values["noise", 0.4] < values["noise", 0.05]  # far from the weights that were trained
     shared = (agent.theta + agent.mu.mean(0)).expand_as(agent.mu)  # of the critic all may go
-    alone = posterior.play(agent, [shared], envs.make("cartpole10", 2), seed).mean()
+    alone = play.play(agent, [shared], envs.make("cartpole10", 2), seed).mean()
     assert values["pruned by |mu|", 1.0] == values["pruned by |mu| / sigma", 1.0] == pytest.approx(alone)
     agent.sigma.fill_(1e-9)  # draws are then the mean
-    values = {(what, level): x for what, level, x in posterior.played(agent, "cartpole10", seed, False)}
+    values = {(what, level): x for what, level, x in play.played(agent, "cartpole10", seed, False)}
     assert all(x == pytest.approx(expected) for x in values.values()) and len(values) == 5
 
 
@@ -47,8 +48,8 @@ def test_a_draw_of_every_episode_acts_in_its_own(model):
     agent, _ = model
     weights = agent.weights().repeat_interleave(3, 0)
     weights += 0.2 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
-    together = posterior.play(agent, [weights], envs.make("cartpole10", 3), 5)
-    seeds = np.reshape(posterior.spread_seeds(5, 1, 30), (10, 3))
+    together = play.play(agent, [weights], envs.make("cartpole10", 3), 5)
+    seeds = np.reshape(play.spread_seeds(5, 1, 30), (10, 3))
     for task in (0, 7):
         returns = []
         for i in range(3):
@@ -64,7 +65,7 @@ def test_a_draw_of_every_episode_acts_in_its_own(model):
 
 def test_changed_physics_are_gymnasiums():
     env = envs.make("cartpole-goals-physics10", 1)
-    posterior.change_physics(env, gravity=0.7, length=1.3)
+    play.change_physics(env, gravity=0.7, length=1.3)
     env.reset(seed=list(range(10)))
     references = [CartPoleEnv() for _ in env.task_params]
     for i, (reference, params) in enumerate(zip(references, env.task_params)):
@@ -80,11 +81,11 @@ def test_changed_physics_are_gymnasiums():
 
 def test_controls_of_sigma_keep_to_the_live_weights_of_a_task_and_layer(model):
     agent, _ = model
-    agent.live.copy_(torch.rand(agent.live.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
+    agent.h_sum.copy_(torch.rand(agent.mu.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
     agent.sigma.copy_(torch.rand(agent.sigma.shape, generator=torch.Generator().manual_seed(1)))
-    rms = agent.unpack(posterior.of_each(agent, agent.sigma, lambda x: x.square().mean().sqrt()))
+    rms = agent.unpack(play.of_each(agent, agent.sigma, lambda x: x.square().mean().sqrt()))
     for name, sigma in agent.unpack(agent.sigma).items():
-        live = agent.unpack(agent.live)[name]
+        live = agent.unpack(play.live_weights(agent))[name]
         assert torch.equal(rms[name][~live], sigma[~live])
         for task in (0, 9):
             expected = sigma[task][live[task]].square().mean().sqrt()
@@ -94,28 +95,28 @@ def test_controls_of_sigma_keep_to_the_live_weights_of_a_task_and_layer(model):
 def test_pruning_drops_the_lowest_scores_of_every_task():
     theta, mu = torch.ones(4), torch.tensor([[1.0, -2, 3, -4], [4, 3, -2, 1]])
     expected = torch.tensor([[1.0, 1, 4, -3], [5, 4, 1, 1]])
-    assert torch.equal(posterior.prune(theta, mu, mu.abs(), 0.5), expected)
-    assert torch.equal(posterior.prune(theta, mu, mu.abs(), 0.0), theta + mu)
-    assert torch.equal(posterior.prune(theta, mu, mu.abs(), 1.0), torch.ones(2, 4))
+    assert torch.equal(play.prune(theta, mu, mu.abs(), 0.5), expected)
+    assert torch.equal(play.prune(theta, mu, mu.abs(), 0.0), theta + mu)
+    assert torch.equal(play.prune(theta, mu, mu.abs(), 1.0), torch.ones(2, 4))
     score = mu.abs().clone()
     score[:, 0] = torch.inf  # stays, and the share is of the other three
     expected = torch.tensor([[2.0, 1, 1, -3], [5, 4, 1, 1]])
-    assert torch.equal(posterior.prune(theta, mu, score, 2 / 3), expected)
+    assert torch.equal(play.prune(theta, mu, score, 2 / 3), expected)
 
 
 def test_prunable_is_the_largest_share_up_to_which_all_keep_95_percent():
     rows = [(1, "mean", 0, 100), (1, "x", 0.5, 96), (1, "x", 0.9, 94), (1, "x", 0.95, 97)]
     rows += [(2, "mean", 0, 200), (2, "x", 0.5, 189), (2, "x", 0.9, 200), (2, "x", 0.95, 200)]
     table = pd.DataFrame(rows, columns=["seed", "what", "level", "value"])
-    assert posterior.prunable(table, "x").to_dict() == {1: 0.5, 2: 0.0}
+    assert tables.prunable(table, "x").to_dict() == {1: 0.5, 2: 0.0}
 
 
-def make_up(tmp_path):
-    """runs.csv and played.csv, a learned sigma 20 better than L2Soft and a fixed one 20 worse; the folder.
+def make_up():
+    """Rows of the three CSVs, a learned sigma 20 better than L2Soft and a fixed one 20 worse.
 
     The last evaluation is a little before the end of the run, where the last training returns are counted.
     """
-    rng, runs, played = np.random.default_rng(0), [], []
+    rng, rows, played, sigma = np.random.default_rng(0), [], [], []
     gains = {"l2soft@mean": 0, "varshare-fixed@mean": -20, "varshare@mean": 20, "varshare-shuffled@mean": -30}
     gains |= {f"{x}@mean-recentred": 0 for x in ("l2soft", "varshare-fixed", "varshare")}
     gains |= {f"{x}@warm": -10 for x in ("varshare", "varshare-fixed", "varshare-shuffled")}
@@ -124,46 +125,39 @@ def make_up(tmp_path):
     gains |= {f"varshare-samples@{x}": 0 for x in ("mean", "sample")}
     sparse = {"task-blind@mean": -90, "l2soft@mean": 0, "l2soft@entropy": 30, "varshare@mean": 0}
     sparse |= {"varshare@sample": 0, "varshare@sample-warm": 60}
-    cases = [("goals", *item) for item in gains.items()] + [
-        (posterior.SPARSE, *item) for item in sparse.items()
-    ]
+    cases = [("goals", *item) for item in gains.items()] + [(runs.SPARSE, *item) for item in sparse.items()]
     for (env, name, gain), seed in ((case, seed) for case in cases for seed in range(10)):
         method, _, setting = name.partition("@")
         key = {"env": env, "steps": 1000, "method": method, "setting": setting, "seed": seed}
-        key |= {"commit": "abc", "hardware": "abacus"}
         mean = 100 + 5 * seed + gain + rng.normal()
-        metrics = {posterior.RETURN: mean, posterior.TRAINING: mean - 10}
-        if name == posterior.LEARNED:
-            metrics |= {f"varshare/sigma_q{q}/actor.0": q for q in (1, 50, 99)}
+        metrics = {EVALUATION: mean, runs.TRAINING: mean - 10}
         for step, (metric, value) in ((s, item) for s in (500, 1000) for item in metrics.items()):
-            step = 960 if step == 1000 and metric == posterior.RETURN else step
-            runs.append(key | {"metric": metric, "task": "mean", "step": step, "value": value})
+            step = 960 if step == 1000 and metric == EVALUATION else step
+            rows.append(key | {"metric": metric, "task": "mean", "step": step, "value": value})
         for task, value in (("goal+0.2", 500), ("goal+1", mean - 60), ("goal-1", mean + 60)):
-            runs.append(key | {"metric": posterior.RETURN, "task": task, "step": 960, "value": value})
+            rows.append(key | {"metric": EVALUATION, "task": task, "step": 960, "value": value})
         if env == "goals":
             cases_played = [("mean", 0, mean), ("sampled", 0, mean - 1), ("ensemble", 0, mean)]
             cases_played += [("layer rms", 0, mean - 40), ("shuffled", 0, mean - 50)]
             cases_played += [("live weights with sigma below 0.9 of the prior's", 0, 0.25)]
-            if name in posterior.USED:
-                loss = 1 if name == posterior.LEARNED else 2  # to noise; to physics all lose a tenth
-                cases_played += [("noise", x, mean * (1 - loss * x)) for x in posterior.NOISE]
-                cases_played += [(*item, 0.9 * mean) for x in posterior.PHYSICS for item in x.items()]
+            if name in runs.USED:
+                loss = 1 if name == runs.LEARNED else 2  # to noise; to physics all lose a tenth
+                cases_played += [("noise", x, mean * (1 - loss * x)) for x in play.NOISE]
+                cases_played += [(*item, 0.9 * mean) for x in play.PHYSICS for item in x.items()]
                 for last, what in ((0.9, "|mu|"), (0.98, "|mu| / sigma")):
-                    curve = [(x, mean * (0.99 if x <= last else 0.5)) for x in posterior.PRUNED]
+                    curve = [(x, mean * (0.99 if x <= last else 0.5)) for x in play.PRUNED]
                     cases_played += [(f"pruned by {what}", *item) for item in curve]
             played += [(*x, name, env, seed) for x in cases_played]
-    out = tmp_path / "results/posterior"
-    out.mkdir(parents=True)
-    pd.DataFrame(runs).to_csv(out / "runs.csv", index=False)
+    for step, q in ((s, q) for s in (500, 1000) for q in (1, 50, 99)):
+        key = {"env": "goals", "method": "varshare", "setting": "mean", "step": step}
+        sigma.append(key | {"metric": f"{runs.SIGMAS}{q}/actor.0", "value": q})
     columns = ["what", "level", "value", "run", "env", "seed"]
-    pd.DataFrame(played, columns=columns).to_csv(out / "played.csv", index=False)
-    return out
+    return pd.DataFrame(rows), pd.DataFrame(played, columns=columns), pd.DataFrame(sigma)
 
 
-def test_tables_say_what_the_runs_do(tmp_path):
-    out = make_up(tmp_path)
-    text = posterior.main()
-    assert (out / "table.md").read_text() == text
+def test_tables_say_what_the_runs_do():
+    rows, played, sigma = make_up()
+    text = tables.all_tables(rows, played, sigma)
 
     def verdict(part, *cells):
         lines = text.split(f": {part}")[1].split("## ")[0].splitlines()
@@ -186,17 +180,14 @@ def test_tables_say_what_the_runs_do(tmp_path):
     assert "| l2soft@entropy | 10 | 152.5 [141.5, 163.5] | 2.0 [2.0, 2.0] |" in text  # of two far goals
     assert verdict("cartpole-goals10-sparse", "varshare@sample-warm minus l2soft@entropy") == "better"
     assert "This suite can tell: the best method, varshare@sample-warm" in text
-    *_, pruned = posterior.plot_use(pd.read_csv(out / "runs.csv"), pd.read_csv(out / "played.csv")).axes
+    *_, pruned = figures.plot_use(rows, played, sigma).axes
     assert len(pruned.get_lines()) == 6
     for line in pruned.get_lines():
-        np.testing.assert_allclose(line.get_xdata(), 100 * (1 - np.array(posterior.PRUNED[:-1])))
+        np.testing.assert_allclose(line.get_xdata(), 100 * (1 - np.array(play.PRUNED[:-1])))
     # of a grid of which only some runs have finished
-    for name in ("runs", "played"):
-        table = pd.read_csv(out / f"{name}.csv")
-        run = table.run if "run" in table else table.method + "@" + table.setting
-        table[run.isin(["l2soft@mean", "varshare@mean"])].to_csv(out / f"{name}.csv", index=False)
-    text = posterior.main()
+    some = ["l2soft@mean", "varshare@mean"]
+    rows, played = rows[(rows.method + "@" + rows.setting).isin(some)], played[played.run.isin(some)]
+    text = tables.all_tables(rows, played, sigma)
     assert verdict("the ladder", "varshare@mean minus l2soft@mean") == "better"
-    for name in ("ladder", "posterior"):
-        with Image.open(out / f"{name}.png") as image:
-            assert image.width > 800
+    training, evaluation = figures.plot_ladder(rows[rows.env == "goals"]).axes
+    assert len(training.get_lines()) == len(evaluation.get_lines()) == 2
