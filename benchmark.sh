@@ -71,7 +71,7 @@ case ${1:-} in
         exit $failed
         ;;
     job) exec python -m bench "$@" ;;
-    speed) exec python -m bench.speed ;;
+    speed) exec python -m bench.speed "${@:2}" ;;
     search | commands | report | plan) what=$1 which=${2:-} ;;
     *) what="" which=${1:-} ;;
 esac
