@@ -7,9 +7,8 @@
 Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png. What it has not
 logged is left out, and a run that is not finished is drawn as far as it went. Of several runs on the same
 tasks also their evaluations on the way (--eval-interval) in one figure, compared.png beside the plots of the
-first. Of a suite: table.md, curves.png, tasks.png, sharing.png, change.png, variants.png and, if SAC is
-compared, cost.png. Intervals and verdicts are those of bench/statistics.py. A method is what --exp-name says,
-by default the script's name.
+first. Of a suite: table.md, curves.png, tasks.png, sharing.png and variants.png. Intervals and verdicts are
+those of bench/statistics.py. A method is what --exp-name says, by default the script's name.
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.collect import NORMS, SECONDS, SHARING
+from bench.collect import SHARING
 from bench.methods import METHODS, parse_flags, title_of
 from bench.statistics import BLIND, curve
 from bench.style import GREY, color_of, label_steps, line_of
@@ -107,28 +107,6 @@ def plot_variants(x: Result) -> Figure | None:
     return plot_evaluations(x, {"all variants": base + variants, "the best three": base + best + controls})
 
 
-def plot_cost(x: Result) -> Figure | None:
-    """Where SAC and PPO are compared: evaluations against environment steps and against time."""
-    if not any(METHODS[m].script.endswith("_sac.py") for m in x.by_method if m in METHODS):
-        return None
-    figure = Figure(figsize=(10.4, 4.0), layout="constrained")
-    figure.suptitle(f"{x.title}: 95 % intervals over runs", fontsize=11)
-    left, right = figure.subplots(1, 2, sharey=True)
-    for method, s in x.by_method.items():
-        seconds = x.logged(method, SECONDS).median()  # of the runs
-        steps = s.curve.columns.to_numpy(float)
-        draw_method(left, method, s.curve)
-        if len(seconds) == 1:
-            draw_method(right, method, s.curve, seconds.iloc[0] * steps / steps[-1])
-        else:
-            draw_method(right, method, s.curve, np.interp(steps, seconds.index, seconds))
-    label_steps(left)
-    left.set_ylabel("return of the evaluation, mean over tasks")
-    right.set(xlabel="seconds on one core", xscale="log")
-    left.legend(fontsize=8, loc="best")
-    return figure
-
-
 def plot_tasks(x: Result) -> Figure | None:
     """The score of every task in the final evaluation: a dot for each run, a line at their mean."""
     if not compared(x):
@@ -208,41 +186,10 @@ def plot_sharing(x: Result) -> Figure | None:
     return figure
 
 
-def plot_change(x: Result) -> Figure | None:
-    """How far theta and the residuals have moved from where they began, and the residuals' share of it.
-
-    theta first, the residuals later, where a share rises: the "crowd effect" of many tasks that pull one
-    theta, while every residual is pulled by its own.
-    """
-    sac = [m.name for m in METHODS.values() if m.script.endswith("_sac.py")]
-    moved = set(x.runs.method[x.runs.metric == NORMS[1]])  # which runs with --load do not log
-    methods = [m for m in with_residuals(x) if m in moved and m not in sac]
-    if not methods:
-        return None
-    figure = Figure(figsize=(12.4, 3.8), layout="constrained")
-    figure.suptitle(f"{x.title}: mean over tasks", fontsize=11)
-    left, middle, right = figure.subplots(1, 3)
-    for method in methods:
-        mu, theta = (x.logged(method, metric) for metric in NORMS)
-        draw_method(left, method, theta)
-        draw_method(middle, method, mu)
-        draw_method(right, method, mu**2 / (mu**2 + theta**2))
-    left.set_ylabel(r"$|\theta - \theta_0|$")
-    middle.set_ylabel(r"mean $|\mu_m|$, from 0")
-    right.set_ylabel(r"residuals' share, $|\mu|^2 / (|\mu|^2 + |\theta - \theta_0|^2)$")
-    right.set_ylim(bottom=0)
-    for ax in (left, middle, right):
-        label_steps(ax)
-    left.legend(fontsize=8, loc="best")
-    return figure
-
-
 SUITE_FIGURES = {
     "curves": plot_curves,
-    "cost": plot_cost,
     "tasks": plot_tasks,
     "sharing": plot_sharing,
-    "change": plot_change,
     "variants": plot_variants,
 }
 

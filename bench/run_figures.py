@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.collect import EVALUATION, SHARING, Run
+from bench.figures import heat
 from bench.style import BLACK, BLUE, CYCLE, GREEN, MAX_CURVES, ORANGE, SKY, STYLE, label_steps
 
 
@@ -129,10 +130,10 @@ def plot_losses(run: Run) -> Figure | None:
     return figure
 
 
-def by_network(layers: list[str]) -> dict[str, list[str]]:
-    """actor -> actor.0, actor.1, ...; as many as there are colours, evenly spread."""
+def by_network(run: Run, prefix: str) -> dict[str, list[str]]:
+    """actor -> actor.0, actor.1, ... of the layers whose metrics begin so; as many as there are colours."""
     networks: dict[str, list[str]] = {}
-    for layer in layers:
+    for layer in (metric.removeprefix(prefix) for metric in run.metrics(prefix)):
         networks.setdefault(layer.partition(".")[0], []).append(layer)
     for network, names in networks.items():
         chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, MAX_CURVES)})
@@ -140,48 +141,47 @@ def by_network(layers: list[str]) -> dict[str, list[str]]:
     return networks
 
 
+def draw_layers(ax: Axes, run: Run, prefix: str, layers: list[str], label_y: str) -> None:
+    """A metric of layers, mean over tasks."""
+    for color, layer in zip(CYCLE, layers):
+        ax.plot(run.values(prefix + layer)["mean"], color=color, lw=1.5, label=layer)
+    finish_axes(ax, run, layers[0].partition(".")[0], label_y)
+    ax.legend(fontsize=8, loc="best")
+
+
 def plot_sigma(run: Run) -> Figure | None:
     """Sigma among the live weights of the layers over time, and the share of those that are dead."""
-    networks = by_network([metric.rpartition("/")[2] for metric in run.metrics("varshare/sigma_q50/")])
+    median = "varshare/sigma_q50/"
+    networks = by_network(run, median)
     if not networks:
         return None
     figure = start_figure(run, max(6.0, 4.0 * len(networks)), 6.4)
     axes = figure.subplots(2, len(networks), sharey="row", squeeze=False)
-    for (above, below), (network, layers) in zip(axes.T, networks.items()):
+    for (above, below), layers in zip(axes.T, networks.values()):
+        draw_layers(above, run, median, layers, r"$\sigma$ of live weights: median, 1 to 99 %")
         for color, layer in zip(CYCLE, layers):
-            low, middle, high = (run.values(f"varshare/sigma_q{q}/{layer}")["mean"] for q in (1, 50, 99))
-            above.fill_between(middle.index, low, high, color=color, alpha=0.12, lw=0)
-            above.plot(middle, color=color, lw=1.5, label=layer)
-            below.plot(run.values(f"varshare/dead/{layer}")["mean"], color=color, lw=1.5)
-        finish_axes(above, run, network, r"$\sigma$ of live weights: median, 1 to 99 %")
-        finish_axes(below, run, network, "share of dead weights")
+            low, high = (run.values(f"varshare/sigma_q{q}/{layer}")["mean"] for q in (1, 99))
+            above.fill_between(low.index, low, high, color=color, alpha=0.12, lw=0)
         above.set_yscale("log")
-        above.legend(fontsize=8, loc="best")
+        draw_layers(below, run, "varshare/dead/", layers, "share of dead weights")
     return figure
 
 
 def plot_sharing(run: Run) -> Figure | None:
     """Sharing ratio of the layers over time, and at the end for every task."""
-    tables = {metric.removeprefix(SHARING): run.values(metric) for metric in run.metrics(SHARING)}
-    if not tables:
+    networks, layers = by_network(run, SHARING), run.metrics(SHARING)
+    if not networks:
         return None
-    networks = by_network(list(tables))
-    figure = start_figure(run, max(4.0 * len(networks), 3.0 + 0.5 * len(run.tasks)), 5.4 + 0.3 * len(tables))
-    grid = figure.add_gridspec(2, len(networks), height_ratios=[3.0, 1.8 + 0.3 * len(tables)])
-    for i, (network, names) in enumerate(networks.items()):
-        ax = figure.add_subplot(grid[0, i])
-        for color, name in zip(CYCLE, names):
-            ax.plot(tables[name]["mean"], color=color, lw=1.5, label=name)
-        finish_axes(ax, run, f"{network}, all tasks", "sharing ratio (1: fully shared)")
-        ax.legend(fontsize=8, loc="best")
+    height = 1.8 + 0.3 * len(layers)
+    figure = start_figure(run, max(4.0 * len(networks), 3.0 + 0.5 * len(run.tasks)), 3.6 + height)
+    grid = figure.add_gridspec(2, len(networks), height_ratios=[3.0, height])
+    for i, names in enumerate(networks.values()):
+        draw_layers(figure.add_subplot(grid[0, i]), run, SHARING, names, "sharing ratio (1: fully shared)")
+    last = {name.removeprefix(SHARING): run.values(name)[run.tasks].iloc[-1] for name in layers}
+    table = pd.DataFrame(last).T  # (layer, task)
     ax = figure.add_subplot(grid[1, :])
-    last = pd.DataFrame({name: table[run.tasks].iloc[-1] for name, table in tables.items()}).T
-    image = ax.imshow(last, cmap="cividis", vmax=1, aspect="auto")
-    ax.set_xticks(range(len(run.tasks)), run.tasks, rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(last)), last.index)
-    ax.set(title="each task at the end", xlabel="task", ylabel="layer")
-    ax.grid(visible=False)
-    figure.colorbar(image, ax=ax, label=r"$|\theta|^2 / (|\theta|^2 + |\mu_m|^2)$", pad=0.01)
+    heat(ax, table, table.min().min(), 1.0, ".2f")
+    ax.set(title="each task at the end", ylabel="layer")
     return figure
 
 

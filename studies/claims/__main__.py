@@ -15,7 +15,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy import stats
 
-from bench.collect import NORMS
+from bench.collect import NORMS, SECONDS
+from bench.figures import draw_method
 from bench.methods import METHODS, fail, title_of
 from bench.statistics import MARGIN, Interval, compare, difference, margin, median_interval
 from bench.style import CYCLE, STYLE, label_steps
@@ -211,6 +212,26 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
     return "\n".join([table, *power, "", *(details[i] for i in order)])
 
 
+def plot_cost(x: Result) -> Figure:
+    """Evaluations of a suite against environment steps and against time."""
+    figure = Figure(figsize=(10.4, 4.0), layout="constrained")
+    figure.suptitle(f"{x.title}: 95 % intervals over runs", fontsize=11)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for method, s in x.by_method.items():
+        seconds = x.logged(method, SECONDS).median()  # of the runs
+        steps = s.curve.columns.to_numpy(float)
+        draw_method(left, method, s.curve)
+        if len(seconds) == 1:
+            draw_method(right, method, s.curve, seconds.iloc[0] * steps / steps[-1])
+        else:
+            draw_method(right, method, s.curve, np.interp(steps, seconds.index, seconds))
+    label_steps(left)
+    left.set_ylabel("return of the evaluation, mean over tasks")
+    right.set(xlabel="seconds on one core", xscale="log")
+    left.legend(fontsize=8, loc="best")
+    return figure
+
+
 def plot_residuals(results: list[Result]) -> Figure | None:
     """Size of the residuals over time, on identical and on different tasks with the same settings."""
     methods = [
@@ -233,7 +254,7 @@ def plot_residuals(results: list[Result]) -> Figure | None:
 
 
 def report(out: Path) -> str:
-    """table.md, and residuals.png of identical against different tasks; returns the verdicts."""
+    """table.md, and figures of residuals on identical tasks and of the cost of SAC; returns the verdicts."""
     results = [Result(path.parent) for path in sorted(Path("results/suites").glob("*/configs.csv"))]
     if not results:
         fail("no suite has results in results/suites yet")
@@ -246,6 +267,9 @@ def report(out: Path) -> str:
     with rc_context(STYLE):
         if figure := plot_residuals(same_settings):
             figure.savefig(out / "residuals.png")
+        for x in results:
+            if of_family(x.by_method, "varshare", algorithm="sac"):
+                plot_cost(x).savefig(out / f"cost_{x.name}.png")
     return text
 
 

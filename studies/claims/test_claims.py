@@ -179,3 +179,15 @@ def test_verdicts_on_claim_8(size, answer):
     assert claims.plot_residuals([same]) is None
     write_suite("same", means, "cartpole-identical10", 1, "cartpole", size)  # too few runs
     assert "## C8" not in report()
+
+
+def test_cost_is_by_steps_and_by_seconds():
+    """As it was logged; of runs that logged only the last, evenly."""
+    x = write_suite("sac", dict.fromkeys(SAC, 100))
+    x.by_method = {m: scores(np.zeros((6, 2)), np.zeros((6, 3)), (200, 500, 1000)) for m in SAC}
+    times = {"varshare-sac": {500: 25.0, 1000: 100.0}, "varshare": {1000: 100.0}}
+    x.logged = lambda method, metric: pd.DataFrame([times[method]] * 6)
+    steps, seconds = claims.plot_cost(x).axes
+    assert all(line.get_xdata().tolist() == [200, 500, 1000] for line in steps.get_lines())
+    found = {line.get_label(): line.get_xdata().tolist() for line in seconds.get_lines()}
+    assert found == {"VarShare-SAC": [25, 25, 100], "VarShare": [20, 50, 100]}
