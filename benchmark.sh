@@ -84,5 +84,5 @@ else
     suites "search --missing" "$which"
     suites runs "$which"
 fi
-case $what in "" | report) [ -n "$which" ] || python -m studies.claims ;; esac
+case $what in "" | report) [ -n "$which" ] || { python -m studies.settings && python -m studies.claims; } ;; esac
 exit $failed

@@ -1,4 +1,4 @@
-"""Figures of a suite from its CSVs, and of its search from trials.csv."""
+"""Figures of a suite from its CSVs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-import optuna
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.collect import SHARING
-from bench.methods import METHODS, parse_flags, title_of
+from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, curve
-from bench.style import GREY, color_of, label_steps, line_of
+from bench.style import color_of, label_steps, line_of
 from bench.tables import Result, best_first
 
 FEW = 3  # of fewer runs Student's t makes an interval that covers a figure
@@ -192,74 +189,3 @@ SUITE_FIGURES = {
     "sharing": plot_sharing,
     "variants": plot_variants,
 }
-
-
-# The search
-
-STATES = {"complete": "o", "dropped": "x", "crashed": "v"}  # all seeds, one or two, none
-
-
-def floor_of(trials: pd.DataFrame) -> float:
-    """Where an axis of returns begins: below it a few trials would flatten all others."""
-    finals = trials[trials.state == "complete"].final
-    finals = finals if len(finals) else trials.final.fillna(0)
-    low, high = finals.quantile(0.05), finals.max()
-    return low - 0.3 * max(high - low, 1.0)
-
-
-def draw_trials(ax: Axes, trials: pd.DataFrame, name: str, method: str) -> None:
-    """Mean final return of the seeds that ran, against one setting; at the floor if none did, or if less."""
-    space, floor = METHODS[method].space[name], floor_of(trials)
-    choices = list(getattr(space, "choices", ()))
-    for state, mark in STATES.items():
-        rows = trials[trials.state == state]
-        values = [parse_flags(settings)[name] for settings in rows.settings]
-        x = [choices.index(v) if choices else float(v) for v in values]
-        color = color_of(method) if state == "complete" else GREY
-        ax.plot(x, rows.final.fillna(floor).clip(lower=floor), mark, color=color, ms=4, alpha=0.8)
-    if choices:
-        ax.set_xticks(range(len(choices)), choices)
-        ax.set_xlim(-0.5, len(choices) - 0.5)
-    elif space.log:
-        ax.set_xscale("log")
-        ax.set_xlim(space.low / 1.2, space.high * 1.2)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def importance(trials: pd.DataFrame, method: str) -> dict[str, float]:
-    """Share of each setting in what the best quarter of the trials has in common (PED-ANOVA)."""
-    space = METHODS[method].space
-    study = optuna.create_study(direction="maximize")
-    for x in trials[trials.state == "complete"].itertuples():
-        flags = parse_flags(x.settings)
-        params = {n: flags[n] if hasattr(d, "choices") else float(flags[n]) for n, d in space.items()}
-        study.add_trial(optuna.create_trial(params=params, distributions=space, value=x.final))
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def plot_settings(trials: pd.DataFrame, title: str) -> Figure:
-    """Return against every setting, a row for each method; in the titles the setting's importance."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    methods = [m for m in METHODS if m in set(trials.method)]
-    columns = max(len(METHODS[m].space) for m in methods)
-    figure = Figure(figsize=(2.6 * columns, 1.9 * len(methods) + 0.4), layout="constrained")
-    figure.suptitle(f"{title}: return of the trials against each setting, and its importance", fontsize=11)
-    axes = figure.subplots(len(methods), columns, squeeze=False, sharey="row")
-    for row, method in zip(axes, methods):
-        rows = trials[trials.method == method]
-        shares = importance(rows, method)  # none if no trial is complete
-        for ax, name in zip(row, METHODS[method].space):
-            draw_trials(ax, rows, name, method)
-            ax.tick_params(labelsize=7)
-            ax.set_title(f"{shares[name]:.0%}" if shares else "", fontsize=8)
-            ax.set_xlabel(name, fontsize=8)
-        for ax in row[len(METHODS[method].space) :]:
-            ax.set_visible(False)
-        row[0].set_ylabel(f"{title_of(method)}: return", fontsize=8)
-    names = ("three seeds", "dropped after one or two", "crashed")
-    marks = [Line2D([], [], marker=mark, ls="", color="black") for mark in STATES.values()]
-    figure.legend(marks, names, loc="outside lower center", ncols=3, fontsize=8)
-    return figure

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 from matplotlib import rc_context
 
-from bench.figures import SUITE_FIGURES, plot_settings
+from bench.figures import SUITE_FIGURES
 from bench.style import STYLE
-from bench.tables import Result, make_table, provenance, rates_table, settings_table
+from bench.tables import Result, make_table, provenance
 
 
 def write_suite(folder: Path) -> str:
@@ -24,20 +23,3 @@ def write_suite(folder: Path) -> str:
             if figure := plot(x):
                 figure.savefig(folder / f"{name}.png")
     return text
-
-
-def write_search(folder: Path) -> None:
-    """table.md and a figure for each suite, from results/search/trials.csv and settings.csv."""
-    if not (folder / "settings.csv").exists():  # no search has come to an end
-        return
-    trials, settings = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "settings.csv")
-    tables = []
-    for suite, rows in settings.groupby("suite", sort=False):
-        of_suite = trials[trials.suite == suite]
-        if of_suite.settings.str.count("--").max() == 1:  # nothing but the step size was tried
-            tables.append(f"## {suite}\n\n{rates_table(of_suite)}")
-            continue
-        tables.append(f"## {suite}\n\n{settings_table(rows)}")
-        with rc_context(STYLE):
-            plot_settings(of_suite, suite).savefig(folder / f"settings_{suite}.png")
-    (folder / "table.md").write_text("\n".join(tables))

@@ -1,4 +1,4 @@
-"""Tables of a suite and of its search: what every method reached, how fast, and at what cost."""
+"""The table of a suite: what every method reached, how fast, and at what cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bench.collect import EVALUATION, KEY, SUCCESS, TRAINING_SUCCESS, read
-from bench.methods import METHODS, ROOT, parse_flags, title_of
+from bench.methods import METHODS, ROOT, title_of
 from bench.statistics import BLIND, against, can_tell, mean_interval, median_interval
 
 THRESHOLD = 0.8  # share of a suite's ceiling that methods are timed to
@@ -177,33 +177,3 @@ def make_table(x: Result) -> str:
         row |= {"parameters": f"{c['parameters/all']:,.0f}", "seconds": f"{c['charts/wall_time']:.1f}"}
         rows.append(row | {"env steps/s": f"{c['charts/SPS']:,.0f}"})
     return markdown(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def settings_table(settings: pd.DataFrame) -> str:
-    """What the search chose for each method, and what it spent."""
-    columns = ["method", "settings", "mean on fresh seeds", "trials", "dropped", "crashed", "steps spent"]
-    rows = []
-    for x in sorted(settings.itertuples(), key=lambda x: list(METHODS).index(x.method)):
-        counts = [str(x.complete + x.dropped + x.crashed), str(x.dropped), str(x.crashed)]
-        cells = [title_of(x.method), f"`{x.settings}`", f"{x.final:.1f}"]
-        rows.append([*cells, *counts, f"{x.spent / 1e6:.1f} M"])
-    return markdown(columns, rows)
-
-
-def rates_table(trials: pd.DataFrame) -> str:
-    """What each step size reached, one run each, where nothing else was tried; the chosen is bold.
-
-    By return or by success in percent, as the suite is scored.
-    """
-    rates = trials.settings.map(lambda x: parse_flags(x)["learning-rate"])
-    finals = trials.assign(rate=rates).pivot(index="method", columns="rate", values="final")
-    rows = []
-    for method in sorted(finals.index, key=list(METHODS).index):
-        cells = []
-        for x in finals.loc[method]:
-            cell = "crashed" if math.isnan(x) else f"{x:.1f}"
-            cells.append(f"**{cell}**" if x == finals.loc[method].max() else cell)
-        rows.append([title_of(method), *cells, f"{trials[trials.method == method].steps.sum() / 1e6:.1f} M"])
-    head = f"What one run of {trials.steps.max():,} steps ended with, for each step size (success in % on "
-    head += "Meta-World). The best is the method's setting. This is no comparison of methods.\n\n"
-    return head + markdown(["method", *finals, "steps spent"], rows)

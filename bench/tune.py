@@ -37,7 +37,6 @@ from optuna.trial import FrozenTrial, TrialState
 from bench import launch
 from bench.collect import EVALUATION, SUCCESS
 from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
-from bench.suite_report import write_search
 from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
 
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
@@ -285,7 +284,6 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
     launch.leave_if_stopped()
     done = launch.launch([job for s in searches for _, job in s.jobs()])
     write(searches)
-    write_search(RESULTS)
     return done
 
 

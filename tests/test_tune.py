@@ -26,7 +26,6 @@ STEPS = 1000
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JOBS", "2")
-    monkeypatch.setattr(tune, "write_search", lambda folder: None)
     launch.stopping.clear()
     yield tmp_path
     launch.stopping.clear()

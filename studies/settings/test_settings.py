@@ -8,18 +8,10 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
-from bench import figures
 from bench.methods import METHODS, parse_flags, write_flags
-from bench.style import STYLE
-from bench.suite_report import write_search
+from studies.settings import __main__ as settings_of
 
 SUITE = "cartpole-goals10"
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch):
-    """Pictures are drawn in a fraction of the time."""
-    monkeypatch.setitem(STYLE, "savefig.dpi", 30)
 
 
 def draw(rng, space):
@@ -61,7 +53,7 @@ def by_rate(settings, places):
     ],
 )
 def test_the_setting_that_matters_is_found(method, name, final):
-    shares = figures.importance(make_trials(method, final), method)
+    shares = settings_of.importance(make_trials(method, final), method)
     assert set(shares) == set(METHODS[method].space) and sum(shares.values()) == pytest.approx(1)
     assert max(shares, key=shares.get) == name and shares[name] > 0.6
 
@@ -70,24 +62,24 @@ def test_only_complete_trials_have_a_say_in_what_matters():
     trials = make_trials("varshare", by_rate, crashed=20)
     misleading = make_trials("varshare", lambda settings, places: 1000 * places["beta"])
     both = pd.concat([trials, misleading.assign(state="dropped")])
-    assert figures.importance(both, "varshare") == figures.importance(trials, "varshare")
+    assert settings_of.importance(both, "varshare") == settings_of.importance(trials, "varshare")
 
 
 def test_every_setting_has_a_panel_with_all_trials():
     trials = [make_trials(m, by_rate, complete=12, dropped=3, crashed=2) for m in ("contextual", "varshare")]
     trials.append(make_trials("cagrad", by_rate, complete=0, crashed=5))  # of which nothing can be said
-    axes = [ax for ax in figures.plot_settings(pd.concat(trials), "suite").axes if ax.get_visible()]
+    axes = [ax for ax in settings_of.plot_settings(pd.concat(trials), "suite").axes if ax.get_visible()]
     names = {method: list(METHODS[method].space) for method in ("varshare", "contextual", "cagrad")}
     assert [ax.get_xlabel() for ax in axes] == [x for of in names.values() for x in of]
     assert [ax.get_title() for ax in axes[-3:]] == [""] * 3
     rows = iter(axes)
     for method, of_method in zip(names, (trials[1], trials[0], trials[2])):
-        shares, floor = figures.importance(of_method, method), figures.floor_of(of_method)
+        shares, floor = settings_of.importance(of_method, method), settings_of.floor_of(of_method)
         for name in names[method]:
             ax, choices = next(rows), getattr(METHODS[method].space[name], "choices", None)
             assert method == "cagrad" or ax.get_title() == f"{shares[name]:.0%}"
             drawn = {line.get_marker(): np.column_stack(line.get_data()) for line in ax.get_lines()}
-            for state, mark in figures.STATES.items():
+            for state, mark in settings_of.STATES.items():
                 expected = of_method[of_method.state == state]
                 values = [parse_flags(x)[name] for x in expected.settings]
                 x = [choices.index(v) if choices else float(v) for v in values]
@@ -103,14 +95,13 @@ def test_the_report_of_a_search(tmp_path):
     trials = [make_trials("varshare", by_rate, 10, 3, 1), make_trials("task-blind", by_rate, 12)]
     trials += [make_trials("pcgrad", by_rate, 2, suite=SUITE), make_trials("l2soft", by_rate, 9, suite=other)]
     pd.concat(trials).to_csv(tmp_path / "trials.csv", index=False)
-    write_search(tmp_path)  # nothing has been chosen yet
-    assert [path.name for path in tmp_path.iterdir()] == ["trials.csv"]
+    assert settings_of.report(tmp_path, tmp_path) == "no search has come to an end"
     rows = [(SUITE, "task-blind", "--learning-rate 0.02", 180.25, 12, 0, 0, 18_000_000)]
     rows += [(SUITE, "varshare", "--learning-rate 0.01 --beta 0.001", 400.0, 10, 3, 1, 17_500_000)]
     rows += [(other, "l2soft", "--l2-coef 0.01", 480.0, 9, 0, 0, 9_000_000)]
     columns = ["suite", "method", "settings", "final", "complete", "dropped", "crashed", "spent"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "settings.csv", index=False)
-    write_search(tmp_path)
+    settings_of.report(tmp_path, tmp_path)
     text = (tmp_path / "table.md").read_text()  # methods in the order of methods.csv
     assert [line for line in text.splitlines() if not line.startswith("| ---")] == [
         f"## {SUITE}",
@@ -125,7 +116,7 @@ def test_the_report_of_a_search(tmp_path):
         "| L2Soft | `--l2-coef 0.01` | 480.0 | 9 | 0 | 0 | 9.0 M |",
     ]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == sorted(f"settings_{suite}.png" for suite in (SUITE, other))
+    assert pictures == sorted(f"{suite}.png" for suite in (SUITE, other))
     for name in pictures:
         with Image.open(Path(tmp_path, name)) as image:
             image.load()
@@ -141,7 +132,7 @@ def test_where_only_step_sizes_were_tried_a_table_says_what_each_reached(tmp_pat
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "trials.csv", index=False)
     pd.DataFrame({"suite": "mt10", "method": list(finals)}).to_csv(tmp_path / "settings.csv", index=False)
-    write_search(tmp_path)
+    settings_of.report(tmp_path, tmp_path)
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[2].startswith("What one run of 1,000,000 steps ended with, for each step size")
     assert lines[4] == "| method | 0.0003 | 0.001 | 0.003 | steps spent |"
