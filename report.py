@@ -16,9 +16,9 @@ from pathlib import Path
 import tyro
 
 from bench.collect import read_run
+from bench.figures import write_suite
 from bench.methods import fail
 from bench.run_figures import plot_run, plot_together
-from bench.suite_report import write_suite
 
 
 def main(folders: tyro.conf.Positional[tuple[Path, ...]]) -> None:

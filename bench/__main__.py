@@ -44,7 +44,7 @@ def runs(suite: SuiteArg) -> bool:
 
 def report(suite: SuiteArg) -> None:
     """Table and figures of a suite's finished runs, or if there are none here of its CSVs in results/."""
-    from bench.suite_report import write_suite
+    from bench.figures import write_suite
 
     if any(map(suite.finished, suite.methods)):
         suite.collect()

@@ -1,20 +1,22 @@
-"""Figures of a suite from its CSVs."""
+"""Figures of a suite, and its report: table and figures from its CSVs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.collect import SHARING
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, curve
-from bench.style import color_of, label_steps, line_of
-from bench.tables import Result, best_first
+from bench.style import STYLE, color_of, label_steps, line_of
+from bench.tables import Result, best_first, make_table, provenance
 
 FEW = 3  # of fewer runs Student's t makes an interval that covers a figure
 PORTFOLIO = (
@@ -189,3 +191,17 @@ SUITE_FIGURES = {
     "sharing": plot_sharing,
     "variants": plot_variants,
 }
+
+
+def write_suite(folder: Path) -> str:
+    """table.md and the figures of a suite, from its CSVs in results/suites/NAME; returns the table."""
+    x = Result(folder)
+    able = f"**This suite {'can' if x.able else 'cannot'} tell methods apart**: {x.why}."
+    note = "In brackets 95 % intervals over runs: Student's t, of medians order statistics."
+    text = f"# {x.title}\n\n{able}\n\n{provenance(x.configs)} {note}\n\n{make_table(x)}"
+    (folder / "table.md").write_text(text)
+    with rc_context(STYLE):
+        for name, plot in SUITE_FIGURES.items():
+            if figure := plot(x):
+                figure.savefig(folder / f"{name}.png")
+    return text

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,17 +92,6 @@ def test_writes_what_the_run_has_logged(tmp_path, capsys):
             assert image.width > 200 and image.height > 120
 
 
-def test_runs_that_have_nothing_to_compare_are_not_drawn_together(tmp_path):
-    runs = [read_run(write_run(tmp_path / name, 2)) for name in ("one", "other")]
-    runs[1].config["args"]["env_id"] = "another-env"
-    assert run_figures.plot_together(runs) is None
-    runs[1].config |= {"args": runs[0].config["args"], "task_names": ["task-0", "task-7"]}
-    assert run_figures.plot_together(runs) is None
-    runs[1].config["task_names"] = runs[0].tasks
-    runs[1].log = runs[1].log[runs[1].log.metric != "eval/episodic_return"]
-    assert run_figures.plot_together(runs) is None
-
-
 @pytest.mark.parametrize("num_tasks", [1, 3, 20])
 def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
     run = read_run(write_run(tmp_path / "run", num_tasks))
@@ -139,28 +126,6 @@ def test_returns_and_success_of_every_task(tmp_path):
             np.testing.assert_allclose(marks, np.column_stack((evaluated.index, evaluated)))
             assert ax.get_title().endswith(f": {evaluated.iloc[-1]:.4g}") and ax.get_xlim() == (0, 1000)
     assert run_figures.plot_success(read_run(write_run(tmp_path / "other", 2, varshare=False))) is None
-
-
-def test_one_crash_does_not_flatten_the_rest(tmp_path):
-    folder = write_run(tmp_path / "run", 20)
-    text = (folder / "heartbeat.csv").read_text()
-    line = f"100,charts/episodic_return,task-5,{value('charts/episodic_return', 100, 5)}"
-    assert line in text
-    (folder / "heartbeat.csv").write_text(text.replace(line, "100,charts/episodic_return,task-5,-9000"))
-    assert -20 < run_figures.plot_returns(read_run(folder)).axes[0].get_ylim()[0]
-
-
-def test_norms(tmp_path):
-    run = read_run(write_run(tmp_path / "run", 10))
-    mu, theta, _ = run_figures.plot_norms(run).axes
-    values = run.values("varshare/mu_norm")
-    highest, lowest, mean = lines(mu)
-    for curve, column in ((highest, "task-9"), (lowest, "task-0"), (mean, "mean")):
-        np.testing.assert_allclose(curve[:, 1], values[column])
-    names = [text.get_text() for text in mu.get_legend().get_texts()]
-    assert names[1:3] == ["task-9, highest at the end", "task-0, lowest at the end"]
-    (norm,) = lines(theta)
-    np.testing.assert_allclose(norm[:, 1], [value("varshare/theta_norm", step, 0) for step in STEPS])
 
 
 def test_sigma_of_every_layer(tmp_path):
@@ -224,13 +189,3 @@ def test_refusals(tmp_path, capsys):
     (good / "config.json").unlink()
     assert "it has no config.json" in refused(capsys, good)
     assert "one or more folders" in refused(capsys)
-
-
-def test_command_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "report.py"), "no-such-run"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr == "report.py: error: no-such-run is not the folder of a run: it has no heartbeat.csv\n"
-    )

@@ -12,10 +12,10 @@ from PIL import Image
 import report
 from bench import figures
 from bench.collect import read
+from bench.figures import write_suite
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, against, mean_interval
 from bench.style import MAX_CURVES, STYLE
-from bench.suite_report import write_suite
 from bench.suites import SETTINGS, Suite
 from bench.tables import Result, Scores, make_table
 
@@ -346,20 +346,6 @@ def test_variants_have_a_figure_of_their_own():
     assert [path.name for path in alone.glob("*.png")] == ["variants.png"]
 
 
-def test_every_run_has_a_dot_in_the_panel_of_every_task():
-    out = collected("suite", {"varshare": 100, "task-blind": 50, "l2soft": 120}, seeds=4)
-    runs, axes = runs_of(out), figures.plot_tasks(Result(out)).axes
-    assert [ax.get_title() for ax in axes] == TASKS
-    assert [x.get_text() for x in axes[0].get_yticklabels()] == ["Task-blind", "L2Soft", "VarShare"]
-    final = runs[(runs.metric == "eval/episodic_return") & (runs.step == 1000)]
-    for ax, task in zip(axes, TASKS):
-        for i, method in enumerate(("task-blind", "l2soft", "varshare")):
-            dots, mean = ax.get_lines()[2 * i : 2 * i + 2]
-            expected = final[(final.method == method) & (final.task == task)].value
-            assert dots.get_xdata().tolist() == expected.tolist() and set(dots.get_ydata()) == {i}
-            assert list(mean.get_xdata()) == pytest.approx([expected.mean()] * 2)
-
-
 def test_sharing_of_methods_with_residuals():
     means = {"varshare": 100, "varshare-sac": 100, "l2soft": 90, "pcgrad": 80}
     x = Result(collected("suite", means, seeds=3, mu_norm=4.0))
@@ -377,12 +363,3 @@ def test_sharing_of_methods_with_residuals():
         assert [x.get_text() for x in shares.texts] == ["-1.0"] * 3 + ["-4.0"] * 3
     plain = Result(collected("plain", {"pcgrad": 80}, seeds=2))
     assert figures.plot_sharing(plain) is None
-
-
-def test_a_method_of_a_fork_is_reported_by_its_name():
-    out = collected("suite", {"task-blind": 50, "varshare": 120, "l2soft": 105, "pcgrad": 90}, seeds=3)
-    for name in ("runs", "sharing"):
-        text = (out / f"{name}.csv").read_text().replace("\nl2soft,", "\nmy-method,")
-        (out / f"{name}.csv").write_text(text)
-    assert list(cells_of(write_suite(out))) == ["Task-blind", "VarShare", "my-method", "PCGrad"]
-    assert len(figures.plot_sharing(Result(out)).axes[:4]) == 4

@@ -184,22 +184,6 @@ tune.search(Suite("suite", "cartpole10", methods=("task-blind",), trial_steps={S
     assert len(again) == 2 and read("trials.csv").steps.sum() <= 14 * 3 * STEPS
 
 
-@pytest.mark.slow
-def test_results_of_other_suites_and_methods_stay(runs):
-    tune.search(make_suite(methods=("task-blind", "hard-sharing"), trials=9))
-    first = read("settings.csv")
-    tune.search(Suite("other", "cartpole10", methods=("task-blind",), trial_steps=STEPS, trials=9))
-    tune.search(make_suite(methods=("hard-sharing",), trials=10))
-    settings = read("settings.csv")
-    assert sorted(zip(settings.suite, settings.method)) == [
-        ("other", "task-blind"),
-        ("suite", "hard-sharing"),
-        ("suite", "task-blind"),
-    ]
-    kept = settings[(settings.suite == "suite") & (settings.method == "task-blind")]
-    assert kept.settings.item() == first[first.method == "task-blind"].settings.item()
-
-
 @pytest.mark.parametrize(("score", "best"), [("return", "0.01"), ("success", "0.001")])
 def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
     """One run each; of those that do not crash the best is chosen, and what has run does not run again."""

@@ -26,12 +26,6 @@ def make_scores(**means):
     return {name: scores(mean + rng.normal(size=(10, 1)) + np.zeros((1, 3))) for name, mean in names.items()}
 
 
-def test_improvement_counts_pairs_of_runs_within_tasks():
-    x, y = pd.DataFrame([[3.0, 1.0], [5.0, 1.0]]), pd.DataFrame([[4.0, 1.0], [2.0, 1.0]])
-    assert claims.improvement(x, y) == ((1 + 2) / 4 + 0.5) / 2  # first task: 3 of 4 pairs; second: ties
-    assert claims.improvement(y, x) == 1 - claims.improvement(x, y)
-
-
 def test_verdicts_on_claim_1():
     best = make_scores(varshare=100, l2soft=100, pcgrad=90, hard_sharing=80)
     answer, text = claims.claim_1(best)

@@ -14,11 +14,3 @@ def test_normalisation_says_what_either_adds():
     rows = cells_of(report(made_up("normalisation", cases)))
     assert list(rows["l2soft"].values())[1:] == [f"{10150 + x:.1f} +- 70.7" for x in gains.values()]
     assert list(rows["mean gain over none"].values())[2:] == ["-15.0", "+45.0", "+30.0"]
-
-
-def test_a_part_of_it():
-    cases = {("goals", f"varshare@{x}", s): (y, y) for s in (1, 2) for x, y in (("none", 100), ("obs", 110))}
-    cases["goals", "l2soft@value", 1] = 50.0, 50.0
-    rows = cells_of(report(made_up("normalisation", cases)))
-    assert list(rows["varshare"].values())[1:] == ["100.0 +- 0.0", "110.0 +- 0.0", "", ""]
-    assert list(rows["mean gain over none"].values())[2] == "+10.0"

@@ -58,13 +58,6 @@ def test_the_setting_that_matters_is_found(method, name, final):
     assert max(shares, key=shares.get) == name and shares[name] > 0.6
 
 
-def test_only_complete_trials_have_a_say_in_what_matters():
-    trials = make_trials("varshare", by_rate, crashed=20)
-    misleading = make_trials("varshare", lambda settings, places: 1000 * places["beta"])
-    both = pd.concat([trials, misleading.assign(state="dropped")])
-    assert settings_of.importance(both, "varshare") == settings_of.importance(trials, "varshare")
-
-
 def test_every_setting_has_a_panel_with_all_trials():
     trials = [make_trials(m, by_rate, complete=12, dropped=3, crashed=2) for m in ("contextual", "varshare")]
     trials.append(make_trials("cagrad", by_rate, complete=0, crashed=5))  # of which nothing can be said
