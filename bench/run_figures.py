@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +49,6 @@ def draw_tasks(ax: Axes, table: pd.DataFrame, tasks: list[str]) -> None:
         ax.legend(fontsize=7, loc="best")
 
 
-def plot_returns(run: Run) -> Figure | None:
-    """Return of every task in a panel of its own, and before them their mean."""
-    return plot_episodes(run, "episodic_return", "return per episode")
-
-
-def plot_success(run: Run) -> Figure | None:
-    """The same of the success rate, if the environment reports success."""
-    return plot_episodes(run, "success_rate", "success rate")
-
-
 def plot_episodes(run: Run, name: str, label_y: str) -> Figure | None:
     """charts/NAME and eval/NAME: first the mean over tasks, then every task, each in a panel of its own."""
     if not run.metrics(f"charts/{name}"):
@@ -89,6 +80,10 @@ def plot_episodes(run: Run, name: str, label_y: str) -> Figure | None:
     ):  # an early crash shall not flatten all that follows
         axes[0].set_ylim(bottom=low - 0.25 * (training.max().max() - low))
     return figure
+
+
+plot_returns = partial(plot_episodes, name="episodic_return", label_y="return per episode")
+plot_success = partial(plot_episodes, name="success_rate", label_y="success rate")
 
 
 def plot_panels(run: Run, titles: dict[str, str]) -> Figure | None:

@@ -41,7 +41,7 @@ def here(tmp_path, monkeypatch):
 def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
     """A finished run whose returns rise linearly to the final ones; final is (task,).
 
-    success: whether it is in the final evaluation, or "always", where the better the return the less of it.
+    success: whether it is logged, the better the return the less of it.
     """
     folder = Path("runs", job.name)
     folder.mkdir(parents=True)
@@ -69,15 +69,13 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
                 log(step, f"varshare/sharing_ratio/{layer}", np.full(3, ratio))
         if round(10 * share) % 2 == 0 and share < 1:
             log(step, "eval/episodic_return", final * share)
-            if success == "always":
+            if success:
                 log(step, "eval/success_rate", 1 - final / 200)
-        if success == "always":
+        if success:
             log(step, "charts/success_rate", 0.5 * share * (1 - final / 200))
     log(steps, "eval/episodic_return", final)
-    if success == "always":
+    if success:
         log(steps, "eval/success_rate", 1 - final / 200)
-    elif success:
-        log(steps, "eval/success_rate", np.array([1.0, 0.5, 0.0]))
     (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
     agent = {"theta": torch.ones(5), "return_stats": torch.zeros(3, 3), "obs_norm.std": torch.ones(4)}
     if method == "independent":
@@ -95,7 +93,7 @@ def write_runs(
 ):
     """A suite whose methods have these mean returns, the tasks 10 apart, and what a search chose for them."""
     rng = np.random.default_rng(0)
-    options = {"settings": settings, "score": "success" if success == "always" else "return"}
+    options = {"settings": settings, "score": "success" if success else "return"}
     suite = Suite(name, env_id, steps=steps, seeds=seeds, methods=tuple(means), **options)
     chosen = pd.DataFrame({"suite": name, "method": list(means), "settings": "--learning-rate 0.01"})
     SETTINGS.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +154,7 @@ def test_steps_to_a_target_and_area():
 
 def test_a_suite_and_the_same_again_from_its_csvs(capsys):
     means = {"task-blind": 100, "cagrad": 160, "varshare": 140, "l2soft": 120}
-    out = collected("suite", means, seeds=4, success=True)
+    out = collected("suite", means, seeds=4)
     text = write_suite(out)
     assert text == (out / "table.md").read_text()
     assert text.splitlines()[0] == "# cartpole10, 1,000 steps"
@@ -178,7 +176,7 @@ def test_a_suite_and_the_same_again_from_its_csvs(capsys):
 
 def test_what_the_table_says():
     means = {method: 100.0 + 20 * i for i, method in enumerate(PPO)}
-    out = collected("suite", means, success=True)
+    out = collected("suite", means)
     runs, table = runs_of(out), table_of(out)
     others = [method for method in PPO if method != BLIND]
     assert list(table) == [title_of(m) for m in (BLIND, *reversed(others))]  # the control, then best first
@@ -188,7 +186,6 @@ def test_what_the_table_says():
     row, mean = table["CAGrad"], mean_interval(returns["cagrad"])
     assert abs(mean.center - means["cagrad"]) < 6 and row["runs"] == "6" and row["mean"] == mean.text()
     assert row["worst task"] == mean_interval(by_task.min()["cagrad"]).text()
-    assert row["success"] == "50%"
     for method, c in against(returns, BLIND).items():
         cells = table[title_of(method)]
         columns = ("minus task-blind", "p (Holm)", "against task-blind")
@@ -206,7 +203,7 @@ def test_what_the_table_says():
 def test_a_suite_that_is_scored_by_success():
     """Whose order is the reverse of that of the returns."""
     means = {"task-blind": 150, "varshare": 40, "l2soft": 100}
-    out = collected("suite", means, env_id="mt10", success="always")
+    out = collected("suite", means, env_id="mt10", success=True)
     runs, text = runs_of(out), write_suite(out)
     assert "**This suite can tell methods apart**: the best method, VarShare," in text
     table = cells_of(text)

@@ -46,10 +46,8 @@ def by_rate(settings, places):
     ("method", "name", "final"),
     [
         ("varshare", "learning-rate", by_rate),
-        ("varshare", "beta", lambda settings, places: places["beta"]),
         ("varshare", "sigma-decay", lambda settings, places: float(settings["sigma-decay"])),
         ("contextual", "embedding-size", lambda settings, places: -int(settings["embedding-size"])),
-        ("cagrad", "cagrad-c", lambda settings, places: places["cagrad-c"]),
     ],
 )
 def test_the_setting_that_matters_is_found(method, name, final):
