@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
 
 import envs
-from bench.methods import METHODS, ROOT
+from bench.methods import METHODS, ROOT, read_methods
 
 # paths below ROOT
-ALL_SCRIPTS = tuple(dict.fromkeys(method.script for method in METHODS.values()))
+CONTROLS = read_methods(ROOT / "studies/posterior/methods.csv")
+ALL_SCRIPTS = tuple(dict.fromkeys(method.script for method in (METHODS | CONTROLS).values()))
 TRUNKS, SAC_SCRIPTS = ("varshare_ppo.py",), ("varshare_sac.py",)
 SIBLINGS = tuple(name for name in ALL_SCRIPTS if name.startswith("baselines/"))
 SCRIPTS = TRUNKS + SIBLINGS
-VARIANTS = tuple(name for name in ALL_SCRIPTS if name.startswith("variants/") and name.endswith("_ppo.py"))
-SAC_VARIANTS = tuple(
-    name for name in ALL_SCRIPTS if name.startswith("variants/") and name.endswith("_sac.py")
-)
+FOLDERS = ("variants/", "studies/")
+VARIANTS = tuple(name for name in ALL_SCRIPTS if name.startswith(FOLDERS) and name.endswith("_ppo.py"))
+SAC_VARIANTS = tuple(name for name in ALL_SCRIPTS if name.startswith(FOLDERS) and name.endswith("_sac.py"))
 
 # Processes of their own fork from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")

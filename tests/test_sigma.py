@@ -14,7 +14,7 @@ from envs.runs import Run
 
 varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
 fixed, shuffled, samples = (
-    probes.load_script(f"variants/varshare_{name}_ppo.py")
+    probes.load_script(f"studies/posterior/varshare_{name}_ppo.py")
     for name in ("fixed_sigma", "shuffled_sigma", "samples")
 )
 l2soft = probes.load_script("baselines/l2soft_ppo.py")
@@ -135,8 +135,8 @@ def test_squared_gradients_are_a_running_mean_that_starts_with_the_first():
         varshare.learn_sigma(agent, G, args)
     weights = args.sigma_decay ** torch.arange(4, -1, -1)
     expected = sum(w * G.square() for w, G in zip(weights, gradients)) / weights.sum()
-    fisher = agent.fisher / agent.fisher_weight
-    torch.testing.assert_close(fisher / fisher[0, 0], expected / expected[0, 0])
+    h_sum = agent.h_sum / agent.h_count
+    torch.testing.assert_close(h_sum / h_sum[0, 0], expected / expected[0, 0])
 
 
 @pytest.mark.parametrize("script", [varshare, samples])
@@ -144,7 +144,7 @@ def test_an_update_learns_sigma_in_every_minibatch_and_says_which_weights_are_li
     args = probes.settings(script, num_minibatches=3, update_epochs=2)
     agent = probes.make_agent(script)
     agent.live.fill_(True)
-    before = agent.fisher_weight.clone()
+    before = agent.h_count.clone()
     batch = probes.random_batch(script, agent, 18)
     batch.obs[..., 0] = 0  # nothing depends on the weights of this input
     rng = torch.Generator().manual_seed(0)
@@ -152,9 +152,7 @@ def test_an_update_learns_sigma_in_every_minibatch_and_says_which_weights_are_li
         agent, torch.optim.SGD(agent.parameters(), lr=0.01), batch, script.minibatch_gradients, args, rng
     )
     weight = (1 - args.sigma_decay**6) / (1 - args.sigma_decay)
-    torch.testing.assert_close(
-        agent.fisher_weight - before * args.sigma_decay**6, torch.full_like(before, weight)
-    )
+    torch.testing.assert_close(agent.h_count - before * args.sigma_decay**6, torch.full_like(before, weight))
     live, sigma = agent.unpack(agent.live), agent.unpack(agent.sigma)
     for net in ("actor", "critic"):
         name = f"{net}.0.weight"
@@ -207,8 +205,8 @@ def test_several_draws_are_averaged():
     for name, x in stats.items():
         torch.testing.assert_close(x, sum(one[2][name] for one in single) / 3)
     samples.learn_sigma(agents[0], G, args)
-    scale = (agents[0].fisher / G.square().mean(0))[0, 0].item()
-    torch.testing.assert_close(agents[0].fisher, scale * G.square().mean(0))
+    scale = (agents[0].h_sum / G.square().mean(0))[0, 0].item()
+    torch.testing.assert_close(agents[0].h_sum, scale * G.square().mean(0))
     # with a single draw it is VarShare
     states = []
     for script, agent in zip((samples, varshare), agents):
