@@ -276,10 +276,7 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
 
 
 def ppo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
-    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each.
-
-    With sampled weights the ratio is not 1 even at the first minibatch: the noise is not the rollout's.
-    """
+    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each."""
     out = agent.actor(W, mb.obs)
     policy = agent.distribution(W, out)
     newlogprob, entropy = policy.log_prob_entropy(mb.actions)
@@ -329,6 +326,7 @@ def minibatch_backward(agent, mb: Batch, noise: Tensor, args) -> dict:
     """Gradients of the objective at the top, clipped, and what to log, (task,) each; sigma learns from them.
 
     Row m of mu.grad is at first the gradient of task m's loss by W_m. theta.grad is their sum: both move W_m.
+    The noise is not the rollout's, so that PPO's ratio is not 1 even at the first minibatch.
     """
     W = agent.unpack(agent.weights(noise))
     losses, stats = ppo_loss(agent, W, mb, args)
