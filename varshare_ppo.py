@@ -266,8 +266,8 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
     returns = advantages + by_task(values)
     agent.value_norm.see(returns)
     returns = agent.value_norm(returns)
-    std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
-    advantages = (advantages - mean) / (std + 1e-8)
+    advantages = advantages - advantages.mean(1, keepdim=True)
+    advantages /= advantages.std(1, keepdim=True) + 1e-8
     obs = by_task(data.obs[:-1])
     normalised = agent.obs_norm(obs)
     if not args.load:  # else the loaded weights are used to the loaded statistics
