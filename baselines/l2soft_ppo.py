@@ -71,9 +71,9 @@ class Args(RunArgs):
 
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
-ENV_DEFAULTS = dict.fromkeys(("lunarlander20", "lunarlander20-continuous"), dict(l2_coef=0.006))
-ENV_DEFAULTS |= {"lunarlander20-goals": dict(l2_coef=0.001)}
-ENV_DEFAULTS |= dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), dict(l2_coef=0.0016))
+ENV_DEFAULTS = {"lunarlander20-goals": dict(l2_coef=0.001)}
+ENV_DEFAULTS |= {name: dict(l2_coef=0.006) for name in ("lunarlander20", "lunarlander20-continuous")}
+ENV_DEFAULTS |= {name: dict(l2_coef=0.0016) for name in ("mt10", "mt10-reward-v1", "mt50")}
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # each (step, task, env, ...); obs has a step more; final_obs is the last observation of an episode, else 0
@@ -240,8 +240,8 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
     returns = advantages + by_task(values)
     agent.value_norm.see(returns)
     returns = agent.value_norm(returns)
-    std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
-    advantages = (advantages - mean) / (std + 1e-8)
+    advantages = advantages - advantages.mean(1, keepdim=True)
+    advantages /= advantages.std(1, keepdim=True) + 1e-8
     obs = by_task(data.obs[:-1])
     normalised = agent.obs_norm(obs)
     if not args.load:  # else the loaded weights are used to the loaded statistics
@@ -280,8 +280,7 @@ def minibatch_backward(agent, mb: Batch, args) -> dict:
     W = agent.unpack(agent.weights())
     losses, stats = ppo_loss(agent, W, mb, args)
     l2_loss = args.l2_coef * agent.mu.square().sum(1)
-    objective = losses + l2_loss
-    objective.sum().backward()
+    (losses + l2_loss).sum().backward()
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return {name: x.detach() for name, x in stats.items()}
 
