@@ -148,7 +148,7 @@ def drifted(script: str) -> list[str]:
 
 
 def table(folders: tuple[str, ...]) -> str:
-    """The scripts in these folders ("" is the top), their parents, and how many lines are not the parent's."""
+    """The scripts in these folders ("" is the top), their parents, and how many lines differ from theirs."""
     rows = ["| script | method | parent | lines | changed lines |", "|---|---|---|---|---|"]
     for script, (parent, what) in read_scripts().items():
         if script[: script.rfind("/") + 1] in folders:
