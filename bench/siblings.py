@@ -20,6 +20,7 @@ from bench.methods import ROOT, read_methods
 LOCK = Path(__file__).with_name("siblings.csv")
 TABLES = {"README.md": ("", "baselines/"), "docs/variants.md": ("variants/",)}  # folders of scripts in each
 MAX_CHANGED = 90  # lines
+LONGER = {"baselines/l2soft_ppo.py": 110}  # nearly all of them drop sigma and its learning from the trunk
 Definitions = dict[str, list[str]]  # name -> lines
 
 # what a method may change of its parent, and PPO's and SAC's trunk of each other
@@ -142,8 +143,9 @@ def drifted(script: str) -> list[str]:
             delta = difflib.ndiff(old.get(name, []), new.get(name, []), linejunk=None)
             wrong += [line for line in delta if line[0] in "+-"]
     total = count_changed(lines_of(parent), lines_of(script))
-    if read_scripts()[script][0] and total > MAX_CHANGED:
-        wrong.append(f"{total} lines differ from {parent}, more than {MAX_CHANGED}")
+    most = LONGER.get(script, MAX_CHANGED)
+    if read_scripts()[script][0] and total > most:
+        wrong.append(f"{total} lines differ from {parent}, more than {most}")
     return wrong
 
 
