@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
-from envs.runs import build, fail, read
+from envs.models import read
+from envs.settings import fail
 from envs.video import open_stages, record, save_films
 
 ROOT = Path(__file__).resolve().parent
@@ -44,6 +45,14 @@ class Args:
     seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
     capture_video: bool = False  # film the first episode of every task (GIF), one by one and side by side
     video_dir: Path | None = None  # where to; by default videos/ in the run's folder
+
+
+def build(maker: Callable[..., Any], *args: Any) -> Any:
+    """What `maker` makes; its complaints are about the user's input."""
+    try:
+        return maker(*args)
+    except ValueError as error:
+        fail(str(error))
 
 
 def read_model(run: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Method:
 
 
 def fail(message: str) -> NoReturn:
-    """Bad input: one line on stderr, exit code 2; as `envs.runs.fail`, without torch's seconds of import."""
+    """As `envs.settings.fail`, without torch's seconds of import: one line on stderr, exit code 2."""
     print(f"{Path(sys.argv[0]).name.replace('__main__.py', 'bench')}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

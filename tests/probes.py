@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -54,10 +55,20 @@ def load_script(name):
     return sys.modules[path.stem]
 
 
+def stem(script):
+    """ "varshare_ppo"."""
+    return Path(script.__file__).stem
+
+
+def parse(script, *argv):
+    """What `python script.py *argv` reads as its settings."""
+    sys.argv = [script.__file__, *argv]
+    return script.parse_args(script.Args, stem(script)[-3:], script.ENV_DEFAULTS, script.__doc__)
+
+
 def main(script, *argv):
     """What `python script.py *argv` does, in this process."""
-    sys.argv = [script.__file__, *argv]
-    return script.train(script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__))
+    return script.train(parse(script, *argv))
 
 
 def flags(settings):
