@@ -66,9 +66,9 @@ def job(
     methods: dict[str, Method] = METHODS,
 ) -> Job:
     """The run of a method, which may be named method@setting, with its fixed flags and these settings."""
-    of = methods[method.partition("@")[0]]
+    found = methods[method.partition("@")[0]]
     given = {"exp-name": method, "env-id": env, "total-timesteps": str(steps), "seed": str(seed)}
-    return Job(f"{name}__{seed}", of.script, write_flags(given | of.flags | settings))
+    return Job(f"{name}__{seed}", found.script, write_flags(given | found.flags | settings))
 
 
 def _main(script: str, argv: list[str], output: str) -> None:
@@ -104,7 +104,7 @@ def _run(job: Job, folder: Path) -> int:
         command.write_text(job.command + "\n")
     if command.read_text().strip() != job.command:
         failed.write_text("2")
-        print(f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
+        print(f"failed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
         return 2
     if job.finished:
         return 0
@@ -122,7 +122,7 @@ def _run(job: Job, folder: Path) -> int:
         failed.write_text(str(code))
         tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
         where = folder.resolve() / "output.txt"
-        print(f"\nfailed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
+        print(f"failed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
     return code
 
 
@@ -165,17 +165,16 @@ def jobs_at_a_time() -> int:
 
 
 def show(line: str, last: str) -> str:
-    """A line of progress: over the last one on a terminal, else if it has changed; returns it."""
-    if sys.stdout.isatty():
-        print(f"\r{line}", end="   ", flush=True)
-    elif line != last:
+    """A line of progress, if it has changed; returns it."""
+    if line != last:
         print(line, flush=True)
     return line
 
 
 def launch(jobs: Iterable[Job]) -> bool:
     """Run all that have not finished, here; whether all have then."""
-    jobs, shown, failed, at_a_time = list(jobs), "", 0, jobs_at_a_time()
+    jobs, at_a_time = list(jobs), jobs_at_a_time()
+    shown, failed = "", 0
     waiting = deque(job for job in jobs if not job.finished)
     running: dict[Future, Job] = {}
     with ThreadPoolExecutor(at_a_time) as pool:
@@ -191,15 +190,8 @@ def launch(jobs: Iterable[Job]) -> bool:
                     failed += code not in (0, *STOPPED)
             finished = sum(job.finished for job in jobs)
             shown = show(f"{finished}/{len(jobs)} finished, {failed} failed", shown)
-    end_line()
     leave_if_stopped()
     return all(job.finished for job in jobs)
-
-
-def end_line() -> None:
-    """After the last of `show`."""
-    if sys.stdout.isatty():
-        print()
 
 
 def leave_if_stopped() -> None:
@@ -210,34 +202,30 @@ def leave_if_stopped() -> None:
 
 
 def submit(name: str, jobs: Iterable[Job], after: list[str]) -> None:
-    """Submit what has not finished as one array job to Slurm, and a command that follows it.
-
-    Args:
-        name: of both.
-        jobs: an array task each.
-        after: the words of a command of benchmark.sh, such as "report", "cartpole10".
-    """
+    """Submit what has not finished as one array job to Slurm, and a command of benchmark.sh after it."""
     left = [job for job in jobs if not job.finished]
-    bench, here = f"bash {shlex.quote(str(ROOT / 'benchmark.sh'))}", shlex.quote(os.getcwd())
-    common = ["sbatch", "--parsable", "--cpus-per-task=1", "--chdir", os.getcwd()]
-    common += ["--output", str(Path.cwd() / "runs/slurm-%j.out"), *shlex.split(os.environ.get("SBATCH", ""))]
-    then, array = [*common, "--job-name", f"{name}-report"], ""
+    array, order = "", []
     if left:  # sbatch refuses an empty array
         Path("runs").mkdir(exist_ok=True)
         number, path = tempfile.mkstemp(".tsv", f"{name}-", "runs")  # its own, as jobs read it later
-        os.write(number, "".join("\t".join(job) + "\n" for job in left).encode())
-        os.close(number)
+        with open(number, "w") as file:
+            file.writelines("\t".join(job) + "\n" for job in left)
         at_a_time = f"%{jobs_at_a_time()}" if os.environ.get("JOBS") else ""
-        wrapped = f"OUT={here} {bench} job {path} $SLURM_ARRAY_TASK_ID"
-        array = sbatch(common, "--job-name", name, "--array", f"1-{len(left)}{at_a_time}", "--wrap", wrapped)
-        then += ["--dependency", f"afterany:{array}"]
-    sbatch(then, "--wrap", f"OUT={here} {bench} {shlex.join(after)}")
+        size = ["--array", f"1-{len(left)}{at_a_time}"]
+        array = sbatch(name, f"job {path} $SLURM_ARRAY_TASK_ID", size)
+        order = ["--dependency", f"afterany:{array}"]
+    sbatch(f"{name}-report", shlex.join(after), order)
     print(f"array job {array}, then the report: squeue; the same command submits what is left")
 
 
-def sbatch(command: list[str], *more: str) -> str:
-    """Submit a job to Slurm; returns its number."""
-    done = subprocess.run([*command, *more], check=True, stdout=subprocess.PIPE, text=True)
+def sbatch(name: str, words: str, options: list[str]) -> str:
+    """Submit a command of benchmark.sh as a job to Slurm; returns its number."""
+    command = ["sbatch", "--parsable", "--cpus-per-task=1", "--job-name", name, "--chdir", os.getcwd()]
+    command += ["--output", f"{os.getcwd()}/runs/slurm-%j.out", *options]
+    command += shlex.split(os.environ.get("SBATCH", ""))
+    door = shlex.quote(str(ROOT / "benchmark.sh"))
+    wrapped = f"OUT={shlex.quote(os.getcwd())} bash {door} {words}"
+    done = subprocess.run([*command, "--wrap", wrapped], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().partition(";")[0]  # of several clusters, the number comes first
 
 
