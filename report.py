@@ -22,9 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.collect import EVALUATION, SHARING, Run, read_run
-from bench.figures import heat, write_suite
+from bench.figures import BLUE, CYCLE, GREEN, MAX_CURVES, ORANGE, SKY, STYLE, heat, label_steps, write_suite
 from bench.methods import fail
-from bench.style import BLACK, BLUE, CYCLE, GREEN, MAX_CURVES, ORANGE, SKY, STYLE, label_steps
 
 NORMS = {
     "varshare/mu_norm": r"$|\mu_m|$, residual means",
@@ -71,7 +70,7 @@ def plot_episodes(run: Run, name: str, label_y: str) -> Figure | None:
         ax.plot(training[panel].dropna(), color=BLUE, lw=1.5, label="training, with exploration")
         title = "mean over tasks" if panel == "mean" else panel
         if len(evaluated):
-            ax.plot(evaluated[panel], "D", color=BLACK, ms=4, label="evaluation, deterministic actions")
+            ax.plot(evaluated[panel], "D", color="black", ms=4, label="evaluation, deterministic actions")
             title += f": {evaluated[panel].iloc[-1]:.4g}" if run.finished else ""
         finish_axes(ax, run, title)
     for ax in axes[: -columns or None]:

@@ -92,11 +92,8 @@ def read_agent(run: Run) -> dict:
 
 
 def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
-    """Of a saved agent with residuals: their size over theta's, and the cosine of each pair of tasks.
-
-    What all residuals have in common counts as shared: (theta + c, mu_m - c) is the same network.
-    """
-    common = agent["mu"].mean(0)
+    """Of a saved agent with residuals: their size over theta's, and the cosine of each pair of tasks."""
+    common = agent["mu"].mean(0)  # counts as shared: (theta + c, mu_m - c) is the same network
     mu = agent["mu"] - common
     size = mu.norm(dim=1)
     theta_norm = (agent["theta"] + common).norm()

@@ -17,15 +17,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bench.methods import METHODS, ROOT, Method, Settings, fail, write_flags
+from bench.methods import METHODS, ROOT, Settings, fail, write_flags
 
 BUSY = 75  # exit code of a run that another process has begun
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
@@ -56,15 +55,7 @@ class Job(NamedTuple):
         return saved and (folder / "command").read_text().strip() == self.command
 
 
-def job(
-    name: str,
-    method: str,
-    env: str,
-    steps: int,
-    seed: int,
-    settings: Settings,
-    methods: dict[str, Method] = METHODS,
-) -> Job:
+def job(name: str, method: str, env: str, steps: int, seed: int, settings: Settings, methods=METHODS) -> Job:
     """The run of a method, which may be named method@setting, with its fixed flags and these settings."""
     found = methods[method.partition("@")[0]]
     given = {"exp-name": method, "env-id": env, "total-timesteps": str(steps), "seed": str(seed)}
@@ -84,6 +75,8 @@ def _main(script: str, argv: list[str], output: str) -> None:
 
 def run(job: Job) -> int:
     """Start or continue a run and wait for it; returns its exit code, 0 if it had finished, or BUSY."""
+    if stopping.is_set():
+        return STOPPED[0]
     folder = Path("runs", job.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -164,32 +157,20 @@ def jobs_at_a_time() -> int:
     return int(text)
 
 
-def show(line: str, last: str) -> str:
-    """A line of progress, if it has changed; returns it."""
-    if line != last:
-        print(line, flush=True)
-    return line
-
-
 def launch(jobs: Iterable[Job]) -> bool:
     """Run all that have not finished, here; whether all have then."""
-    jobs, at_a_time = list(jobs), jobs_at_a_time()
-    shown, failed = "", 0
-    waiting = deque(job for job in jobs if not job.finished)
-    running: dict[Future, Job] = {}
-    with ThreadPoolExecutor(at_a_time) as pool:
-        while running or (waiting and not stopping.is_set()):
-            while waiting and len(running) < at_a_time and not stopping.is_set():
-                job = waiting.popleft()
-                running[pool.submit(run, job)] = job
-            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                job, code = running.pop(future), future.result()
-                if code == BUSY:  # come back to it when the others are done
-                    waiting.append(job)
-                else:
-                    failed += code not in (0, *STOPPED)
-            finished = sum(job.finished for job in jobs)
-            shown = show(f"{finished}/{len(jobs)} finished, {failed} failed", shown)
+    jobs, failed = list(jobs), 0
+    waiting = [job for job in jobs if not job.finished]
+    while waiting and not stopping.is_set():
+        busy = []
+        with ThreadPoolExecutor(jobs_at_a_time()) as pool:
+            for job, code in zip(waiting, pool.map(run, waiting)):
+                if code == BUSY:
+                    busy.append(job)
+                failed += code not in (0, BUSY, *STOPPED)
+                finished = sum(job.finished for job in jobs)
+                print(f"{finished}/{len(jobs)} finished, {failed} failed", flush=True)
+        waiting = busy  # come back to them when the others are done
     leave_if_stopped()
     return all(job.finished for job in jobs)
 
@@ -227,8 +208,3 @@ def sbatch(name: str, words: str, options: list[str]) -> str:
     wrapped = f"OUT={shlex.quote(os.getcwd())} bash {door} {words}"
     done = subprocess.run([*command, "--wrap", wrapped], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().partition(";")[0]  # of several clusters, the number comes first
-
-
-def run_line(path: Path, number: int) -> int:
-    """The run of a line, from 1, of what `submit` wrote; returns its exit code."""
-    return run(Job(*path.read_text().splitlines()[number - 1].split("\t")))

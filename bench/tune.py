@@ -1,18 +1,14 @@
 """The search for the settings of every method, the same number of environment steps for each.
 
-A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). After every seed
-it is dropped if its mean final return so far, the higher one of two, is below the median of the trials that
-ran all three: a run is judged when it is over, never on the way, where a large annealed step size looks
-slow. What a dropped trial saves goes to further ones, until the steps of `trials` full ones are spent. Then
-the five best settings run on five fresh seeds, as long as the runs that are reported, and the best mean of
-those is the method's setting.
+A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is dropped
+after a seed if its mean final return so far is below the median of the trials that ran all three; what it
+saves goes to further trials. Then the best settings run on fresh seeds, as long as the runs that are
+reported, and the best mean of those is the method's setting. If a run takes long a suite names a few step
+sizes instead, and each method runs each of them once. docs/benchmark.md says why.
 
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
-work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue
-from their checkpoints if those are at hand.
-
-If a run takes long a suite names a few step sizes instead, and each method runs each of them once, evaluated
-only at the end, in fewer episodes: on Meta-World evaluations are a good part of a short run.
+work on one search. A trial whose process died is enqueued anew, and its runs continue from their checkpoints
+if those are at hand.
 """
 
 from __future__ import annotations
@@ -48,12 +44,8 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "dropped", TrialSt
 CREATED_BY_ANOTHER = (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
 
 
-class Stopped(Exception):
-    """The search was told to stop in the middle of a trial."""
-
-
-class Crashed(Exception):
-    """A run of a trial failed, as with settings that diverge."""
+class Ended(Exception):
+    """A trial has no result: the search was told to stop, or a run crashed, as with settings that diverge."""
 
 
 class Search:
@@ -135,14 +127,14 @@ class Search:
         finals, curves = [], []
         for i, seed in enumerate(self.seeds):
             job = self.job(settings, self.suite.trial_steps, seed)
-            while (code := launch.run(job)) == launch.BUSY and not launch.stopping.is_set():
+            while (code := launch.run(job)) == launch.BUSY:
                 pass  # another process has chosen the same
-            if launch.stopping.is_set() or code in launch.STOPPED:
-                raise Stopped
+            if code in launch.STOPPED:
+                raise Ended
             trial.set_user_attr("steps", (i + 1) * self.suite.trial_steps)
             if code:
                 trial.set_user_attr("crashed", True)
-                raise Crashed
+                raise Ended
             final, curve = read_scores(job, self.suite)
             finals.append(final)
             curves.append(curve)
@@ -161,11 +153,11 @@ class Search:
                 RetryHeartbeatStaleTrialCallback()(study, trial)
 
         try:
-            self.study.optimize(self.objective, n_trials=1, catch=(Stopped, Crashed), callbacks=[again])
+            self.study.optimize(self.objective, n_trials=1, catch=(Ended,), callbacks=[again])
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+            # of a process that slept so long that others took it for dead: they have enqueued the trial again
             if isinstance(error, ValueError) and "Cannot tell" not in str(error):
                 raise
-            # this process slept so long that others took it for dead: they have enqueued the trial again
 
     def table(self) -> pd.DataFrame:
         """All trials that ended or crashed, one row each, in their order."""
@@ -233,9 +225,8 @@ def rank(settings: pd.DataFrame) -> pd.DataFrame:
 
 def open_storage(url: str) -> RDBStorage:
     """The database of all searches; trials of dead processes are enqueued again."""
-    again = RetryHeartbeatStaleTrialCallback()
     options = {"heartbeat_interval": HEARTBEAT, "grace_period": 4 * HEARTBEAT}
-    options["heartbeat_stale_trial_callback"] = again
+    options["heartbeat_stale_trial_callback"] = RetryHeartbeatStaleTrialCallback()
     if url == STORAGE:
         Path("runs").mkdir(exist_ok=True)
     for last in (False, False, True):
@@ -267,7 +258,9 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work) for _ in range(workers)]
         while wait(futures, timeout=5).not_done:
-            shown = launch.show(progress(searches), shown)
+            spent, budget = sum(s.spent() for s in searches), sum(s.budget for s in searches)
+            if shown != (shown := f"search of {suite.name}: {spent / budget:.0%}"):
+                print(shown, flush=True)
     for future in futures:
         future.result()  # raises what a worker raised
     launch.leave_if_stopped()
@@ -276,13 +269,6 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
     update("fresh.csv", pd.concat([s.fresh() for s in searches]))
     update("settings.csv", pd.DataFrame([s.summary() for s in searches if len(s.fresh())]))
     return done
-
-
-def progress(searches: list[Search]) -> str:
-    """A line on how far a suite's searches are."""
-    spent, budget = sum(s.spent() for s in searches), sum(s.budget for s in searches)
-    one = next((s for s in searches if s.has_room()), searches[-1])
-    return f"search {one.name}: {one.spent() / one.budget:.0%}; all methods {spent / budget:.0%}"
 
 
 def update(name: str, rows: pd.DataFrame) -> None:

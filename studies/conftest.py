@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.style import STYLE
+from bench.figures import STYLE
 from studies import folder_of
 
 TASKS = ["a", "b"]

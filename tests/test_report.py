@@ -10,7 +10,7 @@ from PIL import Image
 
 import report
 from bench.collect import read_run
-from bench.style import MAX_CURVES, STYLE
+from bench.figures import MAX_CURVES, STYLE
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (100, 200, 300, 400)

@@ -17,8 +17,8 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from bench.figures import STYLE, color_of
 from bench.methods import METHODS, ROOT, title_of
-from bench.style import STYLE, color_of
 from bench.tables import markdown
 from studies import folder_of
 
