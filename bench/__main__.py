@@ -1,7 +1,5 @@
 """`python -m bench COMMAND ...`: what benchmark.sh calls."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

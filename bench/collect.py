@@ -8,8 +8,6 @@ A run's --exp-name is method or method@setting. In runs.csv env and setting are 
 the same. Without a commit a run has not finished.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json
@@ -126,7 +124,7 @@ def evaluations(run: Run, final: Iterable[str] = (), on_the_way: Iterable[str] =
 def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     """What is kept of a run of a suite, whose methods are compared by return or by success.
 
-    Success in training is kept in the second case only: `bench.tables.measure` goes by that.
+    Success in training is kept in the second case only: `bench.tables.Result` goes by that.
     """
     final = [SECONDS, "charts/SPS", *run.metrics(SHARING)]
     on_the_way = [*NORMS]

@@ -1,7 +1,5 @@
 """How figures look, the figures of a suite, and its report: table and figures from its CSVs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

@@ -5,8 +5,6 @@ the 3 seconds a short run would spend on it. What it prints goes to output.txt i
 is skipped, an interrupted one continues from its checkpoint.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy
@@ -105,25 +103,21 @@ def _run(job: Job, folder: Path) -> int:
     process = server.Process(target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt")))
     with polling:
         process.start()
-    told = False
-    while (code := exit_code(process)) is None:
+    code, told = None, False
+    while code is None:
         time.sleep(0.1)
         if stopping.is_set() and not told:
             process.terminate()  # it saves first
             told = True
+        with polling:
+            code = process.exitcode
+    code = code if code >= 0 else 128 - code  # of a signal that has ended it, its number
     if code and code not in STOPPED:
         failed.write_text(str(code))
         tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
         where = folder.resolve() / "output.txt"
         print(f"failed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
     return code
-
-
-def exit_code(process: multiprocessing.Process) -> int | None:
-    """None while it runs; 128 and the signal's number if one has ended it."""
-    with polling:
-        code = process.exitcode
-    return code if code is None or code >= 0 else 128 - code
 
 
 def set_up() -> None:

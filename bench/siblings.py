@@ -7,8 +7,6 @@ in one script only, by accident, shows: `drifted` names it, and a test fails. Af
 command above writes that file anew, and the tables of scripts in README and docs; look at the difference.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 import difflib

@@ -5,11 +5,9 @@ ceiling, where the percentile bootstrap covers 90 % (tests/test_statistics.py). 
 the ceiling no interval of ten covers, and none is needed: `can_tell` says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +17,6 @@ CONFIDENCE = 0.95
 MARGIN = 0.05  # two methods are the same if they surely differ by less than this share of the better mean
 AT_CEILING = 0.98  # share of a suite's ceiling from which a method is there
 BLIND = "task-blind"
-Verdict = Literal["better", "worse", "the same", "undecided"]
-Pair = tuple[pd.Series, pd.Series]
 Runs = dict[str, pd.Series]  # method, or a setting of one -> a number of each run, by seed
 
 
@@ -61,12 +57,9 @@ def median_interval(x: Sequence[float]) -> Interval:
     runs even the extremes do not cover enough.
     """
     x = np.sort(np.asarray(x, float))
-    n = len(x)
-    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))  # P(at most k - 1) < 2.5 %
+    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(x), 0.5))  # P(at most k - 1) < 2.5 %
     low, high = (x[k - 1], x[-k]) if k > 0 else (math.nan, math.nan)
-    below, above = x[(n - 1) // 2], x[n // 2]
-    center = below if below == above else (below + above) / 2
-    return Interval(center, low, high)
+    return Interval(np.median(x), low, high)
 
 
 def difference(x: pd.Series, y: pd.Series) -> Difference:
@@ -93,7 +86,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def verdict(d: Difference, p: float, within: float) -> Verdict:
+def verdict(d: Difference, p: float, within: float) -> str:
     """The same: the interval lies within the margin, even without 0. Better or worse: p, corrected, < 5 %."""
     if max(-d.interval.low, d.interval.high) < within:
         return "the same"
@@ -112,7 +105,7 @@ class Comparison(NamedTuple):
 
     interval: Interval
     p: float
-    verdict: Verdict
+    verdict: str  # better, worse, the same, undecided
     within: float
 
     def cells(self, digits: int = 1) -> list[str]:
@@ -120,7 +113,9 @@ class Comparison(NamedTuple):
         return [self.interval.text(digits), f"{self.p:.2g}", self.verdict]
 
 
-def compare(pairs: Iterable[Pair], within: float | Iterable[float] | None = None) -> list[Comparison]:
+def compare(
+    pairs: Iterable[tuple[pd.Series, pd.Series]], within: float | Iterable[float] | None = None
+) -> list[Comparison]:
     """Every pair of runs, each a number by seed, with Holm's correction for all of them.
 
     within: what counts as the same, of all pairs or of each; by default 5 % of the better mean.

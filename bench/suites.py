@@ -1,7 +1,5 @@
 """What a suite is: a row of benchmark.sh, environment, methods, budget and seeds; results/suites/NAME."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

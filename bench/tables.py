@@ -1,7 +1,5 @@
 """The table of a suite: what every method reached, how fast, and at what cost."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +59,8 @@ class Result:
         first = self.configs.iloc[0]
         self.env, self.steps = first.env, int(first.steps)
         self.searched_on = first.searched_on  # the suite whose search chose the settings
-        self.by_method = scores(self.runs)
-        self.by_success = measure(self.runs) == SUCCESS
+        self.by_success = (self.runs.metric == TRAINING_SUCCESS).any()  # by that suites differ
+        self.by_method = scores(self.runs, SUCCESS if self.by_success else EVALUATION)
         self.ceiling = 100.0 if self.by_success else ceiling(self.env)
         self.target = None if self.ceiling is None else THRESHOLD * self.ceiling
         means = {title_of(m) if m != BLIND else m: s.means for m, s in self.by_method.items()}
@@ -85,15 +83,9 @@ def ceiling(env: str) -> float | None:
     return float(known[env]) if env in known else None
 
 
-def measure(runs: pd.DataFrame) -> str:
-    """What a suite is scored by: success if its training's is in runs.csv, else return."""
-    return SUCCESS if (runs.metric == TRAINING_SUCCESS).any() else EVALUATION
-
-
-def scores(runs: pd.DataFrame, metric: str = "") -> dict[str, Scores]:
-    """method -> Scores, in the order of methods.csv and then of the alphabet; by default of `measure`."""
-    order, metric = list(METHODS), metric or measure(runs)
-    result = {}
+def scores(runs: pd.DataFrame, metric: str) -> dict[str, Scores]:
+    """method -> Scores, in the order of methods.csv and then of the alphabet."""
+    order, result = list(METHODS), {}
     for method in sorted(runs.method.unique(), key=lambda m: (order.index(m) if m in order else 99, m)):
         rows = runs[(runs.method == method) & (runs.metric == metric)]
         rows = rows.assign(value=rows.value * (100 if metric == SUCCESS else 1))

@@ -11,8 +11,6 @@ work on one search. A trial whose process died is enqueued anew, and its runs co
 if those are at hand.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform
