@@ -113,9 +113,7 @@ class Comparison(NamedTuple):
         return [self.interval.text(digits), f"{self.p:.2g}", self.verdict]
 
 
-def compare(
-    pairs: Iterable[tuple[pd.Series, pd.Series]], within: float | Iterable[float] | None = None
-) -> list[Comparison]:
+def compare(pairs: Iterable[tuple[pd.Series, pd.Series]], within=None) -> list[Comparison]:
     """Every pair of runs, each a number by seed, with Holm's correction for all of them.
 
     within: what counts as the same, of all pairs or of each; by default 5 % of the better mean.
