@@ -335,6 +335,7 @@ def minibatch_backward(agent, mb: Batch, noise: Tensor, args) -> dict:
     """Gradients of the objective at the top, clipped, and what to log, (task,) each; sigma learns from them.
 
     Row m of mu.grad is at first the gradient of task m's loss by W_m. theta.grad is their sum: both move W_m.
+    The noise is not the rollout's, so that PPO's ratio is not 1 even at the first minibatch.
     """
     W = agent.unpack(agent.weights(noise))
     losses, stats = ppo_loss(agent, W, mb, args)
