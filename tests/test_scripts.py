@@ -14,6 +14,7 @@ import probes
 import pytest
 import torch
 import torch.nn.functional as F
+from envs.rewards import scale_rewards
 from probes import learn, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +22,6 @@ import envs
 from envs import runs
 from envs.evaluation import greedy, play_episodes, spread_seeds
 from envs.normalisation import RunningNorm
-from envs.rewards import scale_rewards
 from envs.runs import load_agent
 
 TASKS = 3

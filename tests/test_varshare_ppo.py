@@ -12,12 +12,12 @@ import scipy.optimize
 import scipy.stats
 import torch
 import torch._dynamo.utils
+from envs.rewards import scale_rewards
 from probes import BOTH, DISCRETE, OBS, TASKS, forward_task_by_task
 from torch.distributions import Categorical, Normal, kl_divergence
 
 import envs
 from envs.evaluation import greedy
-from envs.rewards import scale_rewards
 from envs.runs import Run
 
 varshare = probes.load_script("varshare_ppo.py")
