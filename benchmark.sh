@@ -4,15 +4,13 @@
 #
 #   bash benchmark.sh                   all suites below: the searches that are not done, the runs, reports, verdicts
 #   bash benchmark.sh plan              what of it is done, and how long the rest takes
-#   bash benchmark.sh SUITE             one suite: search, runs, report -> results/SUITE/
+#   bash benchmark.sh SUITE             one suite: search, runs, report -> results/suites/SUITE/
 #   bash benchmark.sh portfolio         VarShare's variants on both suites of CartPoles with goals
-#   bash benchmark.sh search SUITE      its search alone, also where settings are committed -> results/search/
+#   bash benchmark.sh search SUITE      its search alone, also if settings are committed -> results/search/
 #   bash benchmark.sh commands SUITE    the commands of its runs
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
-#   bash benchmark.sh STUDY [--dry-run] power, ceilings, normalisation, noise, posterior, serial, ranks or recipe:
-#                                       see docs/experiments.md; "studies" is serial and ranks
-#   bash benchmark.sh loo [SUITE]       a held-out task, from a model of the others or from scratch -> results/loo/
-#   bash benchmark.sh scale             time and memory of full rank and of LoRA at widths up to 4096, the same
+#   bash benchmark.sh STUDY [...]       a folder of studies/: power, posterior, leave_one_out, ...; --dry-run prints its
+#                                       commands, --report-only makes its tables; claims are the verdicts
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
 #
 # Environment variables:
@@ -62,23 +60,23 @@ on() { # what, which ("" is all), then a line of the table above
 }
 
 failed=0
+if [[ ${1:-} =~ ^[a-z_]+$ && -e $root/studies/$1/__main__.py ]]; then
+    exec python -m "studies.$1" "${@:2}"
+fi
 case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;
-    power | ceilings | normalisation | noise | posterior | serial | ranks | recipe) exec python -m bench study "$@" ;;
-    studies) for study in serial ranks; do python -m bench study $study "${@:2}"; done && exit ;;
-    loo) exec python -m bench loo "${@:2}" ${SEEDS:+--seeds "$SEEDS"} ;;
     portfolio)
         export OUT=$PWD METHODS=${METHODS:-$variants}
         for suite in cartpole-goals-physics10 cartpole-goals10; do bash "$root/benchmark.sh" $suite || failed=1; done
         exit $failed
         ;;
-    job | scale) exec python -m bench "$@" ;;
-    speed) exec python "$root/tests/speed.py" ;;
+    job) exec python -m bench "$@" ;;
+    speed) exec python -m bench.speed "${@:2}" ;;
     search | commands | report | plan) what=$1 which=${2:-} ;;
     *) what="" which=${1:-} ;;
 esac
 names=$(suites name "")
-grep -qx "${which:-.*}" <<<"$names" || { echo "benchmark.sh: unknown suite $which: bash benchmark.sh help" >&2 && exit 2; }
+grep -qx "${which:-.*}" <<<"$names" || { echo "benchmark.sh: unknown suite or study $which: bash benchmark.sh help" >&2 && exit 2; }
 if [ -n "$what" ]; then
     suites "$what" "$which"
 else
@@ -86,5 +84,5 @@ else
     suites "search --missing" "$which"
     suites runs "$which"
 fi
-case $what in "" | report) [ -n "$which" ] || python -m bench claims ;; esac
+case $what in "" | report) [ -n "$which" ] || { python -m studies.settings && python -m studies.claims; } ;; esac
 exit $failed

@@ -1,29 +1,37 @@
-"""From the folders of finished runs to long tables: results/SUITE/runs.csv and configs.csv.
+"""From the folders of finished runs to the CSVs in results/, the same for suites and for studies.
 
-runs.csv     method, seed, metric, task, step, value: every number that tables, figures and claims use
-configs.csv  method, seed, env, steps, the suite searched on, finished, command, commit, hardware
+runs.csv     env, method, setting, seed, metric, task, step, value: every number that something is made of
+configs.csv  a row for each run: env, method, setting, seed, steps, searched_on, command, commit, hardware
+sharing.csv  method, metric, task, value: the map of what tasks share, mean over runs; of suites only
+
+A run's --exp-name is method or method@setting. In runs.csv env and setting are left out where all runs have
+the same. Without a commit a run has not finished.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bench.methods import fail
-from bench.suites import Suite
+from bench.launch import Job
+from bench.methods import fail, parse_flags
 
 HEADER = "global_step,metric,task,value"  # of heartbeat.csv
-EVALUATION, TRAINING = "eval/episodic_return", "charts/episodic_return"
-SUCCESS, TRAINING_SUCCESS = "eval/success_rate", "charts/success_rate"
-NORMS = ("mu_norm", "theta_norm", "theta_moved")  # of methods with residuals, whatever they begin with
-NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm")
-NOT_TRAINED += ("sigma", "live", "fisher", "fisher_weight")  # sigma is made of mu's gradients
+EVALUATION, SUCCESS, TRAINING_SUCCESS = "eval/episodic_return", "eval/success_rate", "charts/success_rate"
+SECONDS = "charts/wall_time"
+NORMS = ("varshare/mu_norm", "varshare/theta_moved")
+SHARING = "varshare/sharing_ratio/"
+NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm", "live")
+NOT_TRAINED += ("sigma", "h_sum", "h_count")  # sigma is made of mu's gradients
 NOT_TRAINED += ("sigma_prior", "scales")  # of the prior
+KEY = ["env", "method", "setting", "seed"]
+COLUMNS = [*KEY, "metric", "task", "step", "value"]
 
 
 @dataclass
@@ -77,11 +85,18 @@ def read_run(folder: Path) -> Run:
         fail(f"{folder / 'heartbeat.csv'} is not the log of a run: its first line is not {HEADER}")
     whole_lines = f"{header}\n{text[: text.rfind(chr(10)) + 1]}"  # the last one may be being written
     run = Run(folder, json.loads((folder / "config.json").read_text()), pd.read_csv(io.StringIO(whole_lines)))
-    if not run.finished:  # neither may the numbers of the last step be complete
+    if not run.finished:  # nor may the numbers of the last step be complete
         run.log = run.log[run.log["global_step"] < run.log["global_step"].max()]
     if run.log.empty:
         fail(f"{folder} has not logged enough yet")
     return run
+
+
+def read_agent(run: Run) -> dict:
+    """The saved agent of a finished run, by the names of its parameters and buffers."""
+    import torch  # slow, and not needed for anything else here
+
+    return torch.load(run.folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
 
 
 def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
@@ -94,73 +109,123 @@ def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
     rows = [("residual/ratio", "mean", mu.norm(dim=1).mean() / (agent["theta"] + common).norm())]
     mu = mu / mu.norm(dim=1, keepdim=True)
     cosines = (mu @ mu.T).numpy()
-    return rows + [
-        ("cosine", f"{tasks[i]}|{tasks[j]}", cosines[i, j]) for i, j in zip(*np.triu_indices(len(mu), 1))
-    ]
+    pairs = zip(*np.triu_indices(len(mu), 1))
+    return rows + [("cosine", f"{tasks[i]}|{tasks[j]}", cosines[i, j]) for i, j in pairs]
 
 
 def parameters(agent: dict) -> tuple[int, int]:
-    """Of a saved agent, how many each task has of its own, and how many there are in all."""
+    """Of a saved agent: own parameters per task, and parameters in all."""
     trained = [x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED]
     return sum(x.shape[1] for x in trained if x.ndim == 2), sum(x.numel() for x in trained)  # (task, weight)
 
 
-def collect_run(folder: Path, score: str = "return") -> pd.DataFrame:
-    """A finished run in rows: metric, task, step, value.
+def evaluations(run: Run, final: Iterable[str] = (), on_the_way: Iterable[str] = ()) -> pd.DataFrame:
+    """A run's evaluations in rows: all of the last step, and before it the mean return over tasks.
 
-    Success on the way is kept only of suites that are scored by it: `bench.tables.measure` goes by that.
+    Args:
+        run: a finished one.
+        final: further metrics whose last values are kept.
+        on_the_way: further metrics whose means over tasks are kept of every step.
     """
-    import torch  # slow, and not needed for anything else here
+    log = run.log
+    means = (log.task == "mean") & log.metric.isin([EVALUATION, *on_the_way])
+    at_end = log.metric.isin([EVALUATION, SUCCESS, *final]) & (log.global_step == log.global_step.max())
+    return log[means | at_end].rename(columns={"global_step": "step"})
 
-    run = read_run(folder)
-    log, last = run.log, run.log.global_step.max()
-    name = log.metric.str.rpartition("/")[2]
-    on_the_way = (log.metric == EVALUATION) & (log.task == "mean")
-    on_the_way |= name.isin(NORMS) & (log.task == "mean")
-    if score == "success":
-        on_the_way |= log.metric.isin((SUCCESS, TRAINING_SUCCESS)) & (log.task == "mean")
+
+def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
+    """What is kept of a run of a suite, whose methods are compared by return or by success.
+
+    Success in training is kept in the second case only: `bench.tables.measure` goes by that.
+    """
+    on_the_way = [*NORMS]
     if run.config["script"].endswith("_sac.py"):  # its cost is compared
-        on_the_way |= (log.metric == "charts/wall_time") & (log.task == "mean")
-    at_end = log.metric.isin((EVALUATION, SUCCESS, "charts/wall_time", "charts/SPS"))
-    at_end |= log.metric.str.contains("/sharing_ratio/")
-    rows = log[on_the_way | at_end & (log.global_step == last)].rename(columns={"global_step": "step"})
-    agent = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
+        on_the_way.append(SECONDS)
+    if by_success:
+        on_the_way += [SUCCESS, TRAINING_SUCCESS]
+    rows = evaluations(run, [SECONDS, "charts/SPS", *run.metrics(SHARING)], on_the_way)
+    agent = read_agent(run)
     own, every = parameters(agent)
-    extra = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
+    more = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
     if "mu" in agent and agent["mu"].shape[1:] == agent["theta"].shape:  # not the factors of low rank
-        extra += residuals(agent, run.tasks)
-    extra = [{"metric": m, "task": t, "step": last, "value": float(x)} for m, t, x in extra]
-    return pd.concat([rows, pd.DataFrame(extra)], ignore_index=True)
+        more += residuals(agent, run.tasks)
+    more = [{"metric": m, "task": t, "step": rows.step.max(), "value": float(x)} for m, t, x in more]
+    return pd.concat([rows, pd.DataFrame(more)], ignore_index=True)
 
 
-def of_other_methods(suite: Suite, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of configs.csv and runs.csv of methods that are not the suite's, from runs as long as its."""
-    if not (out / "configs.csv").exists():
-        return pd.DataFrame(), pd.DataFrame()
-    configs, runs = (pd.read_csv(out / f"{name}.csv") for name in ("configs", "runs"))
-    others = configs[~configs.method.isin(suite.methods)]
-    others = others[(others.env == suite.env_id) & (others.steps == suite.steps)]
-    return others, runs[runs.method.isin(others.method)]
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """runs.csv and configs.csv of a suite or a study."""
+    text = {"setting": str, "searched_on": str, "command": str, "commit": str, "hardware": str}
+    options = {"dtype": text, "keep_default_na": False}
+    runs, configs = (pd.read_csv(folder / f"{name}.csv", **options) for name in ("runs", "configs"))
+    for name in {"env", "setting"} - set(runs):
+        runs[name] = configs[name].iloc[0]
+    return runs[COLUMNS], configs
 
 
-def collect(suite: Suite, out: Path) -> None:
-    """Write runs.csv and configs.csv of a suite's finished runs; those of other methods stay as they are."""
-    others = of_other_methods(suite, out)
-    runs, configs = [], []
-    for job, (method, seed) in zip(suite.jobs(), suite.pairs()):
-        key = {"method": method, "seed": seed}
-        config = {"env": suite.env_id, "steps": suite.steps, "searched_on": suite.settings}
-        config |= {"finished": job.finished, "command": job.command}
+def earlier(folder: Path, today: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is known of methods and settings that are not today's, if their runs are as long as today's."""
+    if not (folder / "configs.csv").exists():
+        return pd.DataFrame(columns=COLUMNS), today[:0]
+    runs, configs = read(folder)
+    again = configs.set_index(KEY[:-1]).index.isin(today.set_index(KEY[:-1]).index)
+    configs = configs[~again]
+    steps = today.drop_duplicates("env").set_index("env").steps
+    configs = configs[configs.steps == configs.env.map(steps).fillna(configs.steps)]
+    return runs.merge(configs[KEY]), configs
+
+
+def config_of(job: Job) -> dict:
+    """A run's row in configs.csv; without commit and hardware if it has not finished."""
+    flags = parse_flags(job.flags)
+    method, _, setting = flags["exp-name"].partition("@")
+    row = {"env": flags["env-id"], "method": method, "setting": setting, "seed": int(flags["seed"])}
+    row |= {"steps": int(flags["total-timesteps"]), "searched_on": "", "command": job.command}
+    if not job.finished:
+        return row | {"commit": "", "hardware": ""}
+    config = json.loads(Path("runs", job.name, "config.json").read_text())
+    return row | {"commit": config["git_commit"], "hardware": config["hardware"]}
+
+
+def collect(
+    jobs: Iterable[Job],
+    out: Path,
+    rows_of: Callable[[Run], pd.DataFrame] = evaluations,
+    searched_on: str = "",
+) -> None:
+    """Write the CSVs of all runs that have finished; what is known of other methods and settings stays.
+
+    Args:
+        jobs: the runs of a suite or a study.
+        out: its folder in results/.
+        rows_of: what is kept of a run: metric, task, step, value.
+        searched_on: the suite whose search chose the settings.
+    """
+    jobs = list(jobs)
+    today = pd.DataFrame([config_of(job) for job in jobs]).assign(searched_on=searched_on)
+    if (today.commit == "").all():
+        fail(f"no run of {out.name} has finished")
+    new = []
+    for job, key in zip(jobs, today[KEY].to_dict("records")):
         if job.finished:
-            folder = Path("runs", job.name)
-            runs.append(collect_run(folder, suite.score).assign(**key))
-            found = json.loads((folder / "config.json").read_text())
-            config |= {"git_commit": found["git_commit"], "hardware": found["hardware"]}
-        configs.append(key | config)
-    if not runs:
-        fail(f"no run of the suite {suite.name} has finished")
+            new.append(rows_of(read_run(Path("runs", job.name))).assign(**key))
+    new, (old, configs) = pd.concat(new)[COLUMNS], earlier(out, today)
     out.mkdir(parents=True, exist_ok=True)
-    table = pd.concat([others[1], *runs])[["method", "seed", "metric", "task", "step", "value"]]
-    table["value"] = table["value"].map("{:.5g}".format)
-    table.to_csv(out / "runs.csv", index=False)
-    pd.concat([others[0], pd.DataFrame(configs)]).to_csv(out / "configs.csv", index=False)
+    mapped = (new.metric == "cosine") | new.metric.str.startswith(SHARING)
+    if mapped.any():
+        write_sharing(new[mapped & (new.task != "mean")], configs.method, out)
+    runs = pd.concat([rows for rows in (old, new[~mapped]) if len(rows)])
+    same = [name for name in ("env", "setting") if runs[name].nunique() == 1]
+    runs.assign(value=runs.value.map("{:.5g}".format)).drop(columns=same).to_csv(
+        out / "runs.csv", index=False
+    )
+    pd.concat([rows for rows in (configs, today) if len(rows)]).to_csv(out / "configs.csv", index=False)
+
+
+def write_sharing(rows: pd.DataFrame, others: pd.Series, out: Path) -> None:
+    """sharing.csv: means over runs; rows of these other methods stay."""
+    means = rows.groupby(["method", "metric", "task"], sort=False).value.mean().reset_index()
+    if (out / "sharing.csv").exists():
+        old = pd.read_csv(out / "sharing.csv")
+        means = pd.concat([old[old.method.isin(others)], means])
+    means.to_csv(out / "sharing.csv", index=False, float_format="%.5g")

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bench.methods import METHODS, ROOT, Settings, fail, write_flags
+from bench.methods import METHODS, ROOT, Method, Settings, fail, write_flags
 
 BUSY = 75  # exit code of a run that another process has begun
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
@@ -56,9 +56,17 @@ class Job(NamedTuple):
         return saved and (folder / "command").read_text().strip() == self.command
 
 
-def job(name: str, method: str, env: str, steps: int, seed: int, settings: Settings) -> Job:
+def job(
+    name: str,
+    method: str,
+    env: str,
+    steps: int,
+    seed: int,
+    settings: Settings,
+    methods: dict[str, Method] = METHODS,
+) -> Job:
     """The run of a method, which may be named method@setting, with its fixed flags and these settings."""
-    of = METHODS[method.partition("@")[0]]
+    of = methods[method.partition("@")[0]]
     given = {"exp-name": method, "env-id": env, "total-timesteps": str(steps), "seed": str(seed)}
     return Job(f"{name}__{seed}", of.script, write_flags(given | of.flags | settings))
 
@@ -75,7 +83,7 @@ def _main(script: str, argv: list[str], output: str) -> None:
 
 
 def run(job: Job) -> int:
-    """Start or continue a run and wait for it; returns its exit code, 0 where it had finished, or BUSY."""
+    """Start or continue a run and wait for it; returns its exit code, 0 if it had finished, or BUSY."""
     folder = Path("runs", job.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,16 +127,32 @@ def _run(job: Job, folder: Path) -> int:
 
 
 def exit_code(process: multiprocessing.Process) -> int | None:
-    """None while it runs; 128 and the signal's number where one has ended it."""
+    """None while it runs; 128 and the signal's number if one has ended it."""
     with polling:
         code = process.exitcode
     return code if code is None or code >= 0 else 128 - code
 
 
-def stop_on_signals() -> None:
-    """The first Ctrl-C, SIGTERM or SIGHUP ends all runs, which save first."""
+def set_up() -> None:
+    """Refuse bad input before anything starts; the first Ctrl-C, SIGTERM or SIGHUP lets all runs save."""
+    on_slurm()
+    jobs_at_a_time()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda *_: stopping.set())
+
+
+def on_slurm() -> bool:
+    """Whether the environment variable LAUNCHER says so."""
+    launcher = os.environ.get("LAUNCHER", "")
+    if launcher not in ("", "slurm"):
+        fail(f"LAUNCHER is slurm or nothing, not {launcher!r}")
+    return launcher == "slurm"
+
+
+def show_commands(jobs: Iterable[Job]) -> None:
+    """One a line."""
+    for x in jobs:
+        print(f"python {ROOT / x.script} {x.flags} --run-name {x.name} --resume")
 
 
 def jobs_at_a_time() -> int:
@@ -140,42 +164,33 @@ def jobs_at_a_time() -> int:
     return int(text)
 
 
-def show(line: str, *, changed: bool = True) -> None:
-    """A line of progress: over the last one on a terminal, else where it has changed."""
+def show(line: str, last: str) -> str:
+    """A line of progress: over the last one on a terminal, else if it has changed; returns it."""
     if sys.stdout.isatty():
         print(f"\r{line}", end="   ", flush=True)
-    elif changed:
+    elif line != last:
         print(line, flush=True)
+    return line
 
 
 def launch(jobs: Iterable[Job]) -> bool:
     """Run all that have not finished, here; whether all have then."""
     jobs, shown, failed, at_a_time = list(jobs), "", 0, jobs_at_a_time()
     waiting = deque(job for job in jobs if not job.finished)
-    running: dict[Future, tuple[Job, float | None]] = {}  # and when it began, if it did now
-    durations: list[float] = []  # of runs that did not continue from a checkpoint
+    running: dict[Future, Job] = {}
     with ThreadPoolExecutor(at_a_time) as pool:
         while running or (waiting and not stopping.is_set()):
             while waiting and len(running) < at_a_time and not stopping.is_set():
                 job = waiting.popleft()
-                anew = not Path("runs", job.name, "checkpoint.pt").exists()
-                running[pool.submit(run, job)] = job, time.monotonic() if anew else None
+                running[pool.submit(run, job)] = job
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                (job, began), code = running.pop(future), future.result()
+                job, code = running.pop(future), future.result()
                 if code == BUSY:  # come back to it when the others are done
                     waiting.append(job)
                 else:
                     failed += code not in (0, *STOPPED)
-                    if code == 0 and began:
-                        durations.append(time.monotonic() - began)
             finished = sum(job.finished for job in jobs)
-            eta = ""
-            if durations:
-                seconds = sum(durations) / len(durations) * (len(jobs) - finished) / at_a_time
-                eta = f", {seconds / 60:.0f} min left"
-            line = f"{finished}/{len(jobs)} finished, {failed} failed"
-            show(line + eta, changed=line != shown)
-            shown = line
+            shown = show(f"{finished}/{len(jobs)} finished, {failed} failed", shown)
     end_line()
     leave_if_stopped()
     return all(job.finished for job in jobs)

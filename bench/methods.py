@@ -1,5 +1,7 @@
 """methods.csv, the one list of methods: what grid, search, report, tests and the README's table read.
 
+A study that needs methods of its own has a methods.csv of the same format in its folder.
+
 name, title, what   as in --exp-name; in tables and figures; in half a line
 script, parent      the file, and the file that explains it: its own, where only flags differ
 flags               fixed ones, "--reptile-alpha 0.1"; a setting that the search chose wins over them
@@ -71,12 +73,17 @@ def parse_space(text: str) -> dict[str, BaseDistribution]:
     return space
 
 
-def read_methods() -> dict[str, Method]:
-    """All methods by name, in the order of the file."""
-    with open(Path(__file__).with_name("methods.csv"), newline="") as file:
+def read_methods(path: Path) -> dict[str, Method]:
+    """All methods of a file by name, in its order."""
+    with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     parsed = [{"flags": parse_flags(row["flags"]), "space": parse_space(row["space"])} for row in rows]
     return {row["name"]: Method(**row | more) for row, more in zip(rows, parsed)}
 
 
-METHODS = read_methods()
+def title_of(method: str) -> str:
+    """As in tables and figures; a method of a fork is called what it is."""
+    return METHODS[method].title if method in METHODS else method
+
+
+METHODS = read_methods(ROOT / "bench/methods.csv")

@@ -1,4 +1,4 @@
-"""Statistics of comparisons. A run is the unit, as the tasks of one run are correlated; runs are few.
+"""Statistics of comparisons. A run is the unit, because the tasks of one run are correlated.
 
 Student's t on the means of ten runs covers 94 to 95 % on normal data and 93 to 94 % on data cut off at a
 ceiling, where the percentile bootstrap covers 90 % (tests/test_statistics.py). Where nearly all runs are at
@@ -20,6 +20,8 @@ MARGIN = 0.05  # two methods are the same if they surely differ by less than thi
 AT_CEILING = 0.98  # share of a suite's ceiling from which a method is there
 BLIND = "task-blind"
 Verdict = Literal["better", "worse", "the same", "undecided"]
+Pair = tuple[pd.Series, pd.Series]
+Runs = dict[str, pd.Series]  # method, or a setting of one -> a number of each run, by seed
 
 
 class Interval(NamedTuple):
@@ -72,7 +74,7 @@ def difference(x: pd.Series, y: pd.Series) -> Difference:
         return Difference(Interval(center, math.nan, math.nan), math.nan)
     paired = set(x.index) == set(y.index)
     spread = np.ptp(x - y) if paired else max(np.ptp(x), np.ptp(y))
-    if spread <= 1e-9 * max(1, abs(center)):  # the same in every run, but for rounding
+    if spread <= 1e-9 * max(1, abs(center)):  # the same in every run, except for rounding
         return Difference(Interval(center, center, center), float(abs(center) <= 1e-9))
     test = stats.ttest_rel(x, y[x.index]) if paired else stats.ttest_ind(x, y, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
@@ -101,18 +103,68 @@ def verdict(d: Difference, p: float, within: float) -> Verdict:
     return "undecided"
 
 
+def curve(runs: pd.DataFrame) -> np.ndarray:
+    """Mean and interval at every step: (run, step) -> (3, step)."""
+    return np.array([mean_interval(x) for x in runs.to_numpy().T]).T
+
+
 def margin(means: Iterable[float]) -> float:
     """Two methods are the same if they differ by less than this: 5 % of the best mean."""
     return MARGIN * abs(max(means))
 
 
-def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, str]:
+class Comparison(NamedTuple):
+    """Two methods compared: x minus y, its p-value corrected for all comparisons, and what it says."""
+
+    interval: Interval
+    p: float
+    verdict: Verdict
+    within: float
+
+    def cells(self, digits: int = 1) -> list[str]:
+        """Difference, p and verdict, as in tables."""
+        return [self.interval.text(digits), f"{self.p:.2g}", self.verdict]
+
+
+def compare(pairs: Iterable[Pair], within: float | Iterable[float] | None = None) -> list[Comparison]:
+    """Every pair of runs, each a number by seed, with Holm's correction for all of them.
+
+    Args:
+        pairs: (x, y).
+        within: what counts as the same, of all pairs or of each; by default 5 % of the better mean.
+    """
+    pairs = list(pairs)
+    if within is None:
+        within = [margin((x.mean(), y.mean())) for x, y in pairs]
+    margins = [within] * len(pairs) if isinstance(within, float) else list(within)
+    found = [difference(x, y) for x, y in pairs]
+    corrected = holm([d.p for d in found])
+    return [
+        Comparison(d.interval, p, verdict(d, p, limit), limit)
+        for d, p, limit in zip(found, corrected, margins)
+    ]
+
+
+def against(runs: Runs, control: str, within: float | None = None) -> dict[str, Comparison]:
+    """Every other method minus the control, corrected for their number; {} if there is no control.
+
+    within: what counts as the same; by default 5 % of the best mean of all.
+    """
+    if control not in runs:
+        return {}
+    if within is None:
+        within = margin(x.mean() for x in runs.values())
+    others = [method for method in runs if method != control]
+    return dict(zip(others, compare([(runs[m], runs[control]) for m in others], within)))
+
+
+def can_tell(runs: Runs, ceiling: float | None) -> tuple[bool, str]:
     """Whether a suite can tell methods apart, and why.
 
-    It cannot where the task-blind control, one network that is not told the task, is not beaten by the best
-    method (an interval above 0, and p corrected for having chosen it among them), or where all the others are
-    at the ceiling: then what is compared is not how tasks are shared. Where task-blind is not beaten the
-    reason says whether the interval lies below the margin or the runs were too few.
+    It cannot if the task-blind control, one network that is not told the task, is not beaten by the best
+    method (an interval above 0, and p corrected for having chosen it among them), or if all the others are
+    at the ceiling: then what is compared is not how tasks are shared. If task-blind is not beaten the reason
+    says whether the interval lies below the margin or the runs were too few.
 
     Args:
         runs: method -> mean return over tasks of each run, by seed.
@@ -124,19 +176,17 @@ def can_tell(runs: dict[str, pd.Series], ceiling: float | None) -> tuple[bool, s
     if BLIND not in runs:
         return False, "there is no task-blind control to beat"
     height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
-    differences = {method: difference(x, runs[BLIND]) for method, x in others.items()}
-    corrected = dict(zip(differences, holm([d.p for d in differences.values()])))
     best = max(others, key=lambda method: others[method].mean())
-    interval = differences[best].interval
-    seen = f"the best method, {best}, has {others[best].mean():.1f}, task-blind {runs[BLIND].mean():.1f}"
+    interval, p, *_ = against(runs, BLIND)[best]
+    seen = f"the best method, {best}, scores {others[best].mean():.1f}, task-blind {runs[BLIND].mean():.1f}"
     seen += f": {interval.text()} more"
     if not math.isfinite(interval.low):
         return False, f"one run of each shows nothing; {seen}{height}"
     if not interval.low > 0 and interval.high <= margin(x.mean() for x in runs.values()):
         return False, f"task-blind is not beaten; {seen}{height}"
-    if not (interval.low > 0 and corrected[best] < 1 - CONFIDENCE):
+    if not (interval.low > 0 and p < 1 - CONFIDENCE):
         few = f"{len(others[best])} runs of each do not show that task-blind is beaten"
-        return False, f"{few} (p {corrected[best]:.2g}, Holm, {len(others)} methods); {seen}{height}"
+        return False, f"{few} (p {p:.2g}, Holm, {len(others)} methods); {seen}{height}"
     if ceiling is not None and min(x.mean() for x in others.values()) >= AT_CEILING * ceiling:
         return False, f"all methods but task-blind are at the ceiling of {ceiling:.1f}; {seen}"
     return True, f"{seen}{height}"

@@ -1,5 +1,8 @@
 """Colours of methods and how figures look, the same in all of them."""
 
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
 from bench.methods import METHODS
 from bench.statistics import BLIND
 
@@ -32,3 +35,9 @@ def line_of(method: str) -> str:
     if method == BLIND:
         return ":"
     return "--" if method in METHODS and METHODS[method].variant else "-"
+
+
+def label_steps(ax: Axes) -> None:
+    """The axis of environment steps."""
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xlabel("environment steps, all tasks together")

@@ -1,4 +1,4 @@
-"""What a suite is: every method on one environment, on the settings that a search found for it."""
+"""What a suite is: a row of benchmark.sh, environment, methods, budget and seeds; results/suites/NAME."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 import tyro
 
 from bench import launch
+from bench.collect import SECONDS, collect, compared, read
 from bench.methods import METHODS, ROOT, Settings, fail, parse_flags
 
 SETTINGS = Path("results/search/settings.csv")  # suite, method, settings: what the searches chose
@@ -45,6 +46,11 @@ class Suite:
             fail(f"--best must be from 1 to {len(FRESH_SEEDS)}, not {self.best}")
 
     @property
+    def folder(self) -> Path:
+        """Of its results."""
+        return Path("results/suites", self.name)
+
+    @property
     def searched(self) -> bool:
         """Whether this suite has a search of its own."""
         return self.settings == self.name
@@ -57,35 +63,33 @@ class Suite:
         return self.trials * len(SEEDS) * self.trial_steps + self.best**2 * self.steps
 
     def seconds_per_step(self, method: str) -> float:
-        """Of a method's committed runs, evaluations left out; NaN where there are none."""
-        path = ROOT / "results" / self.name / "runs.csv"
-        if not path.exists():
+        """Of a method's committed runs, evaluations left out; NaN if there are none."""
+        if not (ROOT / self.folder / "configs.csv").exists():
             return math.nan
-        runs = pd.read_csv(path)
-        rows = runs[(runs.method == method) & (runs.metric == "charts/wall_time") & (runs.task == "mean")]
+        runs, _ = read(ROOT / self.folder)
+        rows = runs[(runs.method == method) & (runs.metric == SECONDS) & (runs.task == "mean")]
         return float((rows.value / rows.step).median())
 
-    def pairs(self) -> list[tuple[str, int]]:
-        """Method and seed of its reported runs, a seed of all methods after the other."""
-        return [(method, seed) for seed in range(1, self.seeds + 1) for method in self.methods]
+    def collect(self) -> None:
+        """Write the CSVs of what has finished."""
+        by_success = self.score == "success"
+        collect(self.jobs(), self.folder, lambda run: compared(run, by_success), self.settings)
 
-    def job(self, method: str, seed: int) -> launch.Job | None:
-        """A reported run; None where the search has not come to the method."""
-        if method not in self.chosen:
-            return None
+    def job(self, method: str, seed: int) -> launch.Job:
+        """A reported run."""
         name = f"{self.name}__{method}"
         return launch.job(name, method, self.env_id, self.steps, seed, self.complete(self.chosen[method]))
 
     def jobs(self) -> list[launch.Job]:
-        """The reported runs, in the order of `pairs`.
+        """The reported runs, one seed of all methods after the other.
 
         Raises:
             SystemExit: the search has not come to a method.
         """
-        jobs = [self.job(method, seed) for method, seed in self.pairs()]
-        if None in jobs:
-            fail(f"the search has no settings of {self.methods[jobs.index(None)]} on {self.settings} yet")
-        return jobs
+        for method in self.methods:
+            if method not in self.chosen:
+                fail(f"the search has no settings of {method} on {self.settings} yet")
+        return [self.job(method, seed) for seed in range(1, self.seeds + 1) for method in self.methods]
 
     def complete(self, settings: Settings, steps: int | None = None) -> Settings:
         """A method's settings with what all runs of a suite have: ten evaluations, and its further flags."""
@@ -93,8 +97,9 @@ class Suite:
 
     def finished(self, method: str) -> int:
         """How many of a method's reported runs are."""
-        jobs = [self.job(method, seed) for seed in range(1, self.seeds + 1)]
-        return sum(job is not None and job.finished for job in jobs)
+        if method not in self.chosen:
+            return 0
+        return sum(self.job(method, seed).finished for seed in range(1, self.seeds + 1))
 
     @cached_property
     def chosen(self) -> dict[str, Settings]:

@@ -1,24 +1,17 @@
-"""Tables of a suite from its runs.csv: what every method reached, how fast, and at what cost."""
+"""The table of a suite: what every method reached, how fast, and at what cost."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bench.collect import EVALUATION, SUCCESS, TRAINING_SUCCESS
-from bench.methods import METHODS, parse_flags
-from bench.statistics import (
-    BLIND,
-    difference,
-    holm,
-    margin,
-    mean_interval,
-    median_interval,
-    verdict,
-)
+from bench.collect import EVALUATION, KEY, SUCCESS, TRAINING_SUCCESS, read
+from bench.methods import METHODS, ROOT, title_of
+from bench.statistics import BLIND, against, can_tell, mean_interval, median_interval
 
 THRESHOLD = 0.8  # share of a suite's ceiling that methods are timed to
 
@@ -46,24 +39,66 @@ class Scores:
         return self.final.min(axis=1)
 
     @property
+    def timed(self) -> bool:
+        """Whether the runs were evaluated on the way."""
+        return self.curve.shape[1] > 1
+
+    @property
     def area(self) -> pd.Series:
         """Mean score over the steps between the first evaluation and the last, by seed."""
         steps = self.curve.columns.to_numpy(float)
         return pd.Series(np.trapezoid(self.curve, steps, axis=1) / (steps[-1] - steps[0]), self.curve.index)
 
     def steps_to(self, target: float) -> np.ndarray:
-        """(run,) steps of the first evaluation that reaches the target, infinite where none does."""
+        """(run,) steps of the first evaluation that reaches the target, infinite if none does."""
         reached = self.curve.to_numpy() >= target
         return np.where(reached.any(1), self.curve.columns.to_numpy(float)[reached.argmax(1)], math.inf)
 
 
-def title_of(method: str) -> str:
-    """As in tables and figures; a method of a fork is called what it is."""
-    return METHODS[method].title if method in METHODS else method
+class Result:
+    """What is committed of a suite in results/suites/NAME.
+
+    Attributes:
+        env, steps: of its runs.
+        searched_on: the suite whose search chose the settings.
+        runs, configs: its CSVs.
+        by_method: method -> Scores.
+        ceiling: mean over tasks of what each allows, None if it is not known; of success 100.
+        target: score that methods are timed to.
+        able, why: whether the suite can tell methods apart.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self.runs, self.configs = read(folder)
+        first = self.configs.iloc[0]
+        self.env, self.steps, self.searched_on = first.env, int(first.steps), first.searched_on
+        self.by_method = scores(self.runs)
+        self.by_success = measure(self.runs) == SUCCESS
+        self.ceiling = 100.0 if self.by_success else ceiling(self.env)
+        self.target = None if self.ceiling is None else THRESHOLD * self.ceiling
+        means = {title_of(m) if m != BLIND else m: s.means for m, s in self.by_method.items()}
+        self.able, self.why = can_tell(means, self.ceiling)
+
+    @property
+    def title(self) -> str:
+        """Environment and length."""
+        return f"{self.env}, {self.steps:,} steps"
+
+    def logged(self, method: str, metric: str) -> pd.DataFrame:
+        """(run, step) means over tasks of a metric that was logged on the way."""
+        rows = self.runs[(self.runs.method == method) & (self.runs.metric == metric)]
+        return rows[rows.task == "mean"].pivot(index="seed", columns="step", values="value")
+
+
+def ceiling(env: str) -> float | None:
+    """Mean over tasks of what each task of an environment allows, if it is known."""
+    known = pd.read_csv(ROOT / "bench/ceilings.csv", index_col="env").ceiling
+    return float(known[env]) if env in known else None
 
 
 def measure(runs: pd.DataFrame) -> str:
-    """What a suite is scored by: success where its training's is in runs.csv, else return."""
+    """What a suite is scored by: success if its training's is in runs.csv, else return."""
     return SUCCESS if (runs.metric == TRAINING_SUCCESS).any() else EVALUATION
 
 
@@ -74,10 +109,9 @@ def scores(runs: pd.DataFrame, metric: str = "") -> dict[str, Scores]:
     for method in sorted(runs.method.unique(), key=lambda m: (order.index(m) if m in order else 99, m)):
         rows = runs[(runs.method == method) & (runs.metric == metric)]
         rows = rows.assign(value=rows.value * (100 if metric == SUCCESS else 1))
-        final = rows[rows.task != "mean"].pivot_table(
-            index="seed", columns="task", values="value", sort=False
-        )
-        curve = rows[rows.task == "mean"].pivot(index="seed", columns="step", values="value")
+        tasks, means = rows[rows.task != "mean"], rows[rows.task == "mean"]
+        final = tasks.pivot_table(index="seed", columns="task", values="value", sort=False)
+        curve = means.pivot(index="seed", columns="step", values="value")
         result[method] = Scores(final.sort_index(), curve)
     return result
 
@@ -94,91 +128,52 @@ def best_first(by_method: dict[str, Scores]) -> list[str]:
     return sorted(by_method, key=lambda m: (m != BLIND, -by_method[m].means.mean()))
 
 
-def improvement(x: pd.DataFrame, y: pd.DataFrame) -> float:
-    """P(a run of x scores above one of y on a task), ties half, mean over tasks; (run, task) each."""
-    x, y = x.to_numpy()[:, None], y.to_numpy()[None]
-    return float(np.mean((x > y) + 0.5 * (x == y)))
-
-
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
     """A table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def make_table(runs: pd.DataFrame, target: float | None) -> str:
-    """The table of a suite: task-blind, then the others, best mean first.
+def provenance(configs: pd.DataFrame) -> str:
+    """How many runs there are, of which hardware and commits, and what is missing."""
+    done, missing = configs[configs.commit != ""], configs[configs.commit == ""]
+    hardware, commits = ", ".join(done.hardware.unique()), ", ".join(f"`{x}`" for x in done.commit.unique())
+    number = len(done[KEY].drop_duplicates())
+    text = f"{number} run{'s' * (number != 1)}, one core each ({hardware}; commit {commits})."
+    if len(missing):
+        text += f" Missing: {len(missing)} run{'s' * (len(missing) != 1)}, for example "
+        text += f"{missing.method.iloc[0]}, seed {missing.seed.iloc[0]}."
+    return text
 
-    Args:
-        runs: of runs.csv.
-        target: score that methods are timed to, None for no such columns.
-    """
-    by_method, returns, by_success = scores(runs), scores(runs, EVALUATION), measure(runs) == SUCCESS
-    mean = "success, %" if by_success else "mean"
-    differences, corrected = {}, {}
-    if BLIND in by_method:
-        others = [method for method in by_method if method != BLIND]
-        differences = {m: difference(by_method[m].means, by_method[BLIND].means) for m in others}
-        corrected = dict(zip(others, holm([d.p for d in differences.values()])))
-    within = margin(s.means.mean() for s in by_method.values())
-    timed = all(s.curve.shape[1] > 1 for s in by_method.values())  # evaluated on the way
-    cost = runs[runs.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
+
+def make_table(x: Result) -> str:
+    """The table of a suite: task-blind, then the others, best mean first."""
+    returns = scores(x.runs, EVALUATION)
+    compared = against({m: s.means for m, s in x.by_method.items()}, BLIND)
+    timed = all(s.timed for s in x.by_method.values())
+    cost = x.runs[x.runs.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
     cost = cost.groupby("method").median()
     rows = []
-    for method in best_first(by_method):
-        s, c = by_method[method], cost.loc[method]
-        row = {"method": title_of(method), "runs": str(len(s.final)), mean: mean_interval(s.means).text()}
+    for method in best_first(x.by_method):
+        s, c = x.by_method[method], cost.loc[method]
+        row = {"method": title_of(method), "runs": str(len(s.final))}
+        row["success, %" if x.by_success else "mean"] = mean_interval(s.means).text()
         row["worst task"] = mean_interval(s.worst).text()
-        if by_success:
-            row["success in training, %"] = mean_interval(training_success(runs, method)).text()
+        if x.by_success:
+            row["success in training, %"] = mean_interval(training_success(x.runs, method)).text()
             row["return"] = mean_interval(returns[method].means).text()
         elif SUCCESS in c:
             row["success"] = f"{c[SUCCESS]:.0%}"
-        if differences:
-            row |= dict.fromkeys(("minus task-blind", "p (Holm)", "against task-blind"), "")
-        if method in differences:
-            d, p = differences[method], corrected[method]
-            row |= {"minus task-blind": d.interval.text(), "p (Holm)": f"{p:.2g}"}
-            row["against task-blind"] = verdict(d, p, within)
+        if compared:
+            cells = compared[method].cells() if method in compared else [""] * 3
+            row |= zip(("minus task-blind", "p (Holm)", "against task-blind"), cells)
         if timed:
             row["area under evaluations"] = mean_interval(s.area).text()
-        if timed and target is not None:
-            steps = s.steps_to(target)
-            row[f"steps to {target:.0f} (median)"] = median_interval(steps).text(0)
+        if timed and x.target is not None:
+            steps = s.steps_to(x.target)
+            row[f"steps to {x.target:.0f} (median)"] = median_interval(steps).text(0)
             row["runs that get there"] = f"{np.isfinite(steps).sum()} of {len(steps)}"
-        row |= {"parameters of a task's own": f"{c['parameters/own']:,.0f}"}
+        row |= {"own parameters per task": f"{c['parameters/own']:,.0f}"}
         row |= {"parameters": f"{c['parameters/all']:,.0f}", "seconds": f"{c['charts/wall_time']:.1f}"}
         rows.append(row | {"env steps/s": f"{c['charts/SPS']:,.0f}"})
     return markdown(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def settings_table(settings: pd.DataFrame) -> str:
-    """What the search chose for each method, and what it spent."""
-    columns = ["method", "settings", "mean on fresh seeds", "trials", "dropped", "crashed", "steps spent"]
-    rows = []
-    for x in settings.itertuples():
-        counts = [str(x.complete + x.dropped + x.crashed), str(x.dropped), str(x.crashed)]
-        rows.append(
-            [title_of(x.method), f"`{x.settings}`", f"{x.final:.1f}", *counts, f"{x.spent / 1e6:.1f} M"]
-        )
-    return markdown(columns, rows)
-
-
-def rates_table(trials: pd.DataFrame) -> str:
-    """What each step size reached, one run each, where nothing else was tried; the chosen is bold.
-
-    By return or by success in percent, as the suite is scored.
-    """
-    flags = trials.settings.map(parse_flags)
-    by_rate = trials.assign(rate=[x["learning-rate"] for x in flags]).pivot(
-        index="method", columns="rate", values="final"
-    )
-    rows = []
-    for method in sorted(by_rate.index, key=list(METHODS).index):
-        finals = by_rate.loc[method]
-        cells = ["crashed" if math.isnan(x) else f"{x:.1f}" for x in finals]
-        cells = [f"**{cell}**" if x == finals.max() else cell for x, cell in zip(finals, cells)]
-        rows.append([title_of(method), *cells, f"{trials[trials.method == method].steps.sum() / 1e6:.1f} M"])
-    head = f"What one run of {trials.steps.max():,} steps ended with, for each step size (success in % on "
-    head += "Meta-World). The best is the method's setting. This is no comparison of methods.\n\n"
-    return head + markdown(["method", *by_rate, "steps spent"], rows)

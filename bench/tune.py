@@ -9,15 +9,15 @@ those is the method's setting.
 
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
 work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue
-from their checkpoints where those are at hand.
+from their checkpoints if those are at hand.
 
-Where a run takes long a suite names a few step sizes instead, and each method runs each of them once.
+If a run takes long a suite names a few step sizes instead, and each method runs each of them once, evaluated
+only at the end, in fewer episodes: on Meta-World evaluations are a good part of a short run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 import threading
@@ -37,7 +37,6 @@ from optuna.trial import FrozenTrial, TrialState
 from bench import launch
 from bench.collect import EVALUATION, SUCCESS
 from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
-from bench.suite_report import write_search
 from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
 
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
@@ -60,7 +59,12 @@ class Search:
     def __init__(self, suite: Suite, method: str, storage: RDBStorage):
         self.suite, self.method = suite, method
         self.name = f"{suite.name}__{method}"
-        self.trial_steps = len(SEEDS) * suite.trial_steps
+        self.seeds = SEEDS[:1] if suite.rates else SEEDS
+        self.space = METHODS[method].space
+        if suite.rates:
+            self.space = {"learning-rate": CategoricalDistribution(suite.rates)}
+        self.trial_steps = len(self.seeds) * suite.trial_steps
+        self.budget = (len(suite.rates) or suite.trials) * self.trial_steps
         self.lock, self.starting = threading.Lock(), 0
         self.study = optuna.create_study(
             study_name=self.name,
@@ -75,6 +79,8 @@ class Search:
         self.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=RANDOM_TRIALS, multivariate=True, seed=seed
         )
+        if suite.rates:
+            self.study.sampler = optuna.samplers.GridSampler({"learning-rate": suite.rates}, seed)
 
     def steps_of(self, trial: FrozenTrial) -> int:
         """What a trial counts of the budget: a running one in full, one that another took up nothing."""
@@ -90,7 +96,7 @@ class Search:
     def has_room(self) -> bool:
         """Whether the budget has the steps of another trial."""
         steps = self.spent() + self.starting * self.trial_steps
-        return steps + self.trial_steps <= self.suite.trials * self.trial_steps
+        return steps + self.trial_steps <= self.budget
 
     def begin(self) -> bool:
         """Take the room of a trial, if there is any: `run_trial` is to follow."""
@@ -109,6 +115,8 @@ class Search:
         digest = hashlib.sha256(write_flags(settings).encode()).hexdigest()[:10]
         name = f"search__{self.name}__{steps}__{digest}"
         settings = self.suite.complete(settings, steps)
+        if self.suite.rates:
+            settings = settings | {"eval-interval": "0", "eval-episodes": "20"}
         return launch.job(name, self.method, self.suite.env_id, steps, seed, settings)
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -116,14 +124,14 @@ class Search:
         with self.lock:
             self.starting -= 1  # from here it is a running one
         settings = {}
-        for name, x in METHODS[self.method].space.items():
+        for name, x in self.space.items():
             if isinstance(x, CategoricalDistribution):
                 settings[name] = trial.suggest_categorical(name, x.choices)
             else:
                 settings[name] = f"{trial.suggest_float(name, x.low, x.high, log=x.log):.3g}"
         trial.set_user_attr("settings", write_flags(settings))
         finals, curves = [], []
-        for i, seed in enumerate(SEEDS):
+        for i, seed in enumerate(self.seeds):
             job = self.job(settings, self.suite.trial_steps, seed)
             while (code := launch.run(job)) == launch.BUSY and not launch.stopping.is_set():
                 pass  # another process has chosen the same
@@ -139,7 +147,7 @@ class Search:
             trial.set_user_attr("finals", finals)
             trial.set_user_attr("curves", curves)
             trial.report(sum(finals) / len(finals), i)
-            if i + 1 < len(SEEDS) and trial.should_prune():
+            if i + 1 < len(self.seeds) and trial.should_prune():
                 raise optuna.TrialPruned
         return sum(finals) / len(finals)
 
@@ -166,7 +174,7 @@ class Search:
                 state = {"COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "crashed"}[t.state.name]
                 row = {"suite": self.suite.name, "method": self.method, "trial": t.number, "state": state}
                 row |= {"steps": steps, "settings": t.user_attrs["settings"]}
-                row |= {f"final {seed}": x for seed, x in zip(SEEDS, finals)}
+                row |= {f"final {seed}": x for seed, x in zip(self.seeds, finals)}
                 row |= {"final": pd.Series(finals).mean(), "curve": pd.Series(curves).mean()}
                 rows.append(row)
         return pd.DataFrame(rows)
@@ -178,6 +186,8 @@ class Search:
 
     def jobs(self) -> list[tuple[str, launch.Job]]:
         """The runs of the candidates on fresh seeds, each with the candidate's flags."""
+        if self.suite.rates:
+            return []
         return [
             (flags, self.job(parse_flags(flags), self.suite.steps, seed))
             for seed in FRESH_SEEDS[: self.suite.best]
@@ -185,12 +195,19 @@ class Search:
         ]
 
     def fresh(self) -> pd.DataFrame:
-        """A row for each candidate whose runs on fresh seeds have all finished: mean final and curve."""
+        """A row for each candidate whose runs on fresh seeds have all finished, best first.
+
+        Of a few step sizes, which have no such runs, the trials themselves.
+        """
+        names = {"suite": self.suite.name, "method": self.method}
+        if self.suite.rates:
+            complete = self.table().query("state == 'complete'")[["settings", "final", "curve"]]
+            return rank(complete).assign(**names, steps=self.suite.trial_steps)
         rows = [(flags, *read_scores(job, self.suite)) for flags, job in self.jobs() if job.finished]
         runs = pd.DataFrame(rows, columns=["settings", "final", "curve"])
         complete = runs[runs.groupby("settings").settings.transform("size") == self.suite.best]
         means = complete.groupby("settings", sort=False).mean().reset_index()
-        return rank(means).assign(suite=self.suite.name, method=self.method, steps=self.suite.steps)
+        return rank(means).assign(**names, steps=self.suite.steps)
 
     def summary(self) -> dict[str, object]:
         """A row of settings.csv: what was chosen, and what the search spent."""
@@ -245,7 +262,6 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats: since 2021
     database = open_storage(storage)
     searches = [Search(suite, method, database) for method in suite.methods]
-    progress = Progress(searches)
 
     def work() -> None:
         while not launch.stopping.is_set():
@@ -256,88 +272,26 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
             else:  # a trial that runs may yet be dropped, and leave its steps to another
                 time.sleep(1)
 
-    workers = launch.jobs_at_a_time()
+    workers, shown = launch.jobs_at_a_time(), ""
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work) for _ in range(workers)]
         while not all(future.done() for future in futures):
             wait(futures, timeout=5)
-            progress.show()
+            shown = launch.show(progress(searches), shown)
     for future in futures:
         future.result()  # raises what a worker raised
     launch.end_line()
     launch.leave_if_stopped()
     done = launch.launch([job for s in searches for _, job in s.jobs()])
     write(searches)
-    write_search(RESULTS)
     return done
 
 
-def try_rates(suite: Suite) -> bool:
-    """Run every method with each of a suite's step sizes, write results/search/; whether all runs finished.
-
-    These runs are not evaluated on the way, and at the end in fewer episodes: on Meta-World evaluations are a
-    good part of a short run. Of a tie the first step size wins, and one whose run crashed has no score.
-    Nothing is written before all have run.
-    """
-    short, pairs = {"eval-episodes": "20"}, [(m, rate) for m in suite.methods for rate in suite.rates]
-    jobs = {
-        (method, rate): launch.job(
-            f"search__{suite.name}__{method}__{suite.trial_steps}__{rate}",
-            method,
-            suite.env_id,
-            suite.trial_steps,
-            SEEDS[0],
-            {"learning-rate": rate} | short | parse_flags(suite.flags),
-        )
-        for method, rate in pairs
-    }
-    done = launch.launch(list(jobs.values()))
-    trials, chosen = [], []
-    for method in suite.methods:
-        for i, rate in enumerate(suite.rates):
-            job = jobs[method, rate]
-            final, curve = read_scores(job, suite) if job.finished else (math.nan, math.nan)
-            row = {"suite": suite.name, "method": method, "trial": i, "steps": suite.trial_steps}
-            crashed = Path("runs", job.name, "failed")  # with 1: NaN; else it may run another time
-            if not job.finished and (not crashed.exists() or crashed.read_text() != "1"):
-                return False
-            row |= {"state": "complete" if job.finished else "crashed", f"final {SEEDS[0]}": final}
-            trials.append(row | {"settings": f"--learning-rate {rate}", "final": final, "curve": curve})
-        rows = pd.DataFrame(trials[-len(suite.rates) :])
-        if rows.final.notna().any():
-            best = rows.loc[rows.final.idxmax(), ["settings", "final", "curve", "suite", "method", "steps"]]
-            complete = int(rows.final.count())
-            counts = {"complete": complete, "dropped": 0, "crashed": len(rows) - complete}
-            chosen.append(best.to_dict() | counts | {"spent": int(rows.steps.sum())})
-    update(RESULTS / "trials.csv", pd.DataFrame(trials))
-    update(RESULTS / SETTINGS.name, pd.DataFrame(chosen))
-    write_search(RESULTS)
-    return done
-
-
-class Progress:
+def progress(searches: list[Search]) -> str:
     """A line on how far a suite's searches are."""
-
-    def __init__(self, searches: list[Search]):
-        self.searches, self.start, self.line = searches, time.monotonic(), ""
-        self.before = sum(s.spent() for s in searches)
-
-    def show(self) -> None:
-        """Print it."""
-        spent = [s.spent() for s in self.searches]
-        total = [s.suite.trials * s.trial_steps for s in self.searches]
-        one = next((s for s in self.searches if s.has_room()), self.searches[-1])
-        table = one.table()
-        states = table.state.value_counts() if len(table) else {}
-        line = f"search {one.name}: {one.spent() / one.trial_steps:.1f} of {one.suite.trials} trials' worth ("
-        line += ", ".join(f"{states.get(name, 0)} {name}" for name in ("complete", "dropped", "crashed"))
-        line += f"); all methods {sum(spent) / sum(total):.0%}"
-        eta = ""
-        if sum(spent) > self.before:
-            seconds = (time.monotonic() - self.start) * (sum(total) - sum(spent)) / (sum(spent) - self.before)
-            eta = f", {seconds / 60:.0f} min left"
-        launch.show(line + eta, changed=line != self.line)
-        self.line = line
+    spent, budget = [s.spent() for s in searches], [s.budget for s in searches]
+    one = next((s for s in searches if s.has_room()), searches[-1])
+    return f"search {one.name}: {one.spent() / one.budget:.0%}; all methods {sum(spent) / sum(budget):.0%}"
 
 
 def write(searches: list[Search]) -> None:

@@ -23,7 +23,7 @@ from probes import (
 
 import envs
 
-NAMES = ("shared", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
+NAMES = ("task_blind", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
 SCRIPTS = tuple(probes.load_script(f"baselines/{name}_ppo.py") for name in NAMES)
 shared, independent, hard_sharing, contextual, l2soft, pcgrad, cagrad = SCRIPTS
 varshare = probes.load_script("varshare_ppo.py")
@@ -307,7 +307,7 @@ def test_a_rollout_of_varshare_without_noise_and_kl_is_l2softs_without_penalty(m
 @pytest.mark.parametrize("env_id", ["cartpole10", *varshare.ENV_DEFAULTS])
 def test_penalties_are_equal_in_every_environment(env_id):
     """lambda of VarShare, which is beta / (2 N_m sigma_prior^2), is L2Soft's and that of a fixed sigma."""
-    fixed = probes.load_script("variants/varshare_fixed_sigma_ppo.py")
+    fixed = probes.load_script("studies/posterior/varshare_fixed_sigma_ppo.py")
     ours, *others = (x.Args(**x.ENV_DEFAULTS.get(env_id, {})) for x in (varshare, l2soft, fixed))
     penalty = ours.beta / (2 * ours.samples_per_task * ours.sigma_prior**2)
     assert [x.l2_coef for x in others] == pytest.approx([penalty] * 2, rel=0.05)
@@ -565,12 +565,12 @@ def test_share_of_conflicting_tasks(monkeypatch, method):
     theta = per_task_gradients(method, agent, batch, agent.theta)
     for net, grads in zip(("actor", "critic"), theta.split(len(agent.theta) // 2, 1), strict=True):
         conflicts = [[float(g @ other < 0) for other in grads] for g in grads]
-        assert stats[f"method/conflicts/{net}"].tolist() == [sum(row) / (TASKS - 1) for row in conflicts]
+        assert stats[f"varshare/conflicts/{net}"].tolist() == [sum(row) / (TASKS - 1) for row in conflicts]
 
     def losses(agent, W, *_):  # in the actor task 1 conflicts with all, in the critic nobody
         return W["actor.0.weight"][:, 0, 0] * torch.tensor([1, -1, 1]) + W["critic.0.weight"][:, 0, 0], {}
 
     monkeypatch.setattr(method, "ppo_loss", losses)
     _, stats = method.minibatch_gradients(agent, batch, *draws(agent), settings(method))
-    assert stats["method/conflicts/actor"].tolist() == [0.5, 1.0, 0.5]
-    assert stats["method/conflicts/critic"].tolist() == [0, 0, 0]
+    assert stats["varshare/conflicts/actor"].tolist() == [0.5, 1.0, 0.5]
+    assert stats["varshare/conflicts/critic"].tolist() == [0, 0, 0]

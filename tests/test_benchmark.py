@@ -86,7 +86,7 @@ def parse(command):
 
 
 def test_methods_are_scripts_with_settings_that_they_have():
-    for method in METHODS.values():
+    for method in (METHODS | probes.CONTROLS).values():
         assert (probes.ROOT / method.script).is_file() and method.title and method.what
         assert not method.parent or (probes.ROOT / method.parent).is_file()
         args = probes.load_script(method.script).Args()
@@ -121,59 +121,8 @@ def test_the_committed_settings_are_accepted():
     """Those that the search of the project chose, by today's scripts."""
     SETTINGS.unlink()
     for suite, rows in pd.read_csv(probes.ROOT / SETTINGS).groupby("suite"):
-        for command in commands("commands", suite, SEEDS="1", METHODS=" ".join(rows.method)):
-            parse(command)
-
-
-@pytest.mark.parametrize(
-    ("suite", "number"),
-    [
-        ("power", 4 * 3 * 4 * 5 + 2 * 3 * 3),
-        ("ceilings", 9),
-        ("normalisation", 144),
-        ("noise", 162),
-        ("posterior", 436),
-        ("serial", 10 * 2 * 5 * 2),
-        ("ranks", 10 * 5),
-        ("recipe", 11 * 3),
-    ],
-)
-def test_studies_have_settings_that_scripts_accept(suite, number):
-    runs = commands(suite, "--dry-run")
-    assert len({option(command, "--run-name") for command in runs}) == len(runs) == number
-    seen = {}
-    for command in runs:
-        method, _, setting = option(command, "--exp-name").partition("@")
-        assert command[1] == str(probes.ROOT / METHODS[method].script)
-        seen[method, option(command, "--env-id"), setting] = command
-    for (method, env, setting), command in seen.items():
-        _, args = parse(command)
-        assert args.env_id == env and args.total_timesteps == int(option(command, "--total-timesteps"))
-        penalty = getattr(args, "l2_coef", None)
-        if hasattr(args, "beta") and not method.endswith("sac"):
-            penalty = args.beta / (2 * args.samples_per_task * args.sigma_prior**2)
-        if suite == "power":
-            assert args.learning_rate == float(setting) and args.eval_interval == args.total_timesteps // 10
-        if suite == "normalisation":
-            assert (args.norm_obs, args.norm_value) == ("obs" in setting, "value" in setting)
-            if method in ("varshare", "l2soft"):
-                assert penalty == pytest.approx(0.01, rel=0.05)
-        if suite == "noise":
-            assert penalty == pytest.approx(float(setting.partition(",")[0]), rel=0.02)
-        if suite == "posterior" and penalty is not None and not method.endswith("sac"):
-            assert penalty == pytest.approx(0.003, rel=0.01)
-            acts = "sample" if setting.startswith("sample") else "mean"
-            assert getattr(args, "rollout_weights", "mean") == acts
-            assert (getattr(args, "reptile_alpha", 0) > 0) == setting.endswith("recentred")
-    if suite == "power":
-        assert {method for method, *_ in seen} == {"task-blind", "independent", "hard-sharing", "varshare"}
-        without = {"lunarlander20-continuous", "cartpole-goals10-sparse", "mt10", "mt10-reward-v1", "mt50"}
-        assert {env for _, env, _ in seen} == set(probes.envs.ENV_IDS) - without
-
-
-def test_the_report_of_a_study_without_runs_says_so():
-    code, output = finish(benchmark("posterior", "--report-only"))
-    assert code == 0 and output.strip() == "posterior: no run has finished yet"
+        for job in Suite(suite, "cartpole10", seeds=1, methods=tuple(rows.method)).jobs():
+            parse(["python", str(probes.ROOT / job.script), *shlex.split(job.flags)])
 
 
 def test_knobs():
@@ -193,8 +142,8 @@ def test_knobs():
 @pytest.mark.parametrize(
     ("argv", "variables", "message"),
     [
-        (["nonsense"], {}, "unknown suite nonsense"),
-        (["search", "nonsense"], {}, "unknown suite nonsense"),
+        (["nonsense"], {}, "unknown suite or study nonsense"),
+        (["search", "nonsense"], {}, "unknown suite or study nonsense"),
         (["cartpole10"], {"METHODS": "nonsense"}, "unknown method nonsense, choose from varshare"),
         (["cartpole10"], {"LAUNCHER": "pbs"}, "LAUNCHER is slurm or nothing, not 'pbs'"),
         ([], {"JOBS": "abc"}, "JOBS is a number of runs at a time, not 'abc'"),
@@ -209,9 +158,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(argv, variables, message):
 
 
 def test_a_method_without_settings_is_refused():
-    pd.read_csv(SETTINGS).query("method != 'varshare-samples'").to_csv(SETTINGS, index=False)
-    code, output = finish(benchmark("commands", "cartpole10", METHODS="l2soft varshare-samples"))
-    assert code == 2 and "no settings of varshare-samples on cartpole-goals-physics10" in output
+    pd.read_csv(SETTINGS).query("method != 'varshare-sac'").to_csv(SETTINGS, index=False)
+    code, output = finish(benchmark("commands", "cartpole10", METHODS="l2soft varshare-sac"))
+    assert code == 2 and "no settings of varshare-sac on cartpole-goals-physics10" in output
 
 
 def test_only_missing_settings_are_searched(monkeypatch):
@@ -219,11 +168,11 @@ def test_only_missing_settings_are_searched(monkeypatch):
     searched = []
     monkeypatch.setattr("bench.tune.search", lambda suite, _: searched.append(suite.methods) or True)
     pd.read_csv(SETTINGS).query("method == 'l2soft'").to_csv(SETTINGS, index=False)
-    suite = Suite("sac", methods=("l2soft", "varshare-samples"))
+    suite = Suite("sac", methods=("l2soft", "pcgrad"))
     assert search(suite, missing=True) and search(suite)
     assert search(Suite("sac", methods=("l2soft",)), missing=True)
-    assert search(Suite("cartpole10", settings="sac", methods=("varshare-samples",)))
-    assert searched == [("varshare-samples",), ("l2soft", "varshare-samples")]
+    assert search(Suite("cartpole10", settings="sac", methods=("pcgrad",)))
+    assert searched == [("pcgrad",), ("l2soft", "pcgrad")]
     project = pd.read_csv(probes.ROOT / SETTINGS).query("suite == 'cartpole-goals10'")
     chosen = Suite("cartpole-goals10").chosen
     assert chosen.keys() == {*project.method} and len(project) > 1
@@ -245,8 +194,8 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(capsys):
     assert f"failed: {spoilt.name} (exit code 2)" in output
     assert "checkpoint.pt is not a checkpoint" in output  # the last line of its log
     assert "1/2 finished, 1 failed" in output
-    table = Path("results/cartpole10/table.md")
-    assert "Missing: 1 run, as hard-sharing, seed 2" in table.read_text()
+    table = Path("results/suites/cartpole10/table.md")
+    assert "Missing: 1 run, for example hard-sharing, seed 2" in table.read_text()
     finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*__*/model.pt")}
     assert len(finished) == 1
 
@@ -260,7 +209,7 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(capsys):
     assert job.finished and launch.run(job._replace(flags=f"{job.flags} --gamma 0.9")) == 2
     assert "has other settings than today" in capsys.readouterr().err
     for name in ("runs.csv", "configs.csv", "curves.png"):
-        assert (Path("results/cartpole10") / name).exists()
+        assert (Path("results/suites/cartpole10") / name).exists()
 
     first = table.read_text()  # and again from the CSVs alone
     os.rename("runs", "elsewhere")
@@ -377,7 +326,7 @@ def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     assert model.parent.name == "cartpole10__hard-sharing__2"
     wrapped = report[report.index("--wrap") + 1]
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | TINY | task)
-    assert "Missing: 1 run," in Path("results/cartpole10/table.md").read_text()
+    assert "Missing: 1 run," in Path("results/suites/cartpole10/table.md").read_text()
 
     _, array, report = submit(SBATCH="--partition=long --time=2:00:00", JOBS="")
     assert array[array.index("--array") + 1] == "1-1"  # what is left

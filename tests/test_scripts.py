@@ -319,7 +319,7 @@ def test_probe_two_tasks_with_opposite_actions_and_rewards_of_different_scale(sc
     _, policy = at(0.0)
     rows = probes.read_heartbeat(folder)
     returns = [float(row[3]) for row in rows if row[1] == "eval/episodic_return" and row[2] != "mean"]
-    if script.Args.exp_name == "shared_ppo":  # the control, which is blind to the task and must fail
+    if script.Args.exp_name == "task_blind_ppo":  # the control, which is blind to the task and must fail
         assert policy[0] == pytest.approx(policy[1], abs=1e-6)
         assert min(returns) < 0 < max(returns)
     else:
@@ -560,7 +560,7 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
     own = {name for name in saved if name.partition(".")[0] in script.Agent.per_task}
     assert {name.partition(".")[0] for name in own} == set(script.Agent.per_task)
     # the statistics of the returns, and something else, where anything is a task's own
-    assert (len(script.Agent.per_task) > 2) == (script.Args.exp_name != "shared_ppo")
+    assert (len(script.Agent.per_task) > 2) == (script.Args.exp_name != "task_blind_ppo")
     for name, x in agent.state_dict().items():
         if name in own:
             assert torch.equal(x[[0, 2]], saved[name][[2, 0]]) and len(saved[name]) == 3
@@ -588,7 +588,7 @@ def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(script):
     still = probes.load(run(script, "still", learning_rate=1e-30, **changes))["agent"]
     moved = probes.load(run(script, "moved", **changes))["agent"]
     assert torch.equal(moved["theta"], probes.load(folder)["agent"]["theta"])
-    for name in set(script.Agent.per_task) - {"return_stats", "value_norm", "live", "fisher_weight"}:
+    for name in set(script.Agent.per_task) - {"return_stats", "value_norm", "live", "h_count"}:
         assert len(moved[name]) == 1 and not torch.equal(moved[name], still[name])
 
 
@@ -633,7 +633,7 @@ def test_a_gpu_learns_the_same(trunk):
 
 # return on cartpole10 after 204,800 steps that a script must beat; a random policy has 22
 LEARNED = {"varshare_ppo": 250, "l2soft_ppo": 250}
-LEARNED |= dict.fromkeys(("shared_ppo", "independent_ppo", "hard_sharing_ppo", "contextual_ppo"), 200)
+LEARNED |= dict.fromkeys(("task_blind_ppo", "independent_ppo", "hard_sharing_ppo", "contextual_ppo"), 200)
 LEARNED |= dict.fromkeys(("pcgrad_ppo", "cagrad_ppo"), 200)
 
 
@@ -661,7 +661,7 @@ def test_learns_identical_tasks(trunk):
 def test_goals_need_task_information():
     """VarShare learns them, and a network that is not told the task cannot: the control of the suite."""
     changes = {"env_id": "cartpole-goals10", "norm_value": True, "learning_rate": 6e-3}
-    varshare, shared = map(probes.load_script, ("varshare_ppo.py", "baselines/shared_ppo.py"))
+    varshare, shared = map(probes.load_script, ("varshare_ppo.py", "baselines/task_blind_ppo.py"))
     assert final_return(varshare, total_timesteps=204_800, **changes) > 220
     assert final_return(shared, total_timesteps=204_800, **changes) < 180
 

@@ -13,7 +13,6 @@ from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
-from bench import scaling
 from envs.runs import Run
 
 varshare = probes.load_script("varshare_ppo.py")
@@ -73,8 +72,8 @@ def test_annealed_follows_todays_beta_and_prior():
         expected = varshare.minibatch_gradients(trunk, batch, *draws, theirs)
         torch.testing.assert_close(ours, expected)
         for script, one, settings in ((annealed, agent, args), (varshare, trunk, theirs)):
-            one.fisher.zero_()
-            one.fisher_weight.zero_()
+            one.h_sum.zero_()
+            one.h_count.zero_()
             script.learn_sigma(one, expected[1], settings)
         torch.testing.assert_close(agent.sigma, trunk.sigma)
         kl = annealed.gaussian_kl(agent.mu, agent.sigma, agent.sigma_prior)
@@ -100,8 +99,8 @@ def random_horseshoe():
     agent, rng = probes.make_agent(horseshoe, probes.BOX), torch.Generator().manual_seed(0)
     agent.scales[:, 0].normal_(generator=rng)
     agent.scales[:, 1].uniform_(0.2, 0.9, generator=rng)
-    agent.fisher.copy_(1e-3 * torch.rand(agent.mu.shape, generator=rng).double() ** 4)
-    agent.fisher_weight.fill_(1)
+    agent.h_sum.copy_(1e-3 * torch.rand(agent.mu.shape, generator=rng).double() ** 4)
+    agent.h_count.fill_(1)
     return agent
 
 
@@ -174,7 +173,7 @@ def test_horseshoe_gradients_and_sigma_are_those_of_the_objective():
         return kl_divergence(q, Normal(torch.zeros_like(mean), args.sigma_prior))
 
     weight = args.beta / args.samples_per_task
-    h = agent.fisher / agent.fisher_weight
+    h = agent.h_sum / agent.h_count
     square = expectation(
         lambda x: (2 * x).exp(), agent.scales[:, 0].mean(1), agent.scales[:, 1].norm(dim=1) / 2
     )
@@ -187,7 +186,7 @@ def test_horseshoe_gradients_and_sigma_are_those_of_the_objective():
     torch.testing.assert_close(grads["theta"], G.sum(0))
     horseshoe.learn_sigma(agent, torch.zeros_like(agent.mu), args)
     sigma = agent.sigma.clone().requires_grad_()
-    h = agent.fisher / agent.fisher_weight
+    h = agent.h_sum / agent.h_count
     loss = 0.5 * h * square * sigma.square() + weight * kl(sigma)
     (slope,) = torch.autograd.grad(loss.sum(), sigma)
     torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-9)
@@ -200,7 +199,7 @@ def test_scales_are_the_best_for_their_units():
         agent.mu *= 10.0 ** torch.linspace(-3, 0, agent.scales.shape[3])[agent.unit]
     for _ in range(5):
         horseshoe.learn_scales(agent, args)
-    h = args.samples_per_task / args.beta * agent.fisher / agent.fisher_weight
+    h = args.samples_per_task / args.beta * agent.h_sum / agent.h_count
 
     def cost(scales):
         log_z = scales[:, 0].mean(1), scales[:, 1].norm(dim=1) / 2
@@ -482,21 +481,6 @@ def test_what_is_logged_of_factors_is_that_of_their_products():
             assert ours[name] == pytest.approx(x)
 
 
-@pytest.mark.slow
-def test_scaling_is_measured_where_it_fits(tmp_path, monkeypatch):
-    agent = varshare.Agent(probes.spaces(), varshare.Args(), torch.Generator())
-    more = 2 * 64 * (probes.OBS - scaling.OBS) + 65 * (agent.act_dim - scaling.ACTIONS)
-    assert agent.theta.numel() == scaling.full_parameters(64) + more
-    monkeypatch.setenv("PYTHONPATH", str(probes.ROOT))
-    monkeypatch.setattr(scaling, "TASKS", (2,))
-    monkeypatch.setattr(scaling, "WIDTHS", (8, 1_000_000))
-    monkeypatch.setattr(scaling, "methods", lambda: ["varshare-lora"])
-    scaling.run(tmp_path)
-    lines = [line for line in scaling.report(tmp_path).splitlines() if line.startswith("| VarShare")]
-    assert [("does not fit" in line) for line in lines] == [False, True]
-    assert (tmp_path / "scaling.png").exists()
-
-
 # Reptile
 
 
@@ -518,8 +502,8 @@ def test_a_turn_is_varshares_update_of_a_single_task():
     for m in torch.randperm(TASKS, generator=rng).tolist():
         start, squares, weight = (
             theta.detach().clone(),
-            trunk.fisher[m].clone(),
-            trunk.fisher_weight[m].item(),
+            trunk.h_sum[m].clone(),
+            trunk.h_count[m].item(),
         )
         for _ in range(args.update_epochs):
             for inds in torch.randperm(args.samples_per_task, generator=rng).chunk(args.num_minibatches):
@@ -618,8 +602,8 @@ def test_posteriors_are_pulled_back_to_the_boundary():
 
 def test_an_update_keeps_within_delta_and_without_a_limit_is_varshares(monkeypatch):
     agent, trunk, args, theirs, batch = pair(trust_region)
-    agent.fisher_weight.fill_(1)
-    trunk.fisher_weight.fill_(1)
+    agent.h_count.fill_(1)
+    trunk.h_count.fill_(1)
     start = {name: x.clone() for name, x in trunk.state_dict().items()}
     args.delta = 1e9
     update(trust_region, agent, args, batch)
@@ -640,7 +624,7 @@ def test_an_update_keeps_within_delta_and_without_a_limit_is_varshares(monkeypat
     assert (stats["varshare/posterior_kl"] > 1).all() and stats["varshare/share_mu"].shape == (6, TASKS)
     torch.testing.assert_close(torch.stack(seen), torch.ones(6, TASKS).double())  # in every minibatch
     agent.load_state_dict(start, strict=False)
-    agent.fisher_weight[0] = 0  # a task that has learned nothing yet is not limited
+    agent.h_count[0] = 0  # a task that has learned nothing yet is not limited
     seen.clear()
     update(trust_region, agent, args, batch)
     assert (seen[-1][0] > 1) and (seen[-1][1:] < 1 + 1e-9).all()

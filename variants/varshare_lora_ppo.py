@@ -150,7 +150,7 @@ class Agent(nn.Module):
     weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
     """
 
-    per_task = ("mu", "sigma", "live", "fisher", "fisher_weight", "return_stats", "value_norm")
+    per_task = ("mu", "sigma", "live", "h_sum", "h_count", "return_stats", "value_norm")
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
         super().__init__()
@@ -171,8 +171,8 @@ class Agent(nn.Module):
                 x.normal_(std=args.factor_prior, generator=rng)
         self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))  # (task, weight)
         self.register_buffer("live", torch.zeros_like(self.mu, dtype=torch.bool))  # had a gradient last time
-        self.register_buffer("fisher", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
-        self.register_buffer("fisher_weight", torch.zeros(envs.num_tasks, 1))
+        self.register_buffer("h_sum", torch.zeros_like(self.mu))  # decaying sum of h, and of ones
+        self.register_buffer("h_count", torch.zeros(envs.num_tasks, 1))
         # count, sum and sum of squares of the discounted return, for --norm-reward
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
         self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
@@ -295,9 +295,9 @@ def learn_sigma(agent: Agent, G: Tensor, args: Args) -> None:
     """
     N, B = args.samples_per_task, args.samples_per_task // args.num_minibatches
     scale = B / max(1 - (1 - args.beta) * B / N, 0.5)
-    agent.fisher.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
-    agent.fisher_weight.mul_(args.sigma_decay).add_(1)
-    h = agent.fisher / agent.fisher_weight
+    agent.h_sum.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
+    agent.h_count.mul_(args.sigma_decay).add_(1)
+    h = agent.h_sum / agent.h_count
     agent.sigma.copy_((N / args.beta * h + 1 / args.factor_prior**2).rsqrt())
 
 

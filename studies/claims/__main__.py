@@ -1,0 +1,288 @@
+"""The project's claims, each with a verdict and the numbers behind it: results/studies/claims/table.md.
+
+Everything is made from the CSVs of the suites in results/suites, and for C7 of the study leave_one_out. Which
+methods a claim compares is said by their families in methods.csv, not by their names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy import stats
+
+from bench.collect import NORMS, SECONDS
+from bench.figures import draw_method
+from bench.methods import METHODS, fail, title_of
+from bench.statistics import MARGIN, Interval, compare, difference, margin, median_interval
+from bench.style import CYCLE, STYLE, label_steps
+from bench.tables import Result, Scores, markdown
+from studies import folder_of
+from studies.leave_one_out.report import Adaptations, claim_7
+
+SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
+
+
+def of_family(
+    by_method: dict[str, Scores], *families: str, algorithm: str = "ppo", variants: bool = False
+) -> list[str]:
+    """Methods of these families with this algorithm, with or without variants by flags."""
+    known = [METHODS[method] for method in by_method if method in METHODS]
+    return [
+        m.name
+        for m in known
+        if m.family in families and m.script.endswith(f"_{algorithm}.py") and (variants or not m.variant)
+    ]
+
+
+def improvement(x: pd.DataFrame, y: pd.DataFrame) -> float:
+    """P(a run of x scores above one of y on a task), ties half, mean over tasks; (run, task) each."""
+    x, y = x.to_numpy()[:, None], y.to_numpy()[None]
+    return float(np.mean((x > y) + 0.5 * (x == y)))
+
+
+def compared(
+    by_method: dict[str, Scores], pairs: list[tuple[str, str]], what: str = "means"
+) -> tuple[list[str], str]:
+    """Verdicts on pairs of methods, corrected for their number, and the table of them; what: or "area"."""
+    values = {method: getattr(by_method[method], what) for pair in pairs for method in pair}
+    found, rows = compare([(values[x], values[y]) for x, y in pairs]), []
+    for (x, y), c in zip(pairs, found):
+        chance = improvement(by_method[x].final, by_method[y].final)
+        cells = [title_of(x), title_of(y), c.interval.text(), f"{c.p:.2g}", f"{c.within:.1f}"]
+        rows.append([*cells, f"{chance:.2f}", c.verdict])
+    columns = ["method", "and", "difference of means", "p (Holm)", "margin", "probability of improvement"]
+    return [c.verdict for c in found], markdown([*columns, "verdict"], rows)
+
+
+def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """VarShare and L2Soft beat the other baselines."""
+    families = ("varshare", "l2soft")
+    ours = of_family(by_method, *families) or of_family(by_method, *families, variants=True)  # all there is
+    pairs = [(m, b) for m in ours for b in of_family(by_method, "rival")]
+    if not pairs:
+        return None
+    verdicts, table = compared(by_method, pairs)
+    won, lost = verdicts.count("better"), verdicts.count("worse")
+    answer = "supported" if won == len(pairs) else f"supported in {won} of {len(pairs)} comparisons"
+    answer += f", worse in {lost}" * (0 < won and 0 < lost)
+    if not won:
+        answer = "not decided" if set(verdicts) == {"undecided"} else "not supported"
+    test = "p below 5 % in every comparison, and not the same within the margin"
+    text = f"Test: {test}.\n\n{table}"
+    if all(by_method[m].timed for pair in pairs for m in pair):  # evaluated on the way
+        verdicts, table = compared(by_method, pairs, "area")
+        won, lost = verdicts.count("better"), verdicts.count("worse")
+        text += "\nHow fast they get there, by the area under the evaluations: "
+        text += f"better in {won} of {len(pairs)} comparisons, worse in {lost}.\n\n{table}"
+    return answer, text
+
+
+def claim_2(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """VarShare and L2Soft are the same."""
+    ours, theirs = (of_family(by_method, family, variants=True) for family in ("varshare", "l2soft"))
+    pairs = [(x, y) for x in ours for y in theirs if METHODS[x].flags == METHODS[y].flags]
+    if not pairs:
+        return None
+    verdicts, table = compared(by_method, pairs)
+    apart = {"better", "worse"} & set(verdicts)
+    answer = "not supported" if apart else "supported" if set(verdicts) == {"the same"} else "not decided"
+    test = f"the 95 % interval of the difference lies within {MARGIN:.0%} of the better mean"
+    return answer, f"Test: {test}.\n\n{table}"
+
+
+def claim_4(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """Re-centring task by task, as its author wrote it, is the best variant."""
+    ours, others = (
+        of_family(by_method, "reptile"),
+        of_family(by_method, "varshare", "lora", "variant", variants=True),
+    )
+    if not (ours and others):
+        return None
+    verdicts, table = compared(by_method, [(ours[0], other) for other in others])
+    answer = "not decided"
+    if {"worse", "the same"} & set(verdicts):
+        answer = "not supported"
+    elif set(verdicts) == {"better"}:
+        answer = "supported"
+    return answer, f"Test: better than every other variant, p below 5 %.\n\n{table}"
+
+
+def claim_5(by_method: dict[str, Scores], runs: pd.DataFrame) -> tuple[str, str] | None:
+    """LoRA costs little return for far fewer task parameters."""
+    pair = [*of_family(by_method, "lora"), *of_family(by_method, "varshare")]
+    if len(pair) < 2:
+        return None
+    _, table = compared(by_method, [tuple(pair[:2])])
+    d = difference(*(by_method[m].means for m in pair[:2])).interval
+    within = margin(by_method[m].means.mean() for m in pair[:2])
+    answer = "supported" if d.low > -within else "not supported" if d.high < -within else "not decided"
+    own = [runs[(runs.method == m) & (runs.metric == "parameters/own")].value.median() for m in pair[:2]]
+    text = f"Test: the 95 % interval of the difference lies above minus {MARGIN:.0%} of the better mean.\n\n"
+    text += f"{table}\nOwn parameters per task: {own[0]:,.0f} and {own[1]:,.0f}.\n"
+    return answer, text
+
+
+def claim_6(by_method: dict[str, Scores]) -> tuple[str, str] | None:
+    """SAC needs fewer samples than PPO."""
+    pair = [of_family(by_method, "varshare", algorithm=algorithm) for algorithm in ("sac", "ppo")]
+    if not all(pair):
+        return None
+    (sac, *_), (ppo, *_) = pair
+    if not (by_method[sac].timed and by_method[ppo].timed):
+        return "not decided", "The runs were not evaluated on the way."
+    target = min(by_method[m].means.mean() for m in (sac, ppo))  # which both reach
+    needed = [by_method[m].steps_to(target) for m in (sac, ppo)]
+    p = stats.mannwhitneyu(*needed).pvalue
+    fewer = np.mean(needed[0][:, None] < needed[1]) - np.mean(needed[0][:, None] > needed[1])
+    answer = "not decided"
+    if p < 0.05:
+        answer = "supported" if fewer > 0 else "not supported: PPO needs fewer"
+    lines = ["Test: steps to the lower of the two final means, p below 5 %.", ""]
+    for name, x in zip((sac, ppo), needed):
+        median = median_interval(x).text(0)
+        reached = f"reached in {np.isfinite(x).sum()} of {len(x)} runs"
+        lines.append(f"- {title_of(name)}: median {median} steps to an evaluation of {target:.0f}, {reached}")
+    lines.append(f"- Mann-Whitney test of these steps: p = {p:.2g}, a run that never gets there the longest")
+    for name, what in (("means", "final evaluation"), ("area", "area under the evaluations")):
+        d = difference(*(getattr(by_method[m], name) for m in (sac, ppo)))
+        lines.append(f"- {what}, {title_of(sac)} minus {title_of(ppo)}: {d.interval.text()}, p = {d.p:.2g}")
+    return answer, "\n".join(lines) + "\n"
+
+
+def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
+    """On identical tasks mu shrinks to 0, on different tasks, with the same settings, it does not."""
+    lines, small, less = [], [], []
+    for method in [m for m in identical.by_method if m in METHODS]:
+        rows = [
+            x.runs[(x.runs.method == method) & (x.runs.metric == "residual/ratio")]
+            for x in (identical, different)
+        ]
+        ratios = [x.set_index("seed").value for x in rows]
+        if min(map(len, ratios)) < 2:
+            continue
+        d = difference(*map(np.log, ratios))  # whose difference is the logarithm of a quotient
+        share = Interval(*np.exp(d.interval))
+        small.append(share.high < SMALL)
+        less.append(share.high < 1)
+        lines.append(
+            f"- {title_of(method)}: mean |mu_m| / |theta| {ratios[0].mean():.4f} on identical and "
+            f"{ratios[1].mean():.4f} on different tasks, quotient {share.text(2)}"
+        )
+    if not lines:
+        return None
+    answer = "supported" if all(small) else "not supported"
+    if not all(small) and any(less):
+        answer += f": smaller on identical tasks for {sum(less)} of {len(less)} methods, but not small"
+    test = f"the quotient's 95 % interval lies below {SMALL}; what all mu_m have in common counts as theta"
+    return answer, f"Test: {test}.\n\n" + "\n".join(lines) + "\n"
+
+
+def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
+    """All claims on all suites: a table of answers, then what they rest on."""
+    rows, details = [], []
+
+    def add(number: int, claim: str, suite: str, answer: str, text: str) -> None:
+        rows.append([f"C{number} {claim.rstrip('.')}", suite, f"**{answer}**"])
+        details.append(f"## C{number} on {suite}: {answer}\n\n{claim} {text}")
+
+    for x in [x for x in results if "identical" not in x.env]:
+        if found := claim_6(x.by_method):  # which is not about sharing: no power is asked for
+            add(6, claim_6.__doc__, x.name, *found)
+            continue
+        found_of = {claim: claim(x.by_method) for claim in (claim_1, claim_2, claim_4)}
+        found_of[claim_5] = claim_5(x.by_method, x.runs)
+        for claim, found in found_of.items():
+            if found:
+                answer, text = found if x.able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
+                add(int(claim.__name__[-1]), claim.__doc__, x.name, answer, text)
+    for identical in [x for x in results if "identical" in x.env]:
+        for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
+            if found := claim_8(different, identical):
+                add(8, claim_8.__doc__, f"{identical.name} and {different.name}", *found)
+    for x in [x for x in adaptations if len(x.runs)]:
+        add(7, claim_7.__doc__, x.name, *claim_7(x))
+    power = [f"- {x.name}: **{'can' if x.able else 'cannot'} tell methods apart**: {x.why}" for x in results]
+    order = sorted(range(len(rows)), key=lambda i: rows[i][0])
+    table = markdown(["claim", "suite", "verdict"], [rows[i] for i in order])
+    return "\n".join([table, *power, "", *(details[i] for i in order)])
+
+
+def plot_cost(x: Result) -> Figure:
+    """Evaluations of a suite against environment steps and against time."""
+    figure = Figure(figsize=(10.4, 4.0), layout="constrained")
+    figure.suptitle(f"{x.title}: 95 % intervals over runs", fontsize=11)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for method, s in x.by_method.items():
+        seconds = x.logged(method, SECONDS).median()  # of the runs
+        steps = s.curve.columns.to_numpy(float)
+        draw_method(left, method, s.curve)
+        if len(seconds) == 1:
+            draw_method(right, method, s.curve, seconds.iloc[0] * steps / steps[-1])
+        else:
+            draw_method(right, method, s.curve, np.interp(steps, seconds.index, seconds))
+    label_steps(left)
+    left.set_ylabel("return of the evaluation, mean over tasks")
+    right.set(xlabel="seconds on one core", xscale="log")
+    left.legend(fontsize=8, loc="best")
+    return figure
+
+
+def plot_residuals(results: list[Result]) -> Figure | None:
+    """Size of the residuals over time, on identical and on different tasks with the same settings."""
+    methods = [
+        m for m in METHODS if all((x.runs[x.runs.method == m].metric == NORMS[0]).any() for x in results)
+    ]
+    if len(results) < 2 or not methods:
+        return None
+    figure = Figure(figsize=(3.2 * len(methods), 3.4), layout="constrained")
+    figure.suptitle("norm of the residuals, mean over tasks and runs", fontsize=11)
+    axes = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    for ax, method in zip(axes, methods):
+        for color, x in zip(CYCLE, results):
+            ax.plot(x.logged(method, NORMS[0]).mean(), color=color, label=x.env)
+        ax.set_title(title_of(method))
+        label_steps(ax)
+    axes[0].set_ylim(bottom=0)  # of all: they share the axis
+    axes[0].set_ylabel(r"mean $|\mu_m|$")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def report(out: Path) -> str:
+    """table.md, and figures of residuals on identical tasks and of the cost of SAC; returns the verdicts."""
+    results = [Result(path.parent) for path in sorted(Path("results/suites").glob("*/configs.csv"))]
+    if not results:
+        fail("no suite has results in results/suites yet")
+    held_out = [Adaptations(path.parent) for path in sorted(folder_of("leave_one_out").glob("*/runs.csv"))]
+    out.mkdir(parents=True, exist_ok=True)
+    text = verdicts(results, held_out)
+    (out / "table.md").write_text(text)
+    identical = [x for x in results if "identical" in x.env]
+    same_settings = [x for x in results if identical and x.searched_on == identical[0].searched_on]
+    with rc_context(STYLE):
+        if figure := plot_residuals(same_settings):
+            figure.savefig(out / "residuals.png")
+        for x in results:
+            if of_family(x.by_method, "varshare", algorithm="sac"):
+                plot_cost(x).savefig(out / f"cost_{x.name}.png")
+    return text
+
+
+def main(dry_run: bool = False, report_only: bool = False) -> None:
+    """Verdicts on all claims, from results/.
+
+    Args:
+        dry_run: print nothing: this study has no runs of its own
+        report_only: the same as without it
+    """
+    if not dry_run:
+        print(report(folder_of("claims")))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

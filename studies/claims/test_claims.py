@@ -1,0 +1,187 @@
+"""Verdicts on the claims, on made-up numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.collect import NORMS
+from bench.tables import Result, Scores
+from studies.claims import __main__ as claims
+from studies.conftest import cells_of
+
+SAC = ("varshare-sac", "varshare")
+
+
+def scores(final, curve=None, steps=(100, 200)):
+    final = pd.DataFrame(np.asarray(final, float))
+    curve = np.zeros((len(final), 2)) if curve is None else np.asarray(curve, float)
+    return Scores(final, pd.DataFrame(curve, columns=steps))
+
+
+def make_scores(**means):
+    rng = np.random.default_rng(0)
+    names = {name.replace("_", "-"): mean for name, mean in means.items()}
+    return {name: scores(mean + rng.normal(size=(10, 1)) + np.zeros((1, 3))) for name, mean in names.items()}
+
+
+def test_verdicts_on_claim_1():
+    best = make_scores(varshare=100, l2soft=100, pcgrad=90, hard_sharing=80)
+    answer, text = claims.claim_1(best)
+    assert answer == "supported" and text.count("| better |") == 4
+    assert "better in 0 of 4 comparisons, worse in 0" in text  # as fast
+    answer, _ = claims.claim_1(best | make_scores(contextual=110))
+    assert answer == "supported in 4 of 6 comparisons, worse in 2"
+    assert claims.claim_1(make_scores(varshare=50, pcgrad=90))[0] == "not supported"
+    answer, text = claims.claim_1(make_scores(varshare=100, pcgrad=99))  # significant, of no importance
+    assert answer == "not supported" and "| the same |" in text
+    unrelated = {"varshare_sac": 50, "varshare_recentred": 50, "task_blind": 200}  # not what is claimed
+    assert claims.claim_1(best | make_scores(**unrelated)) == claims.claim_1(best)
+    assert claims.claim_1(make_scores(varshare=100)) is None
+    assert claims.claim_1(make_scores(varshare_recentred=100, pcgrad=90))[0] == "supported"  # all there is
+    rng = np.random.default_rng(1)
+    fast = {m: scores(s.final, (m == "varshare") + rng.normal(size=(10, 2)) / 9) for m, s in best.items()}
+    assert "better in 2 of 4 comparisons, worse in 0" in claims.claim_1(fast)[1]
+    assert claims.claim_1(fast)[0] == "supported"  # which says where they end
+    single = {name: scores(s.final[:1]) for name, s in best.items()}
+    answer, text = claims.claim_1(single)
+    assert answer == "not decided" and "| undecided |" in text
+
+
+def test_verdicts_on_claim_2():
+    assert claims.claim_2(make_scores(varshare=100, l2soft=101))[0] == "supported"
+    assert claims.claim_2(make_scores(varshare=100, l2soft=50))[0] == "not supported"
+    both = {"varshare_recentred": 100, "l2soft_recentred": 99}
+    answer, text = claims.claim_2(make_scores(varshare=103, l2soft=100, **both))
+    assert answer == "supported" and text.count("| the same |") == 2  # each with its own kind
+    assert claims.claim_2(make_scores(varshare=50, l2soft=100, **both))[0] == "not supported"
+    unclear = {"varshare": scores([[0.0], [200.0]]), "l2soft": scores([[10.0], [195.0]])}
+    assert claims.claim_2(unclear)[0] == "not decided"
+    assert claims.claim_2(make_scores(varshare=100)) is None
+    assert claims.claim_2(make_scores(varshare_sac=100, l2soft=50)) is None  # of another algorithm
+
+
+def test_verdicts_on_claim_4():
+    others = {"varshare": 100, "varshare_recentred": 101, "varshare_lora": 99, "varshare_annealed": 90}
+    for reptile, answer in ((130, "supported"), (101, "not supported"), (60, "not supported")):
+        assert claims.claim_4(make_scores(varshare_reptile=reptile, **others))[0] == answer
+    _, text = claims.claim_4(make_scores(varshare_reptile=100, **others, l2soft=90, pcgrad=80))
+    assert len(cells_of(text)) == 1 and text.count("| VarShare-Reptile |") == 4  # one row for each variant
+    assert claims.claim_4(make_scores(varshare=100, varshare_lora=100)) is None
+
+
+def test_verdicts_on_claim_5():
+    own = [
+        {"method": m, "metric": "parameters/own", "value": x}
+        for m, x in (("varshare", 900), ("varshare-lora", 90))
+    ]
+    for lora, answer in ((100, "supported"), (120, "supported"), (60, "not supported")):
+        found, text = claims.claim_5(make_scores(varshare=100, varshare_lora=lora), pd.DataFrame(own))
+        assert found == answer and "Own parameters per task: 90 and 900." in text
+    assert claims.claim_5(make_scores(varshare=100, varshare_reptile=100), pd.DataFrame(own)) is None
+
+
+def test_verdicts_on_claim_6():
+    def both(sac, ppo, finals=(100.0, 100.0)):  # runs that reach 100 after so many of 1000 steps
+        steps = np.arange(100, 1001, 100)
+        curves = ([100.0 * (steps >= s) for s in reached] for reached in (sac, ppo))
+        return {m: scores(np.full((5, 3), x), np.array(c), steps) for m, c, x in zip(SAC, curves, finals)}
+
+    fast, slow = [200, 200, 200, 300, 300], [800, 800, 900, 900, 900]
+    answer, text = claims.claim_6(both(fast, slow))
+    assert answer == "supported" and "VarShare-SAC: median 200 [" in text
+    assert claims.claim_6(both(slow, fast))[0] == "not supported: PPO needs fewer"
+    assert claims.claim_6(both(slow, [200, 900, 900, 900, 9999]))[0] == "not decided"
+    answer, text = claims.claim_6(both([9999] * 5, slow))
+    assert answer.startswith("not supported") and "reached in 0 of 5" in text
+    assert "to an evaluation of 60," in claims.claim_6(both(fast, slow, (60.0, 90.0)))[1]  # which both reach
+    assert "to an evaluation of 70," in claims.claim_6(both(fast, slow, (90.0, 70.0)))[1]
+    end = {m: scores(s.final, s.curve.iloc[:, -1:], (1000,)) for m, s in both(fast, slow).items()}
+    assert claims.claim_6(end)[0] == "not decided"
+    assert claims.claim_6(make_scores(varshare=1)) is claims.claim_6(make_scores(varshare_sac=1)) is None
+
+
+def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0):
+    """A suite whose methods have these mean returns; size: norm of the residuals at the end."""
+    rng, rows, configs = np.random.default_rng(0), [], []
+    for method, mean in means.items():
+        for seed in range(1, seeds + 1):
+            x = mean + rng.normal()
+            values = [("eval/episodic_return", task, 1000, x) for task in ("a", "b", "mean")]
+            if method == "varshare":
+                values += [("residual/ratio", "mean", 1000, size), ("parameters/own", "mean", 1000, 5)]
+                values += [(metric, "mean", s, size * s / 1000) for metric in NORMS for s in (500, 1000)]
+            rows += [(env, method, "", seed, *value) for value in values]
+            configs.append((env, method, "", seed, 1000, searched_on or name, "", "abc", "abacus"))
+    folder = Path("results/suites", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = ["env", "method", "setting", "seed", "metric", "task", "step", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "runs.csv", index=False)
+    columns = [*columns[:4], "steps", "searched_on", "command", "commit", "hardware"]
+    pd.DataFrame(configs, columns=columns).to_csv(folder / "configs.csv", index=False)
+    return Result(folder)
+
+
+def report():
+    return claims.report(Path("results/studies/claims"))
+
+
+def test_no_verdict_where_task_blind_does_as_well():
+    """However far the methods are apart among themselves."""
+    for name, blind in (("even", 100), ("uneven", 60)):
+        write_suite(name, {"task-blind": blind, "varshare": 100, "l2soft": 99, "pcgrad": 50})
+    text = report()
+    assert Path("results/studies/claims/table.md").read_text() == text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:6]]
+    claim_1 = "C1 VarShare and L2Soft beat the other baselines"
+    claim_2 = "C2 VarShare and L2Soft are the same"
+    cannot = "**this suite cannot tell**"
+    assert rows == [
+        [claim_1, "even", cannot],
+        [claim_1, "uneven", "**supported**"],
+        [claim_2, "even", cannot],
+        [claim_2, "uneven", "**supported**"],
+    ]
+    assert "- even: **cannot tell methods apart**: task-blind is not beaten" in text
+    assert "- uneven: **can tell methods apart**" in text
+    assert "## C1 on even: this suite cannot tell" in text and "## C1 on uneven: supported" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "answer"),
+    [
+        (0.01, "supported"),
+        (0.5, "not supported: smaller on identical tasks for 1 of 1 methods, but not small"),
+        (1.5, "not supported"),
+    ],
+)
+def test_verdicts_on_claim_8(size, answer):
+    means = {"task-blind": 100, "varshare": 100}
+    different = write_suite("cartpole", means, seeds=3)
+    same = write_suite("same", means, "cartpole-identical10", 3, "cartpole", size)
+    write_suite("other", means, seeds=3)  # with settings of its own
+    text = report()
+    assert f"## C8 on same and cartpole: {answer}\n" in text
+    assert f"| same and cartpole | **{answer}** |" in text
+    assert f"quotient {size:.2f} [{size:.2f}, {size:.2f}]" in text and "other: " in text
+    assert text.count("## C8") == 1 and "## C1" not in text
+    assert Path("results/studies/claims/residuals.png").exists()
+    (ax,) = claims.plot_residuals([same, different]).axes
+    curves = {line.get_label(): line.get_ydata()[-1] for line in ax.get_lines()}
+    assert curves == pytest.approx({"cartpole-identical10": size, "cartpole10": 1.0})
+    assert claims.plot_residuals([same]) is None
+    write_suite("same", means, "cartpole-identical10", 1, "cartpole", size)  # too few runs
+    assert "## C8" not in report()
+
+
+def test_cost_is_by_steps_and_by_seconds():
+    """As it was logged; of runs that logged only the last, evenly."""
+    x = write_suite("sac", dict.fromkeys(SAC, 100))
+    x.by_method = {m: scores(np.zeros((6, 2)), np.zeros((6, 3)), (200, 500, 1000)) for m in SAC}
+    times = {"varshare-sac": {500: 25.0, 1000: 100.0}, "varshare": {1000: 100.0}}
+    x.logged = lambda method, metric: pd.DataFrame([times[method]] * 6)
+    steps, seconds = claims.plot_cost(x).axes
+    assert all(line.get_xdata().tolist() == [200, 500, 1000] for line in steps.get_lines())
+    found = {line.get_label(): line.get_xdata().tolist() for line in seconds.get_lines()}
+    assert found == {"VarShare-SAC": [25, 25, 100], "VarShare": [20, 50, 100]}

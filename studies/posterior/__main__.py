@@ -1,0 +1,33 @@
+"""What does a learned sigma buy? Runs, models played anew, tables and figures: results/studies/posterior/.
+
+Every finished model is played with other weights and in other physics, once (played.csv in its folder).
+Tables and figures are made from the CSVs alone.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib import rc_context
+
+from bench.style import STYLE
+from studies import folder_of, run_study
+from studies.posterior.figures import plot_ladder, plot_use
+from studies.posterior.play import play_all
+from studies.posterior.runs import STUDY, collect_sigma, jobs, rows_of
+from studies.posterior.tables import all_tables
+
+
+def report(runs: pd.DataFrame) -> str:
+    """Play what has not been played, and make tables and figures; returns the tables."""
+    out, today = folder_of(STUDY), list(jobs())
+    collect_sigma(today, out)
+    play_all(today, out)
+    others, sigma = pd.read_csv(out / "played.csv"), pd.read_csv(out / "sigma.csv")
+    with rc_context(STYLE):
+        plot_ladder(runs).savefig(out / "ladder.png")
+        plot_use(runs, others, sigma).savefig(out / "posterior.png")
+    return all_tables(runs, others, sigma)
+
+
+if __name__ == "__main__":
+    run_study(STUDY, jobs, report, rows_of)

@@ -1,0 +1,158 @@
+"""Which settings did the searches find, and which of them matter? results/studies/settings/."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import tyro
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from bench.methods import METHODS, parse_flags, title_of
+from bench.style import GREY, STYLE, color_of
+from bench.tables import markdown
+from studies import folder_of
+
+STATES = {"complete": "o", "dropped": "x", "crashed": "v"}  # all seeds, one or two, none
+
+
+def floor_of(trials: pd.DataFrame) -> float:
+    """Where an axis of returns begins: below it a few trials would flatten all others."""
+    finals = trials[trials.state == "complete"].final
+    finals = finals if len(finals) else trials.final.fillna(0)
+    low, high = finals.quantile(0.05), finals.max()
+    return low - 0.3 * max(high - low, 1.0)
+
+
+def draw_trials(ax: Axes, trials: pd.DataFrame, name: str, method: str) -> None:
+    """Mean final return of the seeds that ran, against one setting; at the floor if none did, or if less."""
+    space, floor = METHODS[method].space[name], floor_of(trials)
+    choices = list(getattr(space, "choices", ()))
+    for state, mark in STATES.items():
+        rows = trials[trials.state == state]
+        values = [parse_flags(settings)[name] for settings in rows.settings]
+        x = [choices.index(v) if choices else float(v) for v in values]
+        color = color_of(method) if state == "complete" else GREY
+        ax.plot(x, rows.final.fillna(floor).clip(lower=floor), mark, color=color, ms=4, alpha=0.8)
+    if choices:
+        ax.set_xticks(range(len(choices)), choices)
+        ax.set_xlim(-0.5, len(choices) - 0.5)
+    elif space.log:
+        ax.set_xscale("log")
+        ax.set_xlim(space.low / 1.2, space.high * 1.2)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def importance(trials: pd.DataFrame, method: str) -> dict[str, float]:
+    """Share of each setting in what the best quarter of the trials has in common (PED-ANOVA)."""
+    space = METHODS[method].space
+    study = optuna.create_study(direction="maximize")
+    for x in trials[trials.state == "complete"].itertuples():
+        flags = parse_flags(x.settings)
+        params = {n: flags[n] if hasattr(d, "choices") else float(flags[n]) for n, d in space.items()}
+        study.add_trial(optuna.create_trial(params=params, distributions=space, value=x.final))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def plot_settings(trials: pd.DataFrame, title: str) -> Figure:
+    """Return against every setting, a row for each method; in the titles the setting's importance."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    methods = [m for m in METHODS if m in set(trials.method)]
+    columns = max(len(METHODS[m].space) for m in methods)
+    figure = Figure(figsize=(2.6 * columns, 1.9 * len(methods) + 0.4), layout="constrained")
+    figure.suptitle(f"{title}: return of the trials against each setting, and its importance", fontsize=11)
+    axes = figure.subplots(len(methods), columns, squeeze=False, sharey="row")
+    for row, method in zip(axes, methods):
+        rows = trials[trials.method == method]
+        shares = importance(rows, method)  # none if no trial is complete
+        for ax, name in zip(row, METHODS[method].space):
+            draw_trials(ax, rows, name, method)
+            ax.tick_params(labelsize=7)
+            ax.set_title(f"{shares[name]:.0%}" if shares else "", fontsize=8)
+            ax.set_xlabel(name, fontsize=8)
+        for ax in row[len(METHODS[method].space) :]:
+            ax.set_visible(False)
+        row[0].set_ylabel(f"{title_of(method)}: return", fontsize=8)
+    names = ("three seeds", "dropped after one or two", "crashed")
+    marks = [Line2D([], [], marker=mark, ls="", color="black") for mark in STATES.values()]
+    figure.legend(marks, names, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def settings_table(settings: pd.DataFrame) -> str:
+    """What the search chose for each method, and what it spent."""
+    columns = ["method", "settings", "mean on fresh seeds", "trials", "dropped", "crashed", "steps spent"]
+    rows = []
+    for x in sorted(settings.itertuples(), key=lambda x: list(METHODS).index(x.method)):
+        counts = [str(x.complete + x.dropped + x.crashed), str(x.dropped), str(x.crashed)]
+        cells = [title_of(x.method), f"`{x.settings}`", f"{x.final:.1f}"]
+        rows.append([*cells, *counts, f"{x.spent / 1e6:.1f} M"])
+    return markdown(columns, rows)
+
+
+def rates_table(trials: pd.DataFrame) -> str:
+    """What each step size reached, one run each, where nothing else was tried; the chosen is bold.
+
+    By return or by success in percent, as the suite is scored.
+    """
+    rates = trials.settings.map(lambda x: parse_flags(x)["learning-rate"])
+    finals = trials.assign(rate=rates).pivot(index="method", columns="rate", values="final")
+    rows = []
+    for method in sorted(finals.index, key=list(METHODS).index):
+        cells = []
+        for x in finals.loc[method]:
+            cell = "crashed" if math.isnan(x) else f"{x:.1f}"
+            cells.append(f"**{cell}**" if x == finals.loc[method].max() else cell)
+        rows.append([title_of(method), *cells, f"{trials[trials.method == method].steps.sum() / 1e6:.1f} M"])
+    head = f"What one run of {trials.steps.max():,} steps ended with, for each step size (success in % on "
+    head += "Meta-World). The best is the method's setting. This is no comparison of methods.\n\n"
+    return head + markdown(["method", *finals, "steps spent"], rows)
+
+
+def report(search: Path, out: Path) -> str:
+    """table.md and a figure for each suite, from trials.csv and settings.csv; returns the table.
+
+    Args:
+        search: their folder.
+        out: where to write.
+    """
+    if not (search / "settings.csv").exists():
+        return "no search has come to an end"
+    out.mkdir(parents=True, exist_ok=True)
+    trials, settings = pd.read_csv(search / "trials.csv"), pd.read_csv(search / "settings.csv")
+    tables = []
+    for suite, rows in settings.groupby("suite", sort=False):
+        of_suite = trials[trials.suite == suite]
+        if of_suite.settings.str.count("--").max() == 1:  # nothing but the step size was tried
+            tables.append(f"## {suite}\n\n{rates_table(of_suite)}")
+            continue
+        tables.append(f"## {suite}\n\n{settings_table(rows)}")
+        with rc_context(STYLE):
+            plot_settings(of_suite, suite).savefig(out / f"{suite}.png")
+    text = "\n".join(tables)
+    (out / "table.md").write_text(text)
+    return text
+
+
+def main(dry_run: bool = False, report_only: bool = False) -> None:
+    """Make the table and the figures from results/search.
+
+    Args:
+        dry_run: print nothing: the runs are those of the searches
+        report_only: the same as without it
+    """
+    if not dry_run:
+        print(report(Path("results/search"), folder_of("settings")))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
