@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -71,3 +72,17 @@ def load_agent(agent: nn.Module, args: Any, task_names: Sequence[str]) -> None:
         for m, task in enumerate(task_names):
             if rows and task in known:
                 value[m] = old[known[task]]
+
+
+def agent_of_task(agent: nn.Module, m: int) -> nn.Module:
+    """The agent that has task m only, in the same memory.
+
+    It shares parameters with `agent` and has row m of those in `agent.per_task`, and of its buffers.
+    """
+    one = copy.copy(agent)
+    one._buffers = {name: x[m, None] for name, x in agent._buffers.items()}
+    one._parameters = dict(agent._parameters)
+    for name, x in agent._parameters.items():
+        if name in agent.per_task:
+            one._parameters[name] = nn.Parameter(x.detach()[m, None])
+    return one

@@ -35,3 +35,17 @@ def split(matrix: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """Named views of a (task, weight) matrix whose columns have these shapes: (task, *shape) each."""
     columns = matrix.split([math.prod(shape) for shape in shapes.values()], dim=1)
     return {name: x.unflatten(1, shape) for (name, shape), x in zip(shapes.items(), columns)}
+
+
+def units(shapes: dict[str, torch.Size]) -> Tensor:
+    """Number of the output unit that each column of a (task, weight) matrix belongs to, (weight,).
+
+    A bias belongs to the unit of its row.
+    """
+    parts, number = [], 0
+    for name, shape in shapes.items():
+        rows = number + torch.arange(shape[0])
+        parts.append(rows.repeat_interleave(math.prod(shape[1:])))
+        if not name.endswith(".weight"):
+            number += shape[0]
+    return torch.cat(parts)
