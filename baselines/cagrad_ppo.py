@@ -9,18 +9,15 @@ M times what `cagrad` makes of them (Liu et al. 2021, Alg. 1), actor and critic 
 There is no other rescaling. The heads keep their gradients.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
-computed at once: the weights of task m are row m of one (task, weight) matrix, and an update starts from the
-gradient of every task's loss by its row; `parameter_gradients` says what follows for theta and h_m.
+computed at once: the weights of task m are row m of one (task, weight) matrix.
 """
 
 import math
 import sys
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,36 +26,23 @@ from torch import Tensor, nn
 
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
-from envs import make
-from envs.normalisation import RunningNorm
-from envs.rewards import scale_rewards
-from envs.runs import Episodes, Run, build, check_args, fail, load_agent, parse_args, set_up_torch
+from envs.metrics import Episodes, Means, explained_variance
+from envs.models import load_agent
+from envs.networks import init_layers, split
+from envs.normalisation import RunningNorm, scale_rewards
+from envs.policies import Categorical, Gaussian, action_noise
+from envs.runs import Run, make_envs, set_up_torch
+from envs.settings import RunArgs, check_args, fail, parse_args
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
 @dataclass
-class Args:
-    # the run
-    env_id: str = "cartpole10"  # a suite (cartpole10, lunarlander20, ...) or any Gymnasium id
-    tasks: tuple[int, ...] = ()  # train on these tasks of the suite only, e.g. --tasks 0 2 5
+class Args(RunArgs):
+    env_id: str = "cartpole-goals10"  # an environment of several tasks, or any Gymnasium id
     seed: NonNegativeInt = 1  # seed of every random draw
     total_timesteps: PositiveInt = 1_000_000  # environment steps of the run, all tasks together
-    eval_episodes: PositiveInt = 20  # episodes per task of the evaluation of the final policy
-    eval_interval: NonNegativeInt = 0  # steps between evaluations on the way, 0: none
-    eval_interval_episodes: PositiveInt = 20  # episodes per task of these
     load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
-    exp_name: str = Path(__file__).stem  # name of the experiment
-    run_name: str = ""  # folder below runs/; by default {env_id}__{exp_name}__{seed}__{time}
-    resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
-    checkpoint_interval: NonNegativeFloat = 30.0  # seconds between checkpoints
-    num_threads: PositiveInt = 1  # CPU threads
-    cuda: bool = False  # train on the GPU; meant for networks much larger than the default
-    compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
-    track: bool = False  # log to Weights & Biases too
-    wandb_project_name: str = "varshare"  # project there
-    wandb_entity: str = ""  # team there, by default one's own
-    capture_video: bool = False  # film every task with the final policy -> videos/ in the run's folder
 
     # PPO
     learning_rate: PositiveFloat = 3e-3  # step size of Adam
@@ -69,14 +53,11 @@ class Args:
     gae_lambda: UnitFloat = 0.95  # lambda of generalised advantage estimation
     num_minibatches: PositiveInt = 4  # minibatches per epoch, each with as many samples of every task
     update_epochs: PositiveInt = 4  # epochs over each rollout
-    target_kl: NonNegativeFloat = 0.0  # end them where approx_kl, mean over tasks, exceeds this; 0: never
-    norm_adv: bool = True  # normalise the advantages of each task in each rollout
     norm_reward: bool = False  # divide each task's rewards by the running std of its discounted return
     norm_obs: bool = False  # normalise observations by their running mean and std, of all tasks together
     norm_value: bool = False  # normalise the critic's targets by their running mean and std of each task
     norm_critic: bool = False  # layer normalisation in the critic (Ba et al. 2016)
     clip_coef: PositiveFloat = 0.2  # clip range of the ratio
-    clip_vloss: bool = False  # clip the value loss too
     ent_coef: NonNegativeFloat = 0.0  # weight of the entropy
     vf_coef: NonNegativeFloat = 0.5  # weight of the value loss
     max_grad_norm: PositiveFloat = 0.5  # largest norm of the gradient
@@ -91,119 +72,157 @@ class Args:
         return self.num_steps * self.envs_per_task
 
 
-# what differs from the defaults above, per environment; flags on the command line win
-LUNARLANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
-LUNARLANDER |= dict(eval_interval_episodes=5)
-CARTPOLE_GOALS = dict(norm_value=True)
-LUNARLANDER_GOALS = LUNARLANDER | dict(total_timesteps=2_000_000, norm_value=True)
-METAWORLD = dict(total_timesteps=20_000_000, learning_rate=1e-3, anneal_lr=False, hidden_sizes=(128, 128))
-METAWORLD |= dict(envs_per_task=4, num_steps=500, num_minibatches=8, update_epochs=8, norm_critic=True)
-METAWORLD |= dict(gae_lambda=0.97, norm_obs=True, norm_value=True, eval_episodes=50, eval_interval_episodes=5)
-ENV_DEFAULTS = {"lunarlander20": LUNARLANDER, "lunarlander20-continuous": LUNARLANDER}
-ENV_DEFAULTS |= dict.fromkeys(("cartpole-goals10", "cartpole-goals10-sparse"), CARTPOLE_GOALS)
-ENV_DEFAULTS |= {"cartpole-goals-physics10": CARTPOLE_GOALS, "lunarlander20-goals": LUNARLANDER_GOALS}
-ENV_DEFAULTS |= dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
-
-# each (step, task, env, ...); obs has a step more, out is the actor's output, final_obs the last observation
-# of an episode that ended in this step, else 0
+Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
+# each (step, task, env, ...); obs has a step more; final_obs is the last observation of an episode, else 0
 Rollout = namedtuple("Rollout", "obs out actions rewards terminated truncated final_obs")
-Batch = namedtuple("Batch", "obs actions logprobs advantages returns values")  # (task, sample, ...)
+Batch = namedtuple("Batch", "obs actions logprobs advantages returns")  # (task, sample, ...)
 
 
-def linear(x: Tensor, W: dict[str, Tensor], name: str) -> Tensor:
+def linear(x: Tensor, W: Weights, name: str) -> Tensor:
     """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
-    weight, bias = W[f"{name}.weight"], W[f"{name}.bias"]
-    if torch.compiler.is_compiling() and weight.shape[1] < weight.shape[2]:  # the same, a tenth faster
-        return torch.baddbmm(bias.unsqueeze(2), weight, x.mT).mT
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    weight = W[f"{name}.weight"]
+    bias = W[f"{name}.bias"].unsqueeze(1)
+    return torch.baddbmm(bias, x, weight.mT)
 
 
-def mlp(x: Tensor, W: dict[str, Tensor], net: str, norm: bool = False) -> Tensor:
-    """A network of every task, "actor" or "critic": x (task, sample, obs) -> (task, sample, out)."""
-    *hidden, last = [name.removesuffix(".bias") for name in W if name.startswith(net) and "bias" in name]
-    for name in hidden:
-        x = linear(x, W, name)
-        x = (F.layer_norm(x, x.shape[-1:]) if norm else x).relu_()
-    return linear(x, W, last)
+def mlp(x: Tensor, W: Weights, net: str, num_hidden: int, norm: bool = False) -> Tensor:
+    """A network of every task, "actor" or "critic": x (task, sample, in) -> (task, sample, out)."""
+    for i in range(num_hidden):
+        x = linear(x, W, f"{net}.{i}")
+        if norm:
+            x = F.layer_norm(x, x.shape[-1:])
+        x = x.relu_()
+    return linear(x, W, f"{net}.{num_hidden}")
 
 
 class Agent(nn.Module):
     """Actor and critic of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
 
-    Layers start orthogonal with CleanRL's gains, biases at 0; a Gaussian policy's log standard deviation is a
-    weight like the others. `per_task` names the tensors with a row per task, not inherited by a new task.
+    A Gaussian policy's log standard deviation is a weight like the others. `per_task` names the tensors with
+    a row per task, which a new task does not inherit from a saved model.
     """
 
     per_task = ("heads", "return_stats", "value_norm")
 
-    def __init__(self, envs: gym.vector.VectorEnv, args: Args, rng: torch.Generator):
+    def __init__(self, envs, args: Args, rng):
         super().__init__()
-        space = envs.single_action_space
-        self.discrete = isinstance(space, gym.spaces.Discrete)
-        self.act_dim = int(space.n) if self.discrete else space.shape[0]
-        obs_dim, last = envs.single_observation_space.shape[0], f".{len(args.hidden_sizes)}."
-        init = [self.init_weights(obs_dim, args.hidden_sizes, rng) for _ in range(envs.num_tasks)]
-        # hidden layers, the actor's and the critic's, come first, then output layers and logstd
-        names = sorted(init[0], key=lambda name: last in name or name == "logstd")
-        self.shapes = {name: init[0][name].shape for name in names}  # in the order of the columns
-        rows = torch.stack([torch.cat([weights[name].flatten() for name in names]) for weights in init])
-        shared = sum(x.numel() for name, x in init[0].items() if last not in name and name != "logstd")
-        self.theta = nn.Parameter(rows[0, :shared].clone())  # (weight,)
-        self.heads = nn.Parameter(rows[:, shared:].clone())  # (task, weight)
-        # count, sum and sum of squares of the discounted return, for --norm-reward
-        self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3, dtype=torch.float64))
-        self.obs_norm = RunningNorm(envs.single_observation_space.shape, args.norm_obs, limit=10)
+        self.discrete = envs.discrete
+        self.act_dim = envs.act_dim
+        self.num_hidden = len(args.hidden_sizes)
+        self.norm_critic = args.norm_critic
+        init = [self.init_weights(envs.obs_dim, args.hidden_sizes, rng) for _ in range(envs.num_tasks)]
+        last = f".{self.num_hidden}."
+        own = [name for name in init[0] if last in name or name == "logstd"]
+        shared = [name for name in init[0] if name not in own]  # hidden layers of actor, then of critic
+        self.shapes = {name: init[0][name].shape for name in shared + own}  # in the order of the columns
+        theta = [init[0][name].flatten() for name in shared]
+        heads = [torch.cat([weights[name].flatten() for name in own]) for weights in init]
+        self.theta = nn.Parameter(torch.cat(theta))  # (weight,)
+        self.heads = nn.Parameter(torch.stack(heads))  # (task, weight)
+        self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3).double())  # for --norm-reward
+        self.obs_norm = RunningNorm((envs.obs_dim,), args.norm_obs, limit=10)
         self.value_norm = RunningNorm((envs.num_tasks, 1), args.norm_value, decay=0.9)
 
-    def init_weights(self, obs_dim: int, hidden: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor]:
-        """One draw of all weights of a task, by name."""
-        weights = {}
-        for net, out_dim, gain in (("actor", self.act_dim, 0.01), ("critic", 1, 1.0)):
-            gains = [math.sqrt(2)] * len(hidden) + [gain]
-            for i, shape in enumerate(zip((*hidden, out_dim), (obs_dim, *hidden))):
-                weights[f"{net}.{i}.weight"] = nn.init.orthogonal_(
-                    torch.empty(shape), gains[i], generator=rng
-                )
-                weights[f"{net}.{i}.bias"] = torch.zeros(shape[0])
-        return weights if self.discrete else weights | {"logstd": torch.zeros(self.act_dim)}
+    def init_weights(self, obs_dim, hidden, rng) -> Weights:
+        """One draw of all weights of a task."""
+        actor = (obs_dim, *hidden, self.act_dim)
+        critic = (obs_dim, *hidden, 1)
+        weights = init_layers("actor", actor, 0.01, rng)
+        weights |= init_layers("critic", critic, 1.0, rng)
+        if not self.discrete:
+            weights["logstd"] = torch.zeros(self.act_dim)
+        return weights
 
     def weights(self) -> Tensor:
         """W_m, theta and the head of task m, (task, weight)."""
-        return torch.cat([self.theta.expand(len(self.heads), -1), self.heads], 1)
+        theta = self.theta.expand(len(self.heads), -1)
+        return torch.cat((theta, self.heads), dim=1)
 
-    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
-        """Named views of a (task, weight) matrix, e.g. W["actor.0.weight"] (task, out, in)."""
-        columns = weights.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
-        return {name: x.unflatten(1, shape) for (name, shape), x in zip(self.shapes.items(), columns)}
+    def unpack(self, weights: Tensor) -> Weights:
+        """Named views of a (task, weight) matrix."""
+        return split(weights, self.shapes)
 
-    def action_noise(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """Noise of `act`: Gumbel (the argmax then draws from the softmax) or normal, (*shape, action)."""
-        noise = torch.empty(*shape, self.act_dim, device=rng.device)
-        return -noise.exponential_(generator=rng).log() if self.discrete else noise.normal_(generator=rng)
+    def actor(self, W: Weights, obs: Tensor) -> Tensor:
+        """Logits of the actions, or their Gaussian's mean: (task, sample, obs) -> (task, sample, action)."""
+        return mlp(obs, W, "actor", self.num_hidden)
 
-    def act(self, W: dict[str, Tensor], out: Tensor, noise: Tensor) -> Tensor:
-        """Draw actions, (task, sample) or (task, sample, action), from the actor's output."""
-        return (out + noise).argmax(-1) if self.discrete else out + W["logstd"].exp().unsqueeze(1) * noise
+    def critic(self, W: Weights, obs: Tensor) -> Tensor:
+        """Values, normalised if --norm-value: (task, sample, obs) -> (task, sample)."""
+        out = mlp(obs, W, "critic", self.num_hidden, self.norm_critic)
+        return out.squeeze(-1)
 
-    def policy(self, W: dict[str, Tensor], obs: Tensor) -> Tensor:
-        """Action probabilities, or the Gaussian's mean, (task, sample, action), for the evaluation."""
-        out = mlp(self.obs_norm(obs), W, "actor")
-        return out.softmax(-1) if self.discrete else out
-
-    def log_prob_entropy(self, W: dict[str, Tensor], out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of actions and entropy of the policy, (task, sample), from the actor's output."""
+    def distribution(self, W: Weights, out: Tensor):
+        """The policy at the actor's output."""
         if self.discrete:
-            logp = out.log_softmax(-1)
-            return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1)
-        logstd = W["logstd"].unsqueeze(1).expand_as(out)
-        log_density = -0.5 * ((actions - out) / logstd.exp()).square() - logstd - 0.5 * math.log(2 * math.pi)
-        return log_density.sum(-1), (logstd + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+            return Categorical(out)
+        return Gaussian(out, W["logstd"].unsqueeze(1))
+
+    def policy(self, W: Weights, obs: Tensor) -> Tensor:
+        """Action probabilities, or the Gaussian's mean, (task, sample, action), for the evaluation."""
+        out = self.actor(W, self.obs_norm(obs))
+        return self.distribution(W, out).mean
 
 
-def gae(rewards, values, next_values, terminated, done, args: Args) -> Tensor:
+def by_task(x: Tensor) -> Tensor:
+    """(step, task, env, ...) -> (task, sample, ...)."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+@torch.no_grad()
+def rollout(agent, W: Weights, envs, next_obs, episodes, args, rng) -> Rollout:
+    """Act for --num-steps steps from next_obs (task * env, obs)."""
+    size = (envs.num_tasks, args.envs_per_task)
+    shape = (args.num_steps, *size, agent.act_dim)
+    noise = action_noise(agent.discrete, shape, rng)
+
+    def to_torch(x, dim):  # (..., task * env, ...) -> (..., task, env, ...)
+        return torch.from_numpy(x).to(rng.device).unflatten(dim, size)
+
+    obs, out, actions, outcomes = [], [], [], []
+    for t in range(args.num_steps):
+        obs.append(to_torch(next_obs, 0))
+        out.append(agent.actor(W, agent.obs_norm(obs[t])))
+        policy = agent.distribution(W, out[t])
+        actions.append(policy.sample(noise[t]))
+        flat = actions[t].flatten(0, 1).cpu().numpy()
+        next_obs, rewards, terminated, truncated, infos = envs.step(flat)
+        final_obs = infos.get("final_obs", np.zeros_like(next_obs))
+        outcomes.append((rewards, terminated, truncated, final_obs))
+        episodes.add(infos)
+    obs.append(to_torch(next_obs, 0))
+    arrays = (np.stack(x, dtype=np.float32) for x in zip(*outcomes))
+    outcomes = [to_torch(x, 1) for x in arrays]
+    tensors = [torch.stack(x) for x in (obs, out, actions)]
+    return Rollout(*tensors, *outcomes)
+
+
+@torch.no_grad()
+def predict_values(agent, W: Weights, data: Rollout) -> tuple[Tensor, Tensor]:
+    """V of every state, and of the state that followed it, (step, task, env) each.
+
+    What followed the end of an episode is its last observation, not the first of the next episode.
+    """
+
+    def predict(obs):  # (step, task, env, obs) -> (step, task, env)
+        x = by_task(agent.obs_norm(obs))
+        values = agent.value_norm.inverse(agent.critic(W, x))
+        values = values.unflatten(1, (len(obs), -1))
+        return values.transpose(0, 1)
+
+    values = predict(data.obs)
+    next_values = values[1:].clone()
+    steps = data.truncated.any(2).any(1)  # at which an episode was truncated
+    if steps.any():
+        truncated = data.truncated[steps] > 0
+        final_values = predict(data.final_obs[steps])
+        next_values[steps] = torch.where(truncated, final_values, next_values[steps])
+    return values[:-1], next_values
+
+
+def gae(rewards, values, next_values, terminated, done, args) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016), all tensors (step, ...).
 
-    next_values is V of the state that followed, the last of its episode where that ended: it counts after a
+    next_values is V of the state that followed, the last of its episode if that ended: it counts after a
     truncation, not after a termination. done = terminated or truncated ends the sum.
     """
     deltas = rewards + args.gamma * next_values * (1 - terminated) - values
@@ -214,30 +233,48 @@ def gae(rewards, values, next_values, terminated, done, args: Args) -> Tensor:
     return advantages
 
 
-def ppo_loss(agent: Agent, W: dict[str, Tensor], mb: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+@torch.no_grad()
+def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Batch:
+    """What `ppo_loss` is a function of, normalised by task; running statistics take in the rollout."""
+    actions, advantages = by_task(data.actions), by_task(advantages)
+    policy = agent.distribution(W, by_task(data.out))
+    logprobs, _ = policy.log_prob_entropy(actions)
+    returns = advantages + by_task(values)
+    agent.value_norm.see(returns)
+    returns = agent.value_norm(returns)
+    advantages = advantages - advantages.mean(1, keepdim=True)
+    advantages /= advantages.std(1, keepdim=True) + 1e-8
+    obs = by_task(data.obs[:-1])
+    normalised = agent.obs_norm(obs)
+    if not args.load:  # else the loaded weights are used to the loaded statistics
+        agent.obs_norm.see(obs)
+    return Batch(normalised, actions, logprobs, advantages, returns)
+
+
+def ppo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
     """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each."""
-    newlogprob, entropy = agent.log_prob_entropy(W, mlp(mb.obs, W, "actor"), mb.actions)
-    newvalue = mlp(mb.obs, W, "critic", args.norm_critic).squeeze(-1)
+    out = agent.actor(W, mb.obs)
+    policy = agent.distribution(W, out)
+    newlogprob, entropy = policy.log_prob_entropy(mb.actions)
     logratio = newlogprob - mb.logprobs
     ratio = logratio.exp()
     clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    pg_loss = -torch.min(mb.advantages * ratio, mb.advantages * clipped_ratio).mean(1)
-    v_loss = (newvalue - mb.returns).square()
-    if args.clip_vloss:
-        v_clipped = mb.values + (newvalue - mb.values).clamp(-args.clip_coef, args.clip_coef)
-        v_loss = torch.max(v_loss, (v_clipped - mb.returns).square())
-    v_loss = 0.5 * v_loss.mean(1)
+    gain = torch.min(mb.advantages * ratio, mb.advantages * clipped_ratio)
+    pg_loss = -gain.mean(1)
+    newvalue = agent.critic(W, mb.obs)
+    v_loss = 0.5 * (newvalue - mb.returns).square().mean(1)
     entropy = entropy.mean(1)
-    with torch.no_grad():
-        stats = {
-            "losses/policy_loss": pg_loss.detach(),
-            "losses/value_loss": v_loss.detach(),
-            "losses/entropy": entropy.detach(),
-            "losses/old_approx_kl": -logratio.mean(1),
-            "losses/approx_kl": (ratio - 1 - logratio).mean(1),
-            "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean(1),
-        }
-    return pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss, stats
+    loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+    clipped = (ratio - 1).abs() > args.clip_coef
+    stats = {
+        "losses/policy_loss": pg_loss,
+        "losses/value_loss": v_loss,
+        "losses/entropy": entropy,
+        "losses/old_approx_kl": -logratio.mean(1),
+        "losses/approx_kl": (ratio - 1 - logratio).mean(1),
+        "losses/clipfrac": clipped.float().mean(1),
+    }
+    return loss, stats
 
 
 @torch.compiler.disable
@@ -247,9 +284,9 @@ def cagrad(grads: Tensor, c: float) -> Tensor:
     d maximises min_m g_m . d within c |g0| of the mean gradient g0: d = g0 + c |g0| g_w / |g_w|, where
     g_w = sum_m w_m g_m minimises g_w . g0 + c |g0| |g_w| over the simplex. For s = |g_w| / (c |g0|) this g_w
     also minimises |g_w + s g0|, and d = (g_w + s g0) / s. So here: the shortest vector of the hull of all
-    g_m + s g0 by non-negative least squares (Lawson & Hanson 1974, ch. 23), and s by bracketing, as |g_w| / s
-    falls with s. A task without gradient has no say but in g0. If the best g_w is 0, as where no direction
-    helps all tasks, s -> 0 and d lies inside the ball. Solved on the CPU.
+    g_m + s g0 by non-negative least squares (Lawson & Hanson 1974, ch. 23), and s by bracketing, because
+    |g_w| / s falls with s. A task without gradient counts only in g0. If the best g_w is 0, because no
+    direction helps all tasks, s -> 0 and d lies inside the ball. Solved on the CPU.
     """
     g = grads.double()
     norms, radius = g.norm(dim=1), c * g.mean(0).norm().item()
@@ -278,111 +315,46 @@ def cagrad(grads: Tensor, c: float) -> Tensor:
     return (w @ g).to(grads.dtype)
 
 
-def parameter_gradients(agent: Agent, G: Tensor, args: Args) -> dict[str, Tensor]:
-    """What stands in for theta's gradient, and the heads' gradients, from G = dL_m / dW_m (task, weight)."""
-    by_theta, by_heads = G.split([len(agent.theta), agent.heads.shape[1]], dim=1)
-    by_theta = len(G) * torch.cat([cagrad(g, args.cagrad_c) for g in by_theta.chunk(2, dim=1)])
-    return {"heads": by_heads} if args.freeze_theta else {"theta": by_theta, "heads": by_heads}
+def minibatch_backward(agent, mb: Batch, args) -> dict:
+    """Hard sharing's gradients with `cagrad`'s in place of theta's, clipped, and what to log, (task,) each.
+
+    Row m of G is the gradient of task m's loss by W_m.
+    """
+    weights = agent.weights()
+    losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
+    stats = {name: x.detach() for name, x in stats.items()}  # `cagrad` splits the graph
+    (G,) = torch.autograd.grad(losses.sum(), weights)
+    weights.backward(G)  # on to heads and theta, whose gradient is the sum of the rows
+    shared = G[:, : len(agent.theta)].chunk(2, dim=1)
+    for net, g in zip(("actor", "critic"), shared):
+        conflicts = (g @ g.T < 0).float().sum(1)
+        stats[f"varshare/conflicts/{net}"] = conflicts / max(1, len(g) - 1)
+    if not args.freeze_theta:
+        d = torch.cat([cagrad(g, args.cagrad_c) for g in shared])
+        agent.theta.grad.copy_(len(G) * d)
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    return stats
 
 
-@torch.no_grad()
-def minibatch_gradients(agent: Agent, mb: Batch, args: Args) -> tuple[dict, dict]:
-    """Clipped gradients of the objective by the parameters, from one minibatch, and what to log."""
-    weights = agent.weights().detach().requires_grad_()
-    with torch.enable_grad():
-        losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
-        (G,) = torch.autograd.grad(losses.sum(), weights)
-    for net, g in zip(("actor", "critic"), G[:, : len(agent.theta)].chunk(2, 1)):
-        stats[f"method/conflicts/{net}"] = (g @ g.T < 0).float().sum(1) / max(1, len(g) - 1)
-    grads = parameter_gradients(agent, G, args)
-    norm = torch.stack([g.norm() for g in grads.values()]).norm()
-    clip = (args.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-    return {name: clip * g for name, g in grads.items()}, stats
-
-
-@torch.no_grad()
-def rollout(agent, W, envs, next_obs: np.ndarray, episodes: Episodes, args: Args, rng) -> Rollout:
-    """Act for --num-steps steps from next_obs (task * env, obs)."""
-    device, size = rng.device, (envs.num_tasks, args.envs_per_task)
-    noise = agent.action_noise((args.num_steps, *size), rng)
-    obs = np.zeros((args.num_steps + 1, *next_obs.shape), np.float32)
-    final_obs, out, actions = np.zeros_like(obs[1:]), [], []
-    rewards, terminated, truncated = np.zeros((3, *final_obs.shape[:2]), np.float32)
-    obs[0] = next_obs
-    for t in range(args.num_steps):
-        x = agent.obs_norm(torch.from_numpy(obs[t]).to(device).unflatten(0, size))
-        out.append(mlp(x, W, "actor"))
-        actions.append(agent.act(W, out[t], noise[t]))
-        step = envs.step(actions[t].flatten(0, 1).cpu().numpy())
-        obs[t + 1], rewards[t], terminated[t], truncated[t], infos = step
-        if "final_obs" in infos:
-            final_obs[t] = infos["final_obs"]
-            episodes.add(infos)
-    arrays = (obs, rewards, terminated, truncated, final_obs)
-    obs, *others = (torch.from_numpy(x).to(device).unflatten(1, size) for x in arrays)
-    return Rollout(obs, torch.stack(out), torch.stack(actions), *others)
-
-
-def by_task(x: Tensor) -> Tensor:
-    """(step, task, env, ...) -> (task, sample, ...)."""
-    return x.transpose(0, 1).flatten(1, 2)
-
-
-@torch.no_grad()
-def make_batch(W: dict[str, Tensor], data: Rollout, agent: Agent, discounted: Tensor, args: Args) -> Batch:
-    """Values, advantages and returns; discounted (task, env) is for `scale_rewards`."""
-
-    def value(obs: Tensor) -> Tensor:  # (step, task, env, obs) -> (step, task, env)
-        values = mlp(by_task(agent.obs_norm(obs)), W, "critic", args.norm_critic).squeeze(-1)
-        return agent.value_norm.inverse(values).unflatten(1, (len(obs), -1)).transpose(0, 1)
-
-    values = value(data.obs)
-    values, next_values = values[:-1], values[1:].clone()
-    truncated_at = data.truncated.any(2).any(1)  # steps at which an episode was truncated
-    if truncated_at.any():
-        next_values[truncated_at] = torch.where(
-            data.truncated[truncated_at] > 0, value(data.final_obs[truncated_at]), next_values[truncated_at]
-        )
-    rewards, done = data.rewards, torch.maximum(data.terminated, data.truncated)
-    if args.norm_reward:
-        rewards = scale_rewards(agent.return_stats, rewards, done, discounted, args.gamma)
-    advantages = gae(rewards, values, next_values, data.terminated, done, args)
-    logprobs, _ = agent.log_prob_entropy(W, by_task(data.out), by_task(data.actions))
-    advantages, values = by_task(advantages), by_task(values)
-    returns = advantages + values
-    agent.value_norm.see(returns.T.unsqueeze(-1))
-    values, returns = agent.value_norm(values), agent.value_norm(returns)
-    if args.norm_adv:
-        advantages = advantages - advantages.mean(1, keepdim=True)
-        advantages /= advantages.std(1, keepdim=True) + 1e-8
-    obs = agent.obs_norm(by_task(data.obs[:-1]))
-    if not args.load:  # else theirs are the statistics that the loaded weights are used to
-        agent.obs_norm.see(data.obs[:-1])
-    return Batch(obs, by_task(data.actions), logprobs, advantages, returns, values)
-
-
-def update(agent, optimizer, batch: Batch, gradients: Callable, args: Args, rng) -> dict[str, Tensor]:
-    """The epochs over one rollout; returns what to log, (minibatch, task) each."""
-    stats = []
+def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
+    """The epochs over one rollout; returns what to log, means over minibatches, (task,) each."""
+    means = Means()
     for _ in range(args.update_epochs):
         order = torch.randperm(args.samples_per_task, generator=rng, device=rng.device)
         for inds in order.chunk(args.num_minibatches):
             mb = Batch(*(x.index_select(1, inds) for x in batch))
-            grads, mb_stats = gradients(agent, mb, args)
-            for name, grad in grads.items():
-                getattr(agent, name).grad = grad
+            optimizer.zero_grad()
+            means.add(backward(agent, mb, args))
             optimizer.step()
-            stats.append(mb_stats)
-        if args.target_kl and mb_stats["losses/approx_kl"].mean() > args.target_kl:
-            break
-    return {name: torch.stack([x[name] for x in stats]) for name in stats[0]}
+    first = means.first["losses/clipfrac"]
+    return means.pop() | {"losses/clipfrac_first_minibatch": first}
 
 
 @torch.no_grad()
-def log_method(run: Run, agent: Agent, args: Args) -> None:
+def log_method(run, agent, args):
     """Log what is the method's own."""
-    run.log("method/theta_norm", agent.theta.norm())
-    run.log_tasks("method/head_norm", agent.heads.norm(dim=1))
+    run.log("varshare/theta_norm", agent.theta.norm())
+    run.log("varshare/head_norm", agent.heads.norm(dim=1))
 
 
 def check(args: Args) -> None:
@@ -395,11 +367,9 @@ def check(args: Args) -> None:
 def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
-    envs = build(make, args.env_id, args.envs_per_task, args.tasks or None)
+    envs = make_envs(args, args.envs_per_task)
     batch_size = envs.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    if not num_iterations:
-        fail(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps")
     run = Run(args, __file__, envs)
     if run.finished:
         return run.folder
@@ -407,36 +377,47 @@ def train(args: Args) -> Path:
     device = set_up_torch(args)
     rng = torch.Generator(device).manual_seed(args.seed)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
-    if args.load and not run.checkpoint:
+    if args.load and not run.resumes:
         load_agent(agent, args, envs.task_names)
-    optimizer = torch.optim.Adam(agent.to(device).parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    gradients = torch.compile(minibatch_gradients) if args.compile else minibatch_gradients
-    episodes = Episodes(envs)
-    discounted = torch.zeros(envs.num_tasks, args.envs_per_task, device=device)  # returns of running episodes
-    run.keep(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes, discounted=discounted)
-    next_obs = run.reset(envs, discounted)
+    agent.to(device).theta.requires_grad_(not args.freeze_theta)
+    params = agent.parameters()
+    optimizer = torch.optim.Adam(params, lr=args.learning_rate, eps=1e-5, fused=True)
+    backward = minibatch_backward
+    if args.compile:
+        backward = torch.compile(backward)  # in two parts, before and after `cagrad`
+    episodes = Episodes(envs, device)
+    state = dict(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes)
+    next_obs = run.start_or_resume(envs, num_iterations, batch_size, **state)
 
-    for iteration in run.iterations(num_iterations, batch_size):
+    for iteration in range(run.first_iteration, num_iterations + 1):
         if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / num_iterations)
+            left = 1 - (iteration - 1) / num_iterations
+            optimizer.param_groups[0]["lr"] = args.learning_rate * left
         W = agent.unpack(agent.weights().detach())
         data = rollout(agent, W, envs, next_obs, episodes, args, rng)
         next_obs = data.obs[-1].flatten(0, 1).cpu().numpy()
-        batch = make_batch(W, data, agent, discounted, args)
-        stats = update(agent, optimizer, batch, gradients, args, rng)
+
+        rewards = data.rewards
+        done = torch.maximum(data.terminated, data.truncated)
+        if args.norm_reward:
+            rewards = scale_rewards(agent.return_stats, rewards, done, episodes, args.gamma)
+        values, next_values = predict_values(agent, W, data)
+        advantages = gae(rewards, values, next_values, data.terminated, done, args)
+        batch = make_batch(agent, W, data, values, advantages, args)
+        stats = update(agent, optimizer, batch, backward, args, rng)
 
         if run.log_due:
             run.log_charts(episodes, optimizer.param_groups[0]["lr"])
-            for name, x in stats.items():
-                run.log_tasks(name, x.mean(0))
-            run.log_tasks("losses/clipfrac_first_minibatch", stats["losses/clipfrac"][0])
-            run.log_explained_variance(batch.values, batch.returns)
+            run.log_all(stats)
+            explained = explained_variance(by_task(values), by_task(advantages))
+            run.log_all({"losses/explained_variance": explained})
             log_method(run, agent, args)
         if run.eval_due:
             run.evaluate(args.eval_interval_episodes)
+        run.end_iteration()
 
     return run.finish()
 
 
 if __name__ == "__main__":
-    train(parse_args(Args, ENV_DEFAULTS, __doc__))
+    train(parse_args(Args, "ppo", {}, __doc__))

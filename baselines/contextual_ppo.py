@@ -5,8 +5,8 @@ observation, the script minimises
 
     sum_m L_PPO(theta, e_m),
 
-where L_PPO is a mean over samples of task m. The embeddings start as draws from N(0, s^2),
-s = --embedding-std: small, as observations are.
+where L_PPO is a mean over samples of task m. The embeddings start as draws from N(0, s^2) with
+s = --embedding-std, small like observations.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix.
