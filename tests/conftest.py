@@ -9,24 +9,26 @@ import probes
 import pytest
 import torch
 
+torch.set_num_threads(1)  # as runs do; several processes test at a time
+
 # torch.compile's own cache hands code for one instruction set, which ATEN_CPU_CAPABILITY chooses, to another
 cache = f"torchinductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), cache))
 
 
-@pytest.fixture(params=probes.TRUNKS)
+@pytest.fixture(params=probes.TRUNKS + probes.SAC_SCRIPTS)
 def trunk(request):
     return probes.load_script(request.param)
 
 
-@pytest.fixture(params=probes.SCRIPTS)
+@pytest.fixture(params=probes.SCRIPTS + probes.SAC_SCRIPTS)
 def script(request):
     return probes.load_script(request.param)
 
 
-@pytest.fixture(params=(*probes.TRUNKS, "baselines/cagrad_ppo.py"))
+@pytest.fixture(params=(*probes.TRUNKS, *probes.SAC_SCRIPTS, "baselines/cagrad_ppo.py"))
 def either(request):
-    """The trunk and the sibling least like it, for what takes a while and is the same in all of them."""
+    """The trunks and the sibling least like them, for what takes a while and is the same in all scripts."""
     return probes.load_script(request.param)
 
 

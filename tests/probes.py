@@ -16,38 +16,58 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
+from torch.distributions import Categorical, Independent, Normal
 
 import envs
-from bench.methods import METHODS, ROOT, read_methods
 
-# paths below ROOT
-CONTROLS = read_methods(ROOT / "studies/posterior/methods.csv")
-ALL_SCRIPTS = tuple(dict.fromkeys(method.script for method in (METHODS | CONTROLS).values()))
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _scripts(*patterns):
+    """Paths below ROOT."""
+    return tuple(str(path.relative_to(ROOT)) for x in patterns for path in sorted(ROOT.glob(x)))
+
+
 TRUNKS, SAC_SCRIPTS = ("varshare_ppo.py",), ("varshare_sac.py",)
-SIBLINGS = tuple(name for name in ALL_SCRIPTS if name.startswith("baselines/"))
+SIBLINGS = _scripts("baselines/*_ppo.py")
 SCRIPTS = TRUNKS + SIBLINGS
-FOLDERS = ("variants/", "studies/")
-VARIANTS = tuple(name for name in ALL_SCRIPTS if name.startswith(FOLDERS) and name.endswith("_ppo.py"))
-SAC_VARIANTS = tuple(name for name in ALL_SCRIPTS if name.startswith(FOLDERS) and name.endswith("_sac.py"))
+VARIANTS = _scripts("variants/*_ppo.py", "studies/*/*_ppo.py")
+SAC_VARIANTS = _scripts("variants/*_sac.py", "studies/*/*_sac.py")
+ALL_SCRIPTS = SCRIPTS + SAC_SCRIPTS + VARIANTS + SAC_VARIANTS
 
 # Processes of their own fork from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["gymnasium", "torch._dynamo", "torch.utils.tensorboard", "tyro"])
 
-# A run of ten iterations on cartpole10 that takes a second
+# A run of ten iterations on cartpole10 that takes less than a second
 SMALL = {
     "env_id": "cartpole10",
     "total_timesteps": 25_600,
     "num_steps": 32,
+    "hidden_sizes": (16,),
     "eval_episodes": 2,
-    "checkpoint_interval": 0.0,
+    "checkpoint_interval": 1e9,
+    "run_name": "small",
+}
+# A run on cartpole10 whose buffer is full, and came round
+SMALL_SAC = {
+    "env_id": "cartpole10",
+    "total_timesteps": 2_000,
+    "learning_starts": 20,
+    "hidden_sizes": (16,),
+    "batch_size": 16,
+    "buffer_size": 40,
+    "eval_episodes": 2,
+    "checkpoint_interval": 1e9,
     "run_name": "small",
 }
 
 
 def load_script(name):
-    """Import a script by its path below the project's root."""
+    """Import a script by its path below the project's root, or by its file's name without "varshare_"."""
     path = ROOT / name
+    if not path.exists():
+        (path,) = [ROOT / x for x in ALL_SCRIPTS if Path(x).stem == f"varshare_{name}"]
     if path.stem not in sys.modules:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         sys.modules[path.stem] = importlib.util.module_from_spec(spec)
@@ -58,6 +78,11 @@ def load_script(name):
 def stem(script):
     """ "varshare_ppo"."""
     return Path(script.__file__).stem
+
+
+def is_sac(script):
+    """Whether its base algorithm is SAC."""
+    return stem(script).endswith("_sac")
 
 
 def parse(script, *argv):
@@ -83,8 +108,10 @@ def flags(settings):
     return argv
 
 
+# Agents and batches
+
 TASKS, OBS, HIDDEN = 3, 5, (7, 6)
-DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1.0, 1.0, (2,))
+DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1.0, 3.0, (2,))  # of Box the bias is 1, the scale 2
 BOTH = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["Discrete", "Box"])
 
 
@@ -94,10 +121,18 @@ def settings(script, **changes):
     return script.Args(**{k: v for k, v in size.items() if hasattr(script.Args, k)} | changes)
 
 
-def spaces(space=DISCRETE):
+def spaces(space=DISCRETE, num_tasks=TASKS, obs_dim=OBS):
     """What an agent wants to know of an environment."""
-    observations = gym.spaces.Box(-1.0, 1.0, (OBS,))
-    return SimpleNamespace(num_tasks=TASKS, single_observation_space=observations, single_action_space=space)
+    discrete = isinstance(space, gym.spaces.Discrete)
+    return SimpleNamespace(
+        num_tasks=num_tasks,
+        envs_per_task=2,
+        discrete=discrete,
+        obs_dim=obs_dim,
+        act_dim=int(space.n) if discrete else space.shape[0],
+        single_observation_space=gym.spaces.Box(-1.0, 1.0, (obs_dim,)),
+        single_action_space=space,
+    )
 
 
 def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
@@ -114,37 +149,54 @@ def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
 
 @torch.no_grad()
 def random_batch(script, agent, samples, seed=0):
-    """Random samples, whose actions were drawn from an older policy."""
+    """Random samples for PPO, whose actions were drawn from an older policy."""
     rng, weights = torch.Generator().manual_seed(seed), agent.weights()
 
     def randn(*shape):
         return torch.randn(shape, generator=rng, dtype=weights.dtype)
 
     obs = randn(TASKS, samples, OBS)
-    old = agent.unpack(weights + 0.3 * randn(*weights.shape))
-    out = script.mlp(obs, old, "actor")
-    actions = agent.act(old, out, agent.action_noise((TASKS, samples), rng).to(obs.dtype))
-    logprobs, _ = agent.log_prob_entropy(old, out, actions)
-    values = script.mlp(obs, old, "critic").squeeze(-1)
-    returns = values + randn(TASKS, samples)
-    return script.Batch(obs, actions, logprobs, randn(TASKS, samples), returns, values)
+    old = agent.unpack(weights + 0.1 * randn(*weights.shape))
+    policy = agent.distribution(old, agent.actor(old, obs))
+    actions = policy.sample(randn(TASKS, samples, agent.act_dim))
+    logprobs, _ = policy.log_prob_entropy(actions)
+    returns = agent.critic(old, obs) + randn(TASKS, samples)
+    return script.Batch(obs, actions, logprobs, randn(TASKS, samples), returns)
+
+
+def random_transitions(script, agent, samples, seed=0):
+    """Random samples for SAC; the second half of them ended by termination."""
+    rng = torch.Generator().manual_seed(seed)
+    obs, next_obs = torch.randn(2, TASKS, samples, OBS, generator=rng).double()
+    if agent.discrete:
+        actions = torch.randint(agent.act_dim, (TASKS, samples), generator=rng)
+    else:
+        actions = torch.rand(TASKS, samples, agent.act_dim, generator=rng).double() * 2 - 1
+    rewards = torch.randn(TASKS, samples, generator=rng).double()
+    terminated = (torch.arange(samples) >= samples // 2).double().expand(TASKS, -1)
+    noise = torch.randn(2, TASKS, samples, agent.act_dim, generator=rng).double()
+    return script.Batch(obs, next_obs, actions, rewards, terminated, noise)
 
 
 def draws(agent, seed=0):
-    """What `minibatch_gradients` and `parameter_gradients` of a method want of randomness, if anything."""
+    """What `minibatch_backward` of a method wants of randomness, if anything."""
     rng, dtype = torch.Generator().manual_seed(seed), agent.weights().dtype
     names = (name for name in ("draw_noise", "draw_keys") if hasattr(agent, name))
     return [getattr(agent, name)(rng).to(dtype) for name in names]
 
 
-def task_gradients(script, agent, weights, batch, args):
-    """G (task, weight): the gradient of every task's loss by its row of weights, one backward pass each."""
-    weights = weights.detach().clone().requires_grad_()
-    losses, _ = script.ppo_loss(agent, agent.unpack(weights), batch, args)
-    grads = [torch.autograd.grad(loss, weights, retain_graph=True)[0] for loss in losses]
-    for i, j in np.ndindex(TASKS, TASKS):
-        assert grads[i][j].any() == (i == j)  # no task's loss depends on another's row
-    return sum(grads)
+def gradients(script, agent, *inputs):
+    """The gradients that `minibatch_backward` leaves, by name of the parameter; and what it returns."""
+    agent.zero_grad()
+    returned = script.minibatch_backward(agent, *inputs)
+    return {name: x.grad.clone() for name, x in agent.named_parameters() if x.grad is not None}, returned
+
+
+def update(script, agent, args, batch, optimizer=None):
+    """An update phase of PPO, by gradient descent and always with the same draws."""
+    optimizer = optimizer or torch.optim.SGD(agent.parameters(), lr=0.01)
+    rng = torch.Generator().manual_seed(0)
+    return script.update(agent, optimizer, batch, script.minibatch_backward, args, rng)
 
 
 def forward_task_by_task(agent, weights, obs):
@@ -163,10 +215,51 @@ def forward_task_by_task(agent, weights, obs):
         for net, outputs in (("actor", actor), ("critic", critic)):
             hidden = x
             for i in range(len(HIDDEN)):
-                hidden = F.linear(hidden, *params[net, i]).relu()
+                hidden = F.linear(hidden, *params[net, i])
+                if net == "critic" and agent.norm_critic:
+                    hidden = hidden - hidden.mean(1, keepdim=True)
+                    hidden = hidden / (hidden.square().mean(1, keepdim=True) + 1e-5).sqrt()
+                hidden = hidden.relu()
             outputs.append(F.linear(hidden, *params[net, len(HIDDEN)]))
-        logstd.append(row)
+        logstd.append(row[: agent.act_dim * (not agent.discrete)])
     return torch.stack(actor), torch.stack(critic).squeeze(2), torch.stack(logstd)
+
+
+def networks(agent, obs, noise=0.0):
+    """The weights of a plain network of each task (task, weight), and its inputs, as the methods define them."""
+    if hasattr(agent, "embedding"):
+        embedding = agent.embedding.unsqueeze(1).expand(-1, obs.shape[1], -1)
+        return agent.theta.expand(TASKS, -1), torch.cat((obs, embedding), 2)
+    if hasattr(agent, "heads"):
+        return torch.stack([torch.cat((agent.theta, head)) for head in agent.heads]), obs
+    if hasattr(agent, "mu"):
+        return agent.theta + agent.mu + getattr(agent, "sigma", 0.0) * noise, obs
+    return agent.theta.expand(TASKS, -1), obs
+
+
+def losses_task_by_task(agent, weights, b, args):
+    """PPO's loss and statistics of each task from the papers' formulas, by torch.distributions."""
+    out, values, logstd = forward_task_by_task(agent, weights, b.obs)
+    losses, stats = [], []
+    for m in range(TASKS):
+        if agent.discrete:
+            policy = Categorical(logits=out[m])
+        else:
+            policy = Independent(Normal(out[m], logstd[m].exp()), 1)
+        log_ratio = policy.log_prob(b.actions[m]) - b.logprobs[m]
+        ratio, advantages, eps = log_ratio.exp(), b.advantages[m], args.clip_coef
+        above, below = ratio > 1 + eps, ratio < 1 - eps
+        clipped = torch.where(above, 1 + eps, torch.where(below, 1 - eps, ratio))
+        policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+        value_loss, entropy = 0.5 * (values[m] - b.returns[m]).square().mean(), policy.entropy().mean()
+        losses.append(policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy)
+        kl = ratio - 1 - log_ratio, (above | below).double()
+        stats.append((policy_loss, value_loss, entropy, -log_ratio.mean(), *(x.mean() for x in kl)))
+    names = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac")
+    return torch.stack(losses), {f"losses/{x}": torch.stack(y).detach() for x, y in zip(names, zip(*stats))}
+
+
+# Runs
 
 
 def load(folder, name="model"):
@@ -194,8 +287,14 @@ def read_heartbeat(folder):
     return rows[1:]
 
 
+def evaluation(folder):
+    """Returns of the final evaluation by task, and their "mean"."""
+    rows = read_heartbeat(folder)
+    return {row[2]: float(row[3]) for row in rows if row[1] == "eval/episodic_return"}
+
+
 def assert_same_runs(folder, reference):
-    """Weights bit for bit, and every number logged but the times."""
+    """Weights bit for bit, and every number logged except the times."""
     agent, expected = load(folder)["agent"], load(reference)["agent"]
     assert agent.keys() == expected.keys()
     for name, value in expected.items():
@@ -398,23 +497,47 @@ PROBE = {
     "eval_episodes": 2,
     "run_name": "probe",
 }
+PROBE_SAC = {
+    "beta": 1e-12,
+    "envs_per_task": 4,
+    "learning_starts": 50,
+    "hidden_sizes": (32,),
+    "batch_size": 64,
+    "learning_rate": 0.01,
+    "tau": 0.2,
+    "reward_scale": 1.0,
+    "target_entropy": 0.1,
+    "eval_episodes": 2,
+    "run_name": "probe",
+}
 
 
 def learn(script, env_id, rollouts=40, **changes):
-    """Train on a probe; returns values and policy at the observations, and the folder."""
-    probe = {name: x for name, x in PROBE.items() if hasattr(script.Args, name)}
-    steps = rollouts * 16 * 16 * gym.spec(env_id).vector_entry_point.num_tasks
-    folder = script.train(script.Args(**probe | {"env_id": env_id, "total_timesteps": steps} | changes))
+    """Train on a probe; returns a function that tells the values and the policy, and the folder.
+
+    The function takes observations and, of SAC with continuous actions, actions. Values are SAC's of every
+    action by its first critic. SAC takes 300 steps.
+    """
+    num_tasks = gym.spec(env_id).vector_entry_point.num_tasks
+    if is_sac(script):
+        probe = PROBE_SAC | {"total_timesteps": 4 * 300 * num_tasks}
+    else:
+        probe = {name: x for name, x in PROBE.items() if hasattr(script.Args, name)}
+        probe |= {"total_timesteps": rollouts * 16 * 16 * num_tasks}
+    folder = script.train(script.Args(**probe | {"env_id": env_id} | changes))
     agent, W = load_agent(script, folder)
 
-    def at(*observations):
-        obs = torch.tensor(observations).view(1, -1, 1).expand(len(agent.weights()), -1, 1)
-        values = script.mlp(obs, W, "critic").squeeze(-1)
-        return values.numpy(), agent.policy(W, obs)[..., -1].numpy()
+    def at(*observations, actions=None):
+        inputs = [
+            torch.tensor(x).view(1, -1, 1).expand(num_tasks, -1, 1) for x in (observations, actions) if x
+        ]
+        values = agent.critics(W, *inputs)[0] if is_sac(script) else agent.critic(W, inputs[0])
+        return values.numpy(), agent.policy(W, inputs[0])[..., -1].numpy()
 
     return at, folder
 
 
 def run(script, name="run", **changes):
     """A small run on cartpole10; returns its folder."""
-    return script.train(script.Args(**SMALL | {"run_name": name} | changes))
+    small = SMALL_SAC if is_sac(script) else SMALL
+    return script.train(script.Args(**small | {"run_name": name} | changes))
