@@ -25,12 +25,14 @@ from bench.collect import EVALUATION, SHARING, Run, read_run
 from bench.figures import BLUE, CYCLE, GREEN, MAX_CURVES, ORANGE, SKY, STYLE, heat, label_steps, write_suite
 from bench.methods import fail
 
-NORMS = {
+NORMS = {  # what single methods log, such as a weight that is on a schedule, is drawn if it is there
     "varshare/mu_norm": r"$|\mu_m|$, residual means",
     "varshare/theta_norm": r"$|\theta|$, shared weights",
     "varshare/head_norm": "norm of a task's head",
     "varshare/embedding_norm": "norm of a task's embedding",
     "varshare/kl_loss": r"$\beta\,\mathrm{KL}_m / N_m$, in the loss",
+    "varshare/kl_weight": r"$\beta / N_m$, weight of the KL",
+    "varshare/lambda": r"$\lambda = \beta / (2 N_m \sigma_p^2)$, of $|\mu_m|^2$",
     "varshare/l2_loss": r"$\lambda\,|\mu_m|^2$, in the loss",
 }
 

@@ -88,7 +88,8 @@ def is_sac(script):
 def parse(script, *argv):
     """What `python script.py *argv` reads as its settings."""
     sys.argv = [script.__file__, *argv]
-    return script.parse_args(script.Args, stem(script)[-3:], script.ENV_DEFAULTS, script.__doc__)
+    own = getattr(script, "ENV_DEFAULTS", {})
+    return script.parse_args(script.Args, stem(script)[-3:], own, script.__doc__)
 
 
 def main(script, *argv):
