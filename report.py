@@ -75,7 +75,7 @@ def plot_episodes(run: Run, name: str, label_y: str) -> Figure | None:
             ax.plot(evaluated[panel], "D", color="black", ms=4, label="evaluation, deterministic actions")
             title += f": {evaluated[panel].iloc[-1]:.4g}" if run.finished else ""
         finish_axes(ax, run, title)
-    for ax in axes[: -columns or None]:
+    for ax in axes[: len(panels) - columns]:
         ax.set_xlabel("")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)

@@ -1,1 +1,1 @@
-"""What stands behind benchmark.sh and report.py: statistics, and the tables of the control suites."""
+"""What stands behind benchmark.sh: methods, suites, runs, the search, statistics, tables and figures."""

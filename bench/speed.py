@@ -1,8 +1,7 @@
 """Speed end to end without start-up, on one core: bash benchmark.sh speed.
 
 Env steps per second of every PPO script on cartpole10 and of VarShare-PPO in other conditions; updates per
-second of VarShare-SAC with larger networks; mt10 beside Meta-World's own vector environment. Every case
-of the first two is a run of its own, from the script's command line.
+second of VarShare-SAC with larger networks; mt10 beside Meta-World's own vector environment.
 """
 
 import os
