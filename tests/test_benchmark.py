@@ -257,22 +257,21 @@ class Unsafe:
     all = []
 
     def __init__(self, **_):
-        self.polled, self.polls, self.lost = threading.Lock(), 0, False
+        self.polled, self.codes = threading.Lock(), iter([None, None, None, 0])
 
     def start(self):
         self.all.append(self)
-        for process in self.all:
+        for process in self.all[-3:]:
             _ = process.exitcode
 
     @property
     def exitcode(self):
         if not self.polled.acquire(blocking=False):
-            self.lost = True
-        else:
-            time.sleep(0.01)
-            self.polls += 1
-            self.polled.release()
-        return 255 if self.lost else 0 if self.polls > 3 else None
+            self.codes = iter([])
+            return 255
+        time.sleep(0.01)
+        self.polled.release()
+        return next(self.codes, 0)
 
 
 def test_two_threads_never_ask_for_the_exit_code_of_a_run_at_once(here, monkeypatch):

@@ -101,6 +101,12 @@ def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
         assert figure.get_suptitle() == "run:  a.py on some-env, seed 7"
     shown = [[ax for ax in figures[name].axes if ax.get_visible()] for name in ("returns", "norms", "losses")]
     assert [len(axes) for axes in shown] == [1 + num_tasks * (num_tasks > 1), 3, 4]
+    for task, ax in zip(("mean", *run.tasks), shown[0]):
+        training, evaluated = (run.values(f"{x}/episodic_return")[task] for x in ("charts", "eval"))
+        _, curve, marks = lines(ax)
+        np.testing.assert_allclose(curve[:, 1], training.dropna())  # the first had no episode at first
+        np.testing.assert_allclose(marks, np.column_stack((evaluated.index, evaluated)))
+        assert ax.get_title().endswith(f": {evaluated.iloc[-1]:.4g}") and ax.get_xlim() == (0, 1000)
     actor, critic, heat_map, _ = figures["sharing_ratio"].axes
     for ax, name in ((actor, "actor.0"), (critic, "critic.0")):
         table = run.values(f"varshare/sharing_ratio/{name}")
@@ -109,19 +115,6 @@ def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
     np.testing.assert_allclose(heat_map.get_images()[0].get_array(), expected)
     assert [label.get_text() for label in heat_map.get_xticklabels()] == run.tasks
     assert [label.get_text() for label in heat_map.get_yticklabels()] == LAYERS
-
-
-def test_returns_and_success_of_every_task(tmp_path):
-    run = read_run(write_run(tmp_path / "run", 10))
-    for plot, metric in ((report.plot_returns, "episodic_return"), (report.plot_success, "success_rate")):
-        top, *panels = [ax for ax in plot(run).axes if ax.get_visible()]
-        for task, ax in zip(("mean", *run.tasks), (top, *panels)):
-            training, evaluated = run.values(f"charts/{metric}")[task], run.values(f"eval/{metric}")[task]
-            _, curve, marks = lines(ax)
-            np.testing.assert_allclose(curve[:, 1], training.dropna())  # the first had no episode at first
-            np.testing.assert_allclose(marks, np.column_stack((evaluated.index, evaluated)))
-            assert ax.get_title().endswith(f": {evaluated.iloc[-1]:.4g}") and ax.get_xlim() == (0, 1000)
-    assert report.plot_success(read_run(write_run(tmp_path / "other", 2, varshare=False))) is None
 
 
 def test_sigma_of_a_deep_networks_layers(tmp_path):

@@ -71,8 +71,8 @@ def read(name):
 
 
 def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
-    methods = ("task-blind", "contextual")
-    assert tune.search(make_suite(methods=methods, steps=2000))
+    methods = ("task-blind", "l2soft")
+    assert tune.search(make_suite(methods=methods, steps=2000, best=3))
     trials, settings = read("trials.csv"), read("settings.csv")
     for method, rows in trials.groupby("method"):
         budget = 14 * 3 * STEPS
@@ -92,7 +92,7 @@ def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
         flags = parse_flags(job.flags)
         of_seed.setdefault(flags["seed"], set()).add(flags["total-timesteps"])
         assert flags["eval-interval"] == str(int(flags["total-timesteps"]) // 10)
-    assert of_seed == {str(s): {"1000"} for s in SEEDS} | {str(s): {"2000"} for s in FRESH_SEEDS}
+    assert of_seed == {str(s): {"1000"} for s in SEEDS} | {str(s): {"2000"} for s in FRESH_SEEDS[:3]}
 
 
 def test_trials_are_dropped_after_whole_runs_and_crashes_are_counted(runs, monkeypatch):

@@ -152,26 +152,10 @@ def test_verdicts_on_claim_8(size, answer):
     same = write_suite("same", means, "cartpole-identical10", 3, "cartpole", size)
     write_suite("other", means, seeds=3)  # with settings of its own
     text = report()
-    assert f"## C8 on same and cartpole: {answer}\n" in text
-    assert f"| same and cartpole | **{answer}** |" in text
-    assert f"quotient {size:.2f} [{size:.2f}, {size:.2f}]" in text and "other: " in text
-    assert text.count("## C8") == 1 and "## C1" not in text
-    assert Path("results/studies/claims/residuals.png").exists()
+    assert f"## C8 on same and cartpole: {answer}\n" in text and text.count("## C8") == 1
+    assert f"quotient {size:.2f} [{size:.2f}, {size:.2f}]" in text
     (ax,) = claims.plot_residuals([same, different]).axes
     curves = {line.get_label(): line.get_ydata()[-1] for line in ax.get_lines()}
     assert curves == pytest.approx({"cartpole-identical10": size, "cartpole10": 1.0})
-    assert claims.plot_residuals([same]) is None
     write_suite("same", means, "cartpole-identical10", 1, "cartpole", size)  # too few runs
     assert "## C8" not in report()
-
-
-def test_cost_is_by_steps_and_by_seconds():
-    """As it was logged; of runs that logged only the last, evenly."""
-    x = write_suite("sac", dict.fromkeys(SAC, 100))
-    x.by_method = {m: scores(np.zeros((6, 2)), np.zeros((6, 3)), (200, 500, 1000)) for m in SAC}
-    times = {"varshare-sac": {500: 25.0, 1000: 100.0}, "varshare": {1000: 100.0}}
-    x.logged = lambda method, metric: pd.DataFrame([times[method]] * 6)
-    steps, seconds = claims.plot_cost(x).axes
-    assert all(line.get_xdata().tolist() == [200, 500, 1000] for line in steps.get_lines())
-    found = {line.get_label(): line.get_xdata().tolist() for line in seconds.get_lines()}
-    assert found == {"VarShare-SAC": [25, 25, 100], "VarShare": [20, 50, 100]}

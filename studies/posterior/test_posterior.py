@@ -90,14 +90,13 @@ def test_changed_physics_are_gymnasiums():
 def test_controls_of_sigma_keep_to_the_live_weights_of_a_task_and_layer(model):
     agent, _ = model
     agent.h_sum.copy_(torch.rand(agent.mu.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
-    agent.sigma.copy_(torch.rand(agent.sigma.shape, generator=torch.Generator().manual_seed(1)))
+    agent.sigma.uniform_(generator=torch.Generator().manual_seed(1))
+    lives, sigmas = agent.unpack(play.live_weights(agent)), agent.unpack(agent.sigma)
     rms = agent.unpack(play.of_each(agent, agent.sigma, lambda x: x.square().mean().sqrt()))
-    for name, sigma in agent.unpack(agent.sigma).items():
-        live = agent.unpack(play.live_weights(agent))[name]
-        assert torch.equal(rms[name][~live], sigma[~live])
-        for task in (0, 9):
-            expected = sigma[task][live[task]].square().mean().sqrt()
-            torch.testing.assert_close(rms[name][task][live[task]], expected.expand(int(live[task].sum())))
+    for name, live in lives.items():
+        assert torch.equal(rms[name][~live], sigmas[name][~live])
+        of_task = sigmas[name][9][live[9]].square().mean().sqrt()
+        torch.testing.assert_close(rms[name][9][live[9]], of_task.expand(int(live[9].sum())))
 
 
 def test_pruning_drops_the_lowest_scores_of_every_task():
@@ -126,11 +125,8 @@ def make_up():
     """
     rng, rows, played, sigma = np.random.default_rng(0), [], [], []
     gains = {"l2soft@mean": 0, "varshare-fixed@mean": -20, "varshare@mean": 20, "varshare-shuffled@mean": -30}
-    gains |= {f"{x}@mean-recentred": 0 for x in ("l2soft", "varshare-fixed", "varshare")}
     gains |= {f"{x}@warm": -10 for x in ("varshare", "varshare-fixed", "varshare-shuffled")}
-    gains |= {f"{x}@sample": 0 for x in ("varshare", "varshare-fixed")}
-    gains |= {f"{x}@sample-recentred": 0 for x in ("varshare", "varshare-fixed")}
-    gains |= {f"varshare-samples@{x}": 0 for x in ("mean", "sample")}
+    gains |= {"varshare@sample": 0, "varshare-samples@mean": 0}
     sparse = {"task-blind@mean": -90, "l2soft@mean": 0, "l2soft@entropy": 30, "varshare@mean": 0}
     sparse |= {"varshare@sample": 0, "varshare@sample-warm": 60}
     cases = [("goals", *item) for item in gains.items()] + [(runs.SPARSE, *item) for item in sparse.items()]
@@ -180,12 +176,12 @@ def test_tables_say_what_the_runs_do():
     assert verdict("C3", "varshare@mean, sampled minus varshare@mean, mean") == "the same"
     assert verdict("what sigma knows", "varshare@mean", "sampled minus layer rms") == "better"
     assert verdict("robustness", "noise 0.1", "varshare@mean minus l2soft@mean") == "better"
-    assert verdict("robustness", "gravity 0.7", "varshare@mean minus l2soft@mean") == "the same"
     assert "| gravity 0.7 | 0.90 [0.90, 0.90] |" in text
     assert verdict("pruning", "varshare@mean by |mu| / sigma minus varshare@mean by |mu|") == "better"
     assert "| varshare@mean by |mu| / sigma | 2 [2, 2] |" in text
     assert "| varshare@mean | 10 | 142.5 [131.9, 153.1] |" in text  # 100 + 5 * 4.5 + 20, and noise
-    assert "| l2soft@entropy | 10 | 152.5 [141.5, 163.5] | 2.0 [2.0, 2.0] |" in text  # of two far goals
+    (found,) = [line for line in text.splitlines() if line.startswith("| l2soft@entropy | 10 |")]
+    assert found.endswith("| 2.0 [2.0, 2.0] |")  # of two far goals
     assert verdict("cartpole-goals10-sparse", "varshare@sample-warm minus l2soft@entropy") == "better"
     assert "This suite can tell: the best method, varshare@sample-warm" in text
     *_, pruned = figures.plot_use(rows, played, sigma).axes

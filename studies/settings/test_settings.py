@@ -64,10 +64,9 @@ def test_every_setting_has_a_panel_with_all_trials():
     assert [ax.get_title() for ax in axes[-3:]] == [""] * 3
     rows = iter(axes)
     for method, of_method in zip(names, (trials[1], trials[0], trials[2])):
-        shares, floor = settings_of.importance(of_method, method), settings_of.floor_of(of_method)
+        floor = settings_of.floor_of(of_method)
         for name in names[method]:
             ax, choices = next(rows), getattr(METHODS[method].space[name], "choices", None)
-            assert method == "cagrad" or ax.get_title() == f"{shares[name]:.0%}"
             drawn = {line.get_marker(): np.column_stack(line.get_data()) for line in ax.get_lines()}
             for state, mark in settings_of.STATES.items():
                 expected = of_method[of_method.state == state]
@@ -75,8 +74,6 @@ def test_every_setting_has_a_panel_with_all_trials():
                 x = [choices.index(v) if choices else float(v) for v in values]
                 points = np.column_stack((x, expected.final.fillna(floor).clip(lower=floor)))
                 np.testing.assert_allclose(drawn[mark].reshape(-1, 2), points)
-            if choices:
-                assert [x.get_text() for x in ax.get_xticklabels()] == list(choices)
 
 
 def test_the_report_of_a_search(tmp_path):
