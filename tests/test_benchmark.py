@@ -1,5 +1,6 @@
 """benchmark.sh: which runs it starts, and what it does when they crash, are killed, or go to Slurm."""
 
+import itertools
 import os
 import shlex
 import signal
@@ -261,13 +262,13 @@ class Unsafe:
 
     def start(self):
         self.all.append(self)
-        for process in self.all[-3:]:
+        for process in self.all:
             _ = process.exitcode
 
     @property
     def exitcode(self):
         if not self.polled.acquire(blocking=False):
-            self.codes = iter([])
+            self.codes = itertools.repeat(255)
             return 255
         time.sleep(0.01)
         self.polled.release()

@@ -18,13 +18,14 @@ from bench import launch, tune
 from bench.methods import parse_flags, parse_space, write_flags
 from bench.suites import FRESH_SEEDS, SEEDS, Suite
 
-STEPS = 1000
+STEPS, TRIALS = 1000, 9
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JOBS", "2")
+    monkeypatch.setattr(tune, "RANDOM_TRIALS", 4)
     launch.stopping.clear()
     yield tmp_path
     launch.stopping.clear()
@@ -62,7 +63,7 @@ def runs(monkeypatch):
 
 
 def make_suite(**changes):
-    options = {"methods": ("task-blind",), "trial_steps": STEPS, "trials": 14} | changes
+    options = {"methods": ("task-blind",), "trial_steps": STEPS, "trials": TRIALS} | changes
     return Suite("suite", "cartpole10", **options)
 
 
@@ -75,9 +76,9 @@ def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
     assert tune.search(make_suite(methods=methods, steps=2000, best=3))
     trials, settings = read("trials.csv"), read("settings.csv")
     for method, rows in trials.groupby("method"):
-        budget = 14 * 3 * STEPS
+        budget = TRIALS * 3 * STEPS
         assert budget - 3 * STEPS < rows.steps.sum() <= budget, method
-        assert len(rows) == 14 or (rows.state != "complete").any()  # dropped or crashed: room for others
+        assert len(rows) == TRIALS or (rows.state != "complete").any()  # dropped or crashed: room for others
         assert not rows.settings.duplicated().any()
         names = set(parse_flags(rows.settings.iloc[0]))
         assert names == set(tune.METHODS[method].space)
@@ -145,7 +146,7 @@ def test_an_interrupted_search_goes_on_where_it_was(runs, monkeypatch):
     failed, again = (sorted(t.params["learning-rate"] for t in trials) for trials in (failed, again))
     assert failed and failed == again
     trials = read("trials.csv")
-    assert trials.steps.sum() <= 14 * 3 * STEPS and not trials.settings.duplicated().any()
+    assert trials.steps.sum() <= TRIALS * 3 * STEPS and not trials.settings.duplicated().any()
     before = len(runs)
     assert tune.search(whole) and len(runs) == before  # nothing is left
     pd.testing.assert_frame_equal(read("trials.csv"), trials)
@@ -163,7 +164,7 @@ from bench import launch, tune
 from bench.suites import Suite
 tune.HEARTBEAT = 2
 launch.run = lambda job: print("running", flush=True) or time.sleep(600)
-tune.search(Suite("suite", "cartpole10", methods=("task-blind",), trial_steps={STEPS}, trials=14))
+tune.search(Suite("suite", "cartpole10", methods=("task-blind",), trial_steps={STEPS}, trials={TRIALS}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "running\n" == process.stdout.readline()
@@ -177,7 +178,7 @@ tune.search(Suite("suite", "cartpole10", methods=("task-blind",), trial_steps={S
     again = {t.system_attrs["failed_trial"]: t for t in study.trials if "failed_trial" in t.system_attrs}
     for number, t in again.items():
         assert t.params == study.trials[number].params and t.state.is_finished()
-    assert len(again) == 2 and read("trials.csv").steps.sum() <= 14 * 3 * STEPS
+    assert len(again) == 2 and read("trials.csv").steps.sum() <= TRIALS * 3 * STEPS
 
 
 @pytest.mark.parametrize(("score", "best"), [("return", "0.01"), ("success", "0.001")])
