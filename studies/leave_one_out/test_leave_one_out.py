@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import probes
 import pytest
-from PIL import Image
 
 from bench import launch
 from bench.collect import EVALUATION, parameters, read
@@ -118,12 +117,10 @@ def test_from_search_to_report(monkeypatch):
     table = pd.read_csv(loo.SETTINGS, dtype={"rate": str})
     assert len(table) == 2 * 2 and table.chosen.sum() == 2
     best = table.loc[table.groupby("regime")["mean"].idxmax()]
-    assert best.chosen.all() and dict(zip(best.regime, best.rate)) == suite.rates()
+    assert dict(zip(best.regime, best.rate)) == suite.rates()
     loo.collect_runs(suite, (1,))
     text = loo_report.report(suite.name)
     assert Path(loo.FOLDER, suite.name, "table.md").read_text() == text
-    with Image.open(Path(loo.FOLDER, suite.name, "loo.png")) as image:
-        image.load()
     runs, configs = read(loo.FOLDER / suite.name)
     assert list(configs.setting) == ["scratch-4", "residual-4"]
     before = runs[runs.step == 0].groupby("metric").setting.apply(list)

@@ -45,7 +45,6 @@ def by_rate(settings, places):
     ("method", "name", "final"),
     [
         ("varshare", "learning-rate", by_rate),
-        ("varshare", "sigma-decay", lambda settings, places: float(settings["sigma-decay"])),
         ("contextual", "embedding-size", lambda settings, places: -int(settings["embedding-size"])),
     ],
 )
