@@ -88,7 +88,8 @@ def is_sac(script):
 def parse(script, *argv):
     """What `python script.py *argv` reads as its settings."""
     sys.argv = [script.__file__, *argv]
-    return script.parse_args(script.Args, stem(script)[-3:], script.ENV_DEFAULTS, script.__doc__)
+    own = getattr(script, "ENV_DEFAULTS", {})
+    return script.parse_args(script.Args, stem(script)[-3:], own, script.__doc__)
 
 
 def main(script, *argv):
@@ -226,7 +227,7 @@ def forward_task_by_task(agent, weights, obs):
 
 
 def networks(agent, obs, noise=0.0):
-    """The weights of a plain network of each task (task, weight), and its inputs, as the methods define them."""
+    """The weights of a plain network of each task (task, weight), and its inputs, by each method's formula."""
     if hasattr(agent, "embedding"):
         embedding = agent.embedding.unsqueeze(1).expand(-1, obs.shape[1], -1)
         return agent.theta.expand(TASKS, -1), torch.cat((obs, embedding), 2)

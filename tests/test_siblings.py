@@ -85,7 +85,11 @@ def test_what_is_the_methods_own_is_free(edit):
 
 
 def test_too_long_a_difference_is_seen(edit):
-    edit(L2SOFT, "def check(", "def penalty(x):\n" + "    x += 1\n" * siblings.LONGER[L2SOFT] + "\n\ndef check(")
+    edit(
+        L2SOFT,
+        "def check(",
+        "def penalty(x):\n" + "    x += 1\n" * siblings.LONGER[L2SOFT] + "\n\ndef check(",
+    )
     assert "more than" in siblings.drifted(L2SOFT)[-1]
 
 
