@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
-from envs.runs import build, fail, read
+from envs.models import read
+from envs.settings import fail
 from envs.video import open_stages, record, save_films
 
 ROOT = Path(__file__).resolve().parent
@@ -40,10 +41,18 @@ class Args:
     weights: Literal["mean", "sample", "ensemble"] = "mean"  # the latter two are drawn for every episode
     ensemble_size: int = 5  # draws whose policies an ensemble averages
     episodes: int = 20  # per task
-    tasks: tuple[int, ...] = ()  # indices of the environment suite; by default all that the model knows
+    tasks: tuple[int, ...] = ()  # indices of the environment's tasks; by default all that the model knows
     seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
     capture_video: bool = False  # film the first episode of every task (GIF), one by one and side by side
     video_dir: Path | None = None  # where to; by default videos/ in the run's folder
+
+
+def build(function: Callable, *args: Any) -> Any:
+    """Environments for the user's input, which complaints are about."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        fail(str(error))
 
 
 def read_model(run: Path) -> dict[str, Any]:
@@ -122,7 +131,9 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
 
     agent = load_agent(model, script, make_envs(1, trained))
     if args.weights != "mean" and not hasattr(agent, "sigma"):
-        fail(f"--weights {args.weights} needs a distribution of the weights, which {model['script']} has not")
+        fail(
+            f"--weights {args.weights} needs a distribution of the weights, which {model['script']} does not have"
+        )
     names = make_envs(1, tasks).task_names
     stages = build(open_stages, env_id, tasks) if args.capture_video else []
     torch.set_num_threads(model["args"]["num_threads"])
