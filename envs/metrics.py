@@ -97,6 +97,12 @@ def explained_variance(values: Tensor, advantages: Tensor) -> tuple[Tensor, floa
     return 1 - unexplained / variance, (1 - unexplained.sum() / variance.sum()).item()
 
 
+def conflicts(grads: Tensor) -> Tensor:
+    """Share of the other tasks whose gradients point against a task's: (task, weight) -> (task,)."""
+    against = (grads @ grads.T < 0).float().sum(1)
+    return against / max(1, len(grads) - 1)
+
+
 def sharing(
     theta: dict[str, Tensor], mu: dict[str, Tensor], start: Tensor | None, frozen: bool = False
 ) -> Metrics:
