@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import probes
 
-from envs.cartpole import CartPole10
+from envs.cartpole import NAMES, SUITES, TASKS, CartPole10, Suite
 
 varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
 
@@ -31,8 +31,6 @@ class CartPole100(CartPole10):
     """The ten tasks ten times over."""
 
     num_tasks = 100
-    all_tasks = CartPole10.all_tasks * 10
-    all_names = [f"{copy}-{name}" for copy in range(10) for name in CartPole10.all_names]
 
 
 def steps_per_second(script, **settings) -> float:
@@ -55,7 +53,9 @@ def measure(cases: dict, repeats: int) -> dict[str, float]:
 
 
 def ppo(repeats: int) -> None:
-    gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500)
+    SUITES["cartpole100"] = Suite(TASKS * 10, [f"{copy}-{name}" for copy in range(10) for name in NAMES])
+    kwargs = {"suite": "cartpole100"}
+    gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500, kwargs=kwargs)
     cartpole = {"total_timesteps": 500_000}
     lunar = varshare.LUNARLANDER | {"env_id": "lunarlander20", "total_timesteps": 400_000}
     metaworld = varshare.METAWORLD | {"env_id": "mt10", "total_timesteps": 100_000}
