@@ -109,13 +109,7 @@ class CartPole10(TaskVectorEnv):
 
     num_tasks = 10
 
-    def __init__(
-        self,
-        num_envs: int = 10,
-        tasks: Sequence[int] | None = None,
-        max_episode_steps: int = 500,
-        suite: str = "cartpole10",
-    ) -> None:
+    def __init__(self, num_envs=10, tasks=None, max_episode_steps=500, suite="cartpole10") -> None:
         """As `TaskVectorEnv`, of one of `SUITES`."""
         standard, (params, names, self.reward) = CartPoleEnv(), SUITES[suite]
         spaces = standard.observation_space, standard.action_space

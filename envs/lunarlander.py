@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -146,13 +145,8 @@ class LunarLanderTask(LunarLander):
         state = (x, y, x_dot, y_dot, angle, 20.0 * lander.angularVelocity / FPS, left, right)
 
         across = x - self.pad
-        shaping = (
-            -100 * math.sqrt(across * across + y * y)
-            - 100 * math.sqrt(x_dot * x_dot + y_dot * y_dot)
-            - 100 * abs(angle)
-            + 10 * left
-            + 10 * right
-        )
+        distance, speed = math.sqrt(across * across + y * y), math.sqrt(x_dot * x_dot + y_dot * y_dot)
+        shaping = -100 * distance - 100 * speed - 100 * abs(angle) + 10 * left + 10 * right
         reward = 0.0 if self.prev_shaping is None else shaping - self.prev_shaping
         self.prev_shaping = shaping
         reward -= m_power * 0.30
@@ -209,13 +203,7 @@ class LunarLander20(LoopVectorEnv):
     task_class, names = LunarLanderTask, NAMES
     num_tasks = len(TASKS)
 
-    def __init__(
-        self,
-        num_envs: int = len(TASKS),
-        tasks: Sequence[int] | None = None,
-        continuous: bool = False,
-        max_episode_steps: int = 1000,
-    ) -> None:
+    def __init__(self, num_envs=20, tasks=None, continuous=False, max_episode_steps=1000) -> None:
         """As `TaskVectorEnv`; continuous throttle instead of four actions if `continuous`."""
         params, make_env = self.task_class.all_tasks, lambda task: self.task_class(task, continuous)
         super().__init__(num_envs, make_env, self.names, params, tasks, max_episode_steps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -250,13 +249,7 @@ class MT10(LoopVectorEnv):
 
     suite, num_tasks = "MT10", 10
 
-    def __init__(
-        self,
-        num_envs: int | None = None,
-        tasks: Sequence[int] | None = None,
-        reward: str = "v2",
-        max_episode_steps: int = 500,
-    ) -> None:
+    def __init__(self, num_envs=None, tasks=None, reward="v2", max_episode_steps=500) -> None:
         """As `TaskVectorEnv`, of at most 500 steps; rewards "v1" of early papers differ in scale by task."""
         names = list(getattr(env_dict, f"{self.suite}_V3"))
         make_env = functools.partial(make_task, reward=reward, suite=self.suite)

@@ -43,8 +43,8 @@ from envs.models import read, save
 from envs.settings import RunArgs, fail
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_DIFFER = {"run_name", "resume", "checkpoint_interval", "track", "capture_video"}
-MAY_DIFFER |= {"wandb_project_name", "wandb_entity"}  # between a run and its resumption
+# settings that may differ between a run and its resumption
+MAY_DIFFER = "run_name resume checkpoint_interval track capture_video wandb_project_name wandb_entity".split()
 LOGS = 50  # of a run, at most; every third is printed
 CHARTS = ("episodic_return", "episodic_length", "success_rate")  # as `Episodes` and `Evaluation` order them
 
@@ -92,13 +92,7 @@ class Run:
     """
 
     def __init__(self, args: RunArgs, script: str, envs: gym.vector.VectorEnv):
-        """Find the folder and check it; nothing is written yet.
-
-        Args:
-            args: the script's settings.
-            script: the script's __file__.
-            envs: from `make_envs`, for the tasks.
-        """
+        """Find the folder and check it, but write nothing yet; `script` is the script's __file__."""
         args.exp_name = args.exp_name or Path(script).stem
         self.args, self.task_names = args, list(envs.task_names)
         self.stop: list[int] = []  # signals received: the first saves and leaves, the second ends the process
@@ -181,8 +175,8 @@ class Run:
                 of; "episodes"; tensors, generators, what has a state_dict.
 
         Returns:
-            The environments' first observations (n, obs). After a resumption those that follow the last step
-            before it or, if the environments cannot be saved, those of new episodes.
+            The first observations (n, obs). After a resumption those that follow the last step before it or,
+            if the environments cannot be saved, those of new episodes.
         """
         if num_iterations < 1:
             fail(f"--total-timesteps {self.args.total_timesteps} is less than one rollout of {steps} steps")

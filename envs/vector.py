@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -201,16 +201,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 class LoopVectorEnv(TaskVectorEnv):
     """Single environments stepped one after the other; of their infos "success" is kept."""
 
-    def __init__(
-        self,
-        num_envs: int,
-        make_env: Callable[[int], gym.Env],
-        task_names: Sequence[str],
-        task_params: Sequence[dict[str, Any]],
-        tasks: Sequence[int] | None = None,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        """As `TaskVectorEnv`; make_env builds one environment of the task with the given index."""
+    def __init__(self, num_envs, make_env, task_names, task_params, tasks=None, max_episode_steps=None):
+        """As `TaskVectorEnv`; make_env(task) builds one environment of the task with this index."""
         chosen = select_tasks(len(task_names), tasks)
         first = make_env(chosen[0])
         spaces = first.observation_space, first.action_space
