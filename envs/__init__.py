@@ -83,11 +83,9 @@ def make_single(env_id: str, task: int = 0, render_mode: str | None = None) -> g
     """
     spec = _find(env_id)
     num_tasks = _count_tasks(spec)
-    kwargs = {"task": check_task(num_tasks or 1, task), "render_mode": render_mode}
-    if num_tasks is None:
-        del kwargs["task"]
-    if render_mode is None:
-        del kwargs["render_mode"]
+    check_task(num_tasks or 1, task)
+    kwargs = {} if num_tasks is None else {"task": task}
+    kwargs |= {} if render_mode is None else {"render_mode": render_mode}
     with _one_line_errors(env_id):
         return _make(spec, **kwargs)
 

@@ -76,14 +76,11 @@ class CartPoleTask(CartPoleEnv):
     """One task as an ordinary environment: Gymnasium's CartPoleEnv with its physics and its reward."""
 
     def __init__(self, task: int = 0, render_mode: str | None = None, suite: str = "cartpole10") -> None:
-        """Set the physics of task number `task` of one of `SUITES`.
-
-        Raises:
-            ValueError: no such task.
-        """
+        """Set the physics of a task of one of `SUITES`; a ValueError if there is no such task."""
         super().__init__(render_mode=render_mode)
         tasks, _, self.reward = SUITES[suite]
-        for name, value in tasks[check_task(len(tasks), task)].items():
+        check_task(len(tasks), task)
+        for name, value in tasks[task].items():
             setattr(self, name, value)
         self.total_mass = self.masspole + self.masscart
         self.polemass_length = self.masspole * self.length

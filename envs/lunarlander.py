@@ -59,12 +59,9 @@ class LunarLanderTask(LunarLander):
     pad_half_width = math.inf  # beyond which touching the ground ends the episode
 
     def __init__(self, task: int = 0, continuous: bool = False, render_mode: str | None = None) -> None:
-        """Set gravity, wind and turbulence of task number `task`.
-
-        Raises:
-            ValueError: no such task.
-        """
-        params = dict(self.all_tasks[check_task(len(self.all_tasks), task)])
+        """Set gravity, wind and turbulence of a task; a ValueError if there is no such task."""
+        check_task(len(self.all_tasks), task)
+        params = dict(self.all_tasks[task])
         self.pad = params.pop("pad", self.pad)
         windy = params["wind_power"] > 0.0 or params["turbulence_power"] > 0.0
         super().__init__(render_mode=render_mode, continuous=continuous, enable_wind=windy, **params)

@@ -238,7 +238,8 @@ def load_suite(suite: str, reward: str) -> list[FastSawyer]:
 def make_task(task: int = 0, render_mode: str | None = None, reward="v2", suite="MT10") -> FastSawyer:
     """One task as a single environment."""
     firsts = load_suite(suite, reward)
-    return firsts[check_task(len(firsts), task)].twin(render_mode)
+    check_task(len(firsts), task)
+    return firsts[task].twin(render_mode)
 
 
 make_mt50_task = functools.partial(make_task, suite="MT50")

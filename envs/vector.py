@@ -32,19 +32,17 @@ def select_tasks(num_tasks: int, tasks: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def check_task(num_tasks: int, task: int) -> int:
-    """The index of a task, or a ValueError if it is not an integer in [0, num_tasks)."""
+def check_task(num_tasks: int, task: int) -> None:
+    """Raise a ValueError if the index of a task is not an integer in [0, num_tasks)."""
     if task not in range(num_tasks):
         raise ValueError(f"task must be an integer from 0 to {num_tasks - 1}, got {task!r}")
-    return task
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     """Refuse what a plain network can neither read nor act in.
 
-    Raises:
-        ValueError: observations that are not a flat Box, or actions that are neither Discrete (from 0) nor a
-            flat Box with finite bounds.
+    Observations must be a flat Box. Actions must be Discrete from 0, or a flat Box with finite bounds. Else a
+    ValueError says what they are.
     """
     for name, space in (("observations", observation_space), ("actions", action_space)):
         discrete = isinstance(space, Discrete) and name == "actions"
@@ -107,7 +105,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         tasks: Sequence[int] | None = None,
         max_episode_steps: int | None = None,
     ) -> None:
-        """Check and set what all environments of several tasks have.
+        """Set the attributes.
 
         Args:
             num_envs: environments in all, a positive multiple of the number of chosen tasks.
@@ -121,8 +119,9 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         """
         chosen = select_tasks(len(task_names), tasks)
         if num_envs < 1 or num_envs % len(chosen):
-            sizes = f"the {len(chosen)} tasks, got {num_envs}"
-            raise ValueError(f"num_envs must be a positive multiple of {sizes}")
+            raise ValueError(
+                f"num_envs must be a positive multiple of the {len(chosen)} tasks, got {num_envs}"
+            )
         check_spaces(observation_space, action_space)
         self.num_envs, self.num_tasks, self.envs_per_task = num_envs, len(chosen), num_envs // len(chosen)
         self.task_names = [task_names[task] for task in chosen]
@@ -248,9 +247,7 @@ class TaskVectorWrapper(TaskVectorEnv):
     """
 
     def __init__(self, env: gym.vector.VectorEnv, num_tasks: int) -> None:
-        """Wrap `env`, whose environment i must belong to task i // (num_envs / num_tasks).
-
-        Its attributes `task_names` and `task_params` are taken over if it has them.
+        """Wrap `env`, with its attributes `task_names` and `task_params` if it has them.
 
         Raises:
             ValueError: it is not in autoreset mode SAME_STEP, names and parameters do not fit the number of
