@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def init_layers(net: str, sizes: tuple[int, ...], last_gain: float, rng) -> dict[str, Tensor]:
-    """One draw of a network's weights, by a CPU generator: orthogonal with CleanRL's gains, biases 0.
+    """One draw of a network's weights, by a generator on the CPU: layers orthogonal, biases 0, as CleanRL's.
 
     Args:
         net: the network's name, "actor": its layers are "actor.0", "actor.1", ...

@@ -242,9 +242,8 @@ class Run:
         log_interval = math.ceil(self.num_iterations / LOGS)
         self.log_due = self.last or self.iteration % log_interval == 0
         self.show_due = self.last or self.iteration % (3 * log_interval) == 0
-        interval = self.args.eval_interval
-        passed = interval > 0 and self.global_step // interval > before // interval
-        self.eval_due = passed and not self.last
+        interval = self.args.eval_interval or math.inf
+        self.eval_due = not self.last and self.global_step // interval > before // interval
 
     def end_iteration(self) -> None:
         """Save a checkpoint if it is time, and leave if a signal came or a number is not finite."""
@@ -323,10 +322,7 @@ class Run:
             self.bar.write(f"{line}  tasks {' '.join(f'{x:.0f}' for x in returns)}")
 
     def evaluate(self, episodes: int) -> Evaluation:
-        """Log an evaluation of the agent, so many episodes of each task.
-
-        It counts neither for steps per second nor as wall time.
-        """
+        """Log an evaluation of the agent, so many episodes of each task; the clocks do not count its time."""
         start = time.perf_counter()
         envs = make_envs(self.args, episodes)
         played = evaluate(self.state["agent"], envs, self.args.seed)
