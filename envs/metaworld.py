@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from metaworld import env_dict
 from metaworld.utils import reward_utils
 
-from envs.vector import LoopVectorEnv
+from envs.vector import LoopVectorEnv, check_task
 
 GOALS = 50  # training goals of every task
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
@@ -238,7 +237,9 @@ def load_suite(suite: str, reward: str) -> list[FastSawyer]:
 
 def make_task(task: int = 0, render_mode: str | None = None, reward="v2", suite="MT10") -> FastSawyer:
     """One task as a single environment."""
-    return load_suite(suite, reward)[task].twin(render_mode)
+    firsts = load_suite(suite, reward)
+    check_task(len(firsts), task)
+    return firsts[task].twin(render_mode)
 
 
 make_mt50_task = functools.partial(make_task, suite="MT50")
@@ -249,24 +250,8 @@ class MT10(LoopVectorEnv):
 
     suite, num_tasks = "MT10", 10
 
-    def __init__(
-        self,
-        num_envs: int | None = None,
-        tasks: Sequence[int] | None = None,
-        reward: str = "v2",
-        max_episode_steps: int = 500,
-    ) -> None:
-        """Build `num_envs` environments, the same number for each task.
-
-        Args:
-            num_envs: a positive multiple of the number of tasks; None is one of each of the suite.
-            tasks: indices of the tasks to keep, in this order; None keeps all.
-            reward: "v2", or "v1" as in early papers, whose scale differs from task to task.
-            max_episode_steps: steps after which an episode is truncated, at most 500.
-
-        Raises:
-            ValueError: num_envs or tasks are not as above.
-        """
+    def __init__(self, num_envs=None, tasks=None, reward="v2", max_episode_steps=500) -> None:
+        """As `TaskVectorEnv`, of at most 500 steps; rewards "v1" of early papers differ in scale by task."""
         names = list(getattr(env_dict, f"{self.suite}_V3"))
         make_env = functools.partial(make_task, reward=reward, suite=self.suite)
         super().__init__(num_envs or len(names), make_env, names, [{}] * len(names), tasks, max_episode_steps)
@@ -277,14 +262,7 @@ class MT10(LoopVectorEnv):
         return {"environments": [env.save() for env in self.envs], "statistics": statistics}
 
     def set_state(self, state: dict[str, Any]) -> np.ndarray:
-        """Continue from a `get_state()` of an environment built with the same arguments.
-
-        Returns:
-            The current observations (n, 39) float32.
-
-        Raises:
-            ValueError: the state is not one of as many environments of these tasks.
-        """
+        """As `TaskVectorEnv`'s; a ValueError if it is not of as many environments of these tasks."""
         names, returns, lengths = state.get("statistics", [[]] * 3)
         if names != self.task_names or len(lengths) != self.num_envs:
             raise ValueError(f"the saved state does not fit {self.num_envs} environments of these tasks")

@@ -15,7 +15,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 import envs
 from envs import cartpole, lunarlander
 from envs.evaluation import play_episodes
-from envs.runs import Episodes
+from envs.metrics import Episodes
 from envs.vector import LoopVectorEnv
 
 SUITES = pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_goal_cartpoles_are_gymnasiums_with_a_reward_for_the_place(env_id):
 @SUITES
 def test_observations_do_not_reveal_the_goal(env_id):
     """Same seed, same physics, same actions: the same observations whatever the goal."""
-    one, other = (cartpole.CartPoleGoals10(10), cartpole.CartPole10(10, tasks=None))
+    one, other = (cartpole.CartPole10(10, suite="cartpole-goals10"), cartpole.CartPole10(10, tasks=None))
     if env_id == "cartpole-goals-physics10":
-        one = cartpole.CartPoleGoalsPhysics10(10)
+        one = cartpole.CartPole10(10, suite="cartpole-goals-physics10")
     else:
-        other = cartpole.CartPoleIdentical10(10)
+        other = cartpole.CartPole10(10, suite="cartpole-identical10")
     seeds, rng = list(range(10)), np.random.default_rng(0)
     np.testing.assert_array_equal(one.reset(seed=seeds)[0], other.reset(seed=seeds)[0])
     for _ in range(100):

@@ -80,7 +80,7 @@ def test_drift_is_seen(edit, edited, old, new, seen_in):
 
 def test_what_is_the_methods_own_is_free(edit):
     edit(L2SOFT, "        return self.theta + self.mu\n", "        return self.mu + self.theta\n")
-    edit(L2SOFT, "def check(", "def penalty(x):\n    return x\n\n\ndef check(")
+    edit(L2SOFT, "def check(", "SCALE = 1\ndef check(")
     assert not siblings.drifted(L2SOFT)
 
 

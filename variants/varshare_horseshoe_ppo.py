@@ -286,8 +286,8 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
     returns = advantages + by_task(values)
     agent.value_norm.see(returns)
     returns = agent.value_norm(returns)
-    std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
-    advantages = (advantages - mean) / (std + 1e-8)
+    advantages = advantages - advantages.mean(1, keepdim=True)
+    advantages /= advantages.std(1, keepdim=True) + 1e-8
     obs = by_task(data.obs[:-1])
     normalised = agent.obs_norm(obs)
     if not args.load:  # else the loaded weights are used to the loaded statistics
@@ -296,10 +296,7 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
 
 
 def ppo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
-    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each.
-
-    With sampled weights the ratio is not 1 even at the first minibatch: the noise is not the rollout's.
-    """
+    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each."""
     out = agent.actor(W, mb.obs)
     policy = agent.distribution(W, out)
     newlogprob, entropy = policy.log_prob_entropy(mb.actions)
@@ -351,6 +348,7 @@ def minibatch_backward(agent, mb: Batch, noise: Tensor, args) -> dict:
     """Gradients of the objective at the top, clipped, and what to log, (task,) each; sigma learns from them.
 
     Row m of mu.grad is at first the gradient of task m's loss by W_m. theta.grad is their sum: both move W_m.
+    The noise is not the rollout's, so that PPO's ratio is not 1 even at the first minibatch.
     """
     E_z, variance = agent.z()
     h = agent.h_sum / agent.h_count.clamp(min=1)

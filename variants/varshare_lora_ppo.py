@@ -300,8 +300,8 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
     returns = advantages + by_task(values)
     agent.value_norm.see(returns)
     returns = agent.value_norm(returns)
-    std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
-    advantages = (advantages - mean) / (std + 1e-8)
+    advantages = advantages - advantages.mean(1, keepdim=True)
+    advantages /= advantages.std(1, keepdim=True) + 1e-8
     obs = by_task(data.obs[:-1])
     normalised = agent.obs_norm(obs)
     if not args.load:  # else the loaded weights are used to the loaded statistics
@@ -310,10 +310,7 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, args) -> Ba
 
 
 def ppo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
-    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each.
-
-    With sampled weights the ratio is not 1 even at the first minibatch: the noise is not the rollout's.
-    """
+    """Clipped surrogate, value loss and entropy bonus: each task's loss, and what to log, (task,) each."""
     out = agent.actor(W, mb.obs)
     policy = agent.distribution(W, out)
     newlogprob, entropy = policy.log_prob_entropy(mb.actions)
