@@ -194,7 +194,8 @@ class Run:
             stream = 1 + self.iteration if self.resumes else 0  # 1 is the evaluation's
             obs, _ = envs.reset(seed=spread_seeds(self.args.seed, stream, envs.num_envs))
         self._open(self.iteration * steps)
-        self._begin_iteration()
+        if self.iteration < num_iterations:  # else only the final evaluation is left
+            self._begin_iteration()
         return obs
 
     def _restore(self, name: str, x: Any) -> Any:
