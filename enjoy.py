@@ -132,7 +132,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
     agent = load_agent(model, script, make_envs(1, trained))
     if args.weights != "mean" and not hasattr(agent, "sigma"):
         fail(
-            f"--weights {args.weights} needs a distribution of the weights, not in {model['script']}"
+            f"--weights {args.weights} needs a distribution of weights, which {model['script']} does not have"
         )
     names = make_envs(1, tasks).task_names
     stages = build(open_stages, env_id, tasks) if args.capture_video else []

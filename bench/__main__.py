@@ -1,7 +1,5 @@
 """`python -m bench COMMAND ...`: what benchmark.sh calls."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bo
     """Search the settings of a suite's methods, unless it takes those of another.
 
     Args:
-        suite: a line of benchmark.sh.
+        suite: a line of benchmark.sh
         storage: URL of the database of trials, e.g. postgresql+psycopg://user@host/name
         missing: only of those of which settings.csv has none
     """
@@ -61,23 +59,18 @@ def commands(suite: SuiteArg) -> None:
 
 def plan(suite: SuiteArg) -> None:
     """Print what of a suite is done, and about how long the rest takes, so many runs at a time as JOBS."""
-    done, steps, seconds = 0, 0, 0.0
-    for method in suite.methods:
-        finished = suite.finished(method)
-        left = (suite.seeds - finished) * suite.steps
-        if suite.searched and method not in suite.chosen:
-            left += suite.steps_of_search
-        cost = suite.seconds_per_step(method)
-        done, steps, seconds = done + finished, steps + left, seconds + (left and left * cost)
-    hours = seconds / 3600 / launch.jobs_at_a_time()
-    runs = f"{done:3} of {suite.seeds * len(suite.methods):3} runs done"
+    done, runs = sum(map(suite.finished, suite.methods)), suite.seeds * len(suite.methods)
+    searches = len(set(suite.methods) - suite.chosen.keys()) if suite.searched else 0
+    steps = (runs - done) * suite.steps + searches * suite.steps_of_search
+    hours = steps and steps * suite.seconds_per_step / 3600 / launch.jobs_at_a_time()
     time = "for an unknown time" if math.isnan(hours) else f"some {hours:.1f} h on the machine of results/"
-    print(f"{suite.name:25} {runs}, {steps / 1e6:5.0f} M steps left, {time}")
+    print(f"{suite.name:25} {done:3} of {runs:3} runs done, {steps / 1e6:5.0f} M steps left, {time}")
 
 
 def job(path: tyro.conf.Positional[Path], number: tyro.conf.Positional[int]) -> bool:
-    """One run of those that `runs` submitted to Slurm."""
-    return launch.run_line(path, number) == 0
+    """The run of a line, from 1, of the file that `runs` wrote for Slurm."""
+    line = path.read_text().splitlines()[number - 1]
+    return launch.run(launch.Job(*line.split("\t"))) == 0
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ A run's --exp-name is method or method@setting. In runs.csv env and setting are 
 the same. Without a commit a run has not finished.
 """
 
-from __future__ import annotations
-
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from bench.launch import Job
@@ -53,15 +51,6 @@ class Run:
         evaluated = ((self.log["metric"] == EVALUATION) & (self.log["task"] == "mean")).any()
         return evaluated and (self.folder / "model.pt").exists()
 
-    @property
-    def title(self) -> str:
-        """Name, environment, script, and how far it went if it is not finished."""
-        args, step = self.config["args"], self.log["global_step"].max()
-        title = f"{self.folder.name}:  {self.config['script']} on {args['env_id']}, seed {args['seed']}"
-        if not self.finished:
-            title += f"  (not finished: {step:,} of {args['total_timesteps']:,} steps)"
-        return title
-
     def metrics(self, prefix: str = "") -> list[str]:
         """Names of the metrics that begin so, in the order of the log."""
         return [name for name in self.log["metric"].unique() if name.startswith(prefix)]
@@ -80,11 +69,12 @@ def read_run(folder: Path) -> Run:
     for name in ("heartbeat.csv", "config.json"):
         if not (folder / name).is_file():
             fail(f"{folder} is not the folder of a run: it has no {name}")
-    header, _, text = (folder / "heartbeat.csv").read_text().partition("\n")
-    if header != HEADER:
+    text = (folder / "heartbeat.csv").read_text()
+    if not text.startswith(f"{HEADER}\n"):
         fail(f"{folder / 'heartbeat.csv'} is not the log of a run: its first line is not {HEADER}")
-    whole_lines = f"{header}\n{text[: text.rfind(chr(10)) + 1]}"  # the last one may be being written
-    run = Run(folder, json.loads((folder / "config.json").read_text()), pd.read_csv(io.StringIO(whole_lines)))
+    whole_lines = text[: text.rindex("\n")]  # the last one may be being written
+    log = pd.read_csv(io.StringIO(whole_lines))
+    run = Run(folder, json.loads((folder / "config.json").read_text()), log)
     if not run.finished:  # nor may the numbers of the last step be complete
         run.log = run.log[run.log["global_step"] < run.log["global_step"].max()]
     if run.log.empty:
@@ -100,32 +90,30 @@ def read_agent(run: Run) -> dict:
 
 
 def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
-    """Of a saved agent with residuals: their size over theta's, and the cosine of each pair of tasks.
-
-    What all residuals have in common counts as shared: (theta + c, mu_m - c) is the same network.
-    """
-    common = agent["mu"].mean(0)
+    """Of a saved agent with residuals: their size over theta's, and the cosine of each pair of tasks."""
+    common = agent["mu"].mean(0)  # counts as shared: (theta + c, mu_m - c) is the same network
     mu = agent["mu"] - common
-    rows = [("residual/ratio", "mean", mu.norm(dim=1).mean() / (agent["theta"] + common).norm())]
-    mu = mu / mu.norm(dim=1, keepdim=True)
-    cosines = (mu @ mu.T).numpy()
-    pairs = zip(*np.triu_indices(len(mu), 1))
-    return rows + [("cosine", f"{tasks[i]}|{tasks[j]}", cosines[i, j]) for i, j in pairs]
+    size = mu.norm(dim=1)
+    theta_norm = (agent["theta"] + common).norm()
+    rows = [("residual/ratio", "mean", size.mean() / theta_norm)]
+    directions = mu / size.unsqueeze(1)
+    cosines = directions @ directions.T
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        rows.append(("cosine", f"{tasks[i]}|{tasks[j]}", cosines[i, j]))
+    return rows
 
 
 def parameters(agent: dict) -> tuple[int, int]:
     """Of a saved agent: own parameters per task, and parameters in all."""
     trained = [x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED]
-    return sum(x.shape[1] for x in trained if x.ndim == 2), sum(x.numel() for x in trained)  # (task, weight)
+    own = [x.shape[1] for x in trained if x.ndim == 2]  # (task, weight)
+    return sum(own), sum(x.numel() for x in trained)
 
 
 def evaluations(run: Run, final: Iterable[str] = (), on_the_way: Iterable[str] = ()) -> pd.DataFrame:
-    """A run's evaluations in rows: all of the last step, and before it the mean return over tasks.
+    """A run's evaluations in rows: all of the last step, and of every step the mean return over tasks.
 
-    Args:
-        run: a finished one.
-        final: further metrics whose last values are kept.
-        on_the_way: further metrics whose means over tasks are kept of every step.
+    With the last values of further metrics, `final`, and the means over tasks of those `on_the_way`.
     """
     log = run.log
     means = (log.task == "mean") & log.metric.isin([EVALUATION, *on_the_way])
@@ -136,28 +124,29 @@ def evaluations(run: Run, final: Iterable[str] = (), on_the_way: Iterable[str] =
 def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     """What is kept of a run of a suite, whose methods are compared by return or by success.
 
-    Success in training is kept in the second case only: `bench.tables.measure` goes by that.
+    Success in training is kept in the second case only: `bench.tables.Result` goes by that.
     """
+    final = [SECONDS, "charts/SPS", *run.metrics(SHARING)]
     on_the_way = [*NORMS]
     if run.config["script"].endswith("_sac.py"):  # its cost is compared
         on_the_way.append(SECONDS)
     if by_success:
         on_the_way += [SUCCESS, TRAINING_SUCCESS]
-    rows = evaluations(run, [SECONDS, "charts/SPS", *run.metrics(SHARING)], on_the_way)
+    rows = evaluations(run, final, on_the_way)
     agent = read_agent(run)
     own, every = parameters(agent)
     more = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
     if "mu" in agent and agent["mu"].shape[1:] == agent["theta"].shape:  # not the factors of low rank
         more += residuals(agent, run.tasks)
-    more = [{"metric": m, "task": t, "step": rows.step.max(), "value": float(x)} for m, t, x in more]
-    return pd.concat([rows, pd.DataFrame(more)], ignore_index=True)
+    more = pd.DataFrame(more, columns=["metric", "task", "value"]).assign(step=rows.step.max())
+    return pd.concat([rows, more.astype({"value": float})], ignore_index=True)
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """runs.csv and configs.csv of a suite or a study."""
-    text = {"setting": str, "searched_on": str, "command": str, "commit": str, "hardware": str}
-    options = {"dtype": text, "keep_default_na": False}
-    runs, configs = (pd.read_csv(folder / f"{name}.csv", **options) for name in ("runs", "configs"))
+    texts = dict.fromkeys(("setting", "searched_on", "command", "commit", "hardware"), str)
+    runs = pd.read_csv(folder / "runs.csv", dtype=texts, keep_default_na=False)
+    configs = pd.read_csv(folder / "configs.csv", dtype=texts, keep_default_na=False)
     for name in {"env", "setting"} - set(runs):
         runs[name] = configs[name].iloc[0]
     return runs[COLUMNS], configs
@@ -193,22 +182,18 @@ def collect(
     rows_of: Callable[[Run], pd.DataFrame] = evaluations,
     searched_on: str = "",
 ) -> None:
-    """Write the CSVs of all runs that have finished; what is known of other methods and settings stays.
+    """Write a suite's or a study's CSVs to its folder in results/, of all runs that have finished.
 
-    Args:
-        jobs: the runs of a suite or a study.
-        out: its folder in results/.
-        rows_of: what is kept of a run: metric, task, step, value.
-        searched_on: the suite whose search chose the settings.
+    What is known of other methods and settings stays. rows_of: what is kept of a run: metric, task, step,
+    value. searched_on: the suite whose search chose the settings.
     """
-    jobs = list(jobs)
+    jobs, new = list(jobs), []
     today = pd.DataFrame([config_of(job) for job in jobs]).assign(searched_on=searched_on)
-    if (today.commit == "").all():
-        fail(f"no run of {out.name} has finished")
-    new = []
     for job, key in zip(jobs, today[KEY].to_dict("records")):
         if job.finished:
             new.append(rows_of(read_run(Path("runs", job.name))).assign(**key))
+    if not new:
+        fail(f"no run of {out.name} has finished")
     new, (old, configs) = pd.concat(new)[COLUMNS], earlier(out, today)
     out.mkdir(parents=True, exist_ok=True)
     mapped = (new.metric == "cosine") | new.metric.str.startswith(SHARING)
@@ -216,10 +201,10 @@ def collect(
         write_sharing(new[mapped & (new.task != "mean")], configs.method, out)
     runs = pd.concat([rows for rows in (old, new[~mapped]) if len(rows)])
     same = [name for name in ("env", "setting") if runs[name].nunique() == 1]
-    runs.assign(value=runs.value.map("{:.5g}".format)).drop(columns=same).to_csv(
-        out / "runs.csv", index=False
-    )
-    pd.concat([rows for rows in (configs, today) if len(rows)]).to_csv(out / "configs.csv", index=False)
+    runs = runs.assign(value=runs.value.map("{:.5g}".format)).drop(columns=same)
+    runs.to_csv(out / "runs.csv", index=False)
+    configs = pd.concat([rows for rows in (configs, today) if len(rows)])
+    configs.to_csv(out / "configs.csv", index=False)
 
 
 def write_sharing(rows: pd.DataFrame, others: pd.Series, out: Path) -> None:

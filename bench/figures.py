@@ -1,6 +1,4 @@
-"""Figures of a suite, and its report: table and figures from its CSVs."""
-
-from __future__ import annotations
+"""How figures look, the figures of a suite, and its report: table and figures from its CSVs."""
 
 import math
 from collections.abc import Iterable
@@ -11,24 +9,47 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from bench.collect import SHARING
 from bench.methods import METHODS, title_of
-from bench.statistics import BLIND, curve
-from bench.style import STYLE, color_of, label_steps, line_of
+from bench.statistics import BLIND, mean_interval
 from bench.tables import Result, best_first, make_table, provenance
 
+# Okabe and Ito's palette, told apart with any kind of colour vision
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
+GREY = "#808080"
+MAX_CURVES = len(CYCLE)  # in one pair of axes
+STYLE = {  # for matplotlib.rc_context
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "axes.axisbelow": True,
+    "savefig.dpi": 130,
+}
 FEW = 3  # of fewer runs Student's t makes an interval that covers a figure
-PORTFOLIO = (
-    "reptile",
-    "lora",
-    "variant",
-)  # families of VarShare's variants, which have a figure of their own
+PORTFOLIO = ("reptile", "lora", "variant")  # families of variants, which have a figure of their own
+
+
+def color_of(method: str) -> str:
+    """One colour per method in every figure; a variant by flags has that of its method."""
+    return METHODS[method].color if method in METHODS else GREY
+
+
+def label_steps(ax: Axes) -> None:
+    """The axis of environment steps."""
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xlabel("environment steps, all tasks together")
 
 
 def draw_curve(ax: Axes, x: Iterable[float], values: pd.DataFrame, label: str, color: str, line="-") -> None:
     """Mean over runs and its 95 % interval, of (run, step); below `FEW` runs the runs themselves."""
-    mean, low, high = curve(values)
+    mean, low, high = zip(*(mean_interval(values[step]) for step in values))
     ax.plot(x, mean, line, color=color, lw=1.8, label=label)
     if len(values) < FEW:
         ax.plot(x, values.to_numpy().T, color=color, lw=0.8, alpha=0.6)
@@ -37,9 +58,11 @@ def draw_curve(ax: Axes, x: Iterable[float], values: pd.DataFrame, label: str, c
 
 
 def draw_method(ax: Axes, method: str, values: pd.DataFrame, x: Iterable[float] | None = None) -> None:
-    """The same in the method's colour, by default over environment steps."""
+    """The same in the method's colour, by default over steps; dashed if it is a variant by flags."""
+    dashed = method in METHODS and METHODS[method].variant
+    line = ":" if method == BLIND else "--" if dashed else "-"
     x = values.columns if x is None else x
-    draw_curve(ax, x, values, title_of(method), color_of(method), line_of(method))
+    draw_curve(ax, x, values, title_of(method), color_of(method), line)
 
 
 def draw_ceiling(ax: Axes, highest: float | None) -> None:
@@ -185,14 +208,6 @@ def plot_sharing(x: Result) -> Figure | None:
     return figure
 
 
-SUITE_FIGURES = {
-    "curves": plot_curves,
-    "tasks": plot_tasks,
-    "sharing": plot_sharing,
-    "variants": plot_variants,
-}
-
-
 def write_suite(folder: Path) -> str:
     """table.md and the figures of a suite, from its CSVs in results/suites/NAME; returns the table."""
     x = Result(folder)
@@ -201,7 +216,7 @@ def write_suite(folder: Path) -> str:
     text = f"# {x.title}\n\n{able}\n\n{provenance(x.configs)} {note}\n\n{make_table(x)}"
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):
-        for name, plot in SUITE_FIGURES.items():
+        for plot in (plot_curves, plot_tasks, plot_sharing, plot_variants):
             if figure := plot(x):
-                figure.savefig(folder / f"{name}.png")
+                figure.savefig(folder / f"{plot.__name__.removeprefix('plot_')}.png")
     return text

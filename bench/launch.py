@@ -5,8 +5,6 @@ the 3 seconds a short run would spend on it. What it prints goes to output.txt i
 is skipped, an interrupted one continues from its checkpoint.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy
@@ -17,15 +15,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bench.methods import METHODS, ROOT, Method, Settings, fail, write_flags
+from bench.methods import METHODS, ROOT, Settings, fail, write_flags
 
 BUSY = 75  # exit code of a run that another process has begun
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
@@ -56,19 +53,11 @@ class Job(NamedTuple):
         return saved and (folder / "command").read_text().strip() == self.command
 
 
-def job(
-    name: str,
-    method: str,
-    env: str,
-    steps: int,
-    seed: int,
-    settings: Settings,
-    methods: dict[str, Method] = METHODS,
-) -> Job:
+def job(name: str, method: str, env: str, steps: int, seed: int, settings: Settings, methods=METHODS) -> Job:
     """The run of a method, which may be named method@setting, with its fixed flags and these settings."""
-    of = methods[method.partition("@")[0]]
+    found = methods[method.partition("@")[0]]
     given = {"exp-name": method, "env-id": env, "total-timesteps": str(steps), "seed": str(seed)}
-    return Job(f"{name}__{seed}", of.script, write_flags(given | of.flags | settings))
+    return Job(f"{name}__{seed}", found.script, write_flags(given | found.flags | settings))
 
 
 def _main(script: str, argv: list[str], output: str) -> None:
@@ -84,6 +73,8 @@ def _main(script: str, argv: list[str], output: str) -> None:
 
 def run(job: Job) -> int:
     """Start or continue a run and wait for it; returns its exit code, 0 if it had finished, or BUSY."""
+    if stopping.is_set():
+        return STOPPED[0]
     folder = Path("runs", job.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,7 +95,7 @@ def _run(job: Job, folder: Path) -> int:
         command.write_text(job.command + "\n")
     if command.read_text().strip() != job.command:
         failed.write_text("2")
-        print(f"\nfailed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
+        print(f"failed: {folder.resolve()} has other settings than today; move it away", file=sys.stderr)
         return 2
     if job.finished:
         return 0
@@ -112,25 +103,21 @@ def _run(job: Job, folder: Path) -> int:
     process = server.Process(target=_main, args=(str(ROOT / job.script), argv, str(folder / "output.txt")))
     with polling:
         process.start()
-    told = False
-    while (code := exit_code(process)) is None:
+    code, told = None, False
+    while code is None:
         time.sleep(0.1)
         if stopping.is_set() and not told:
             process.terminate()  # it saves first
             told = True
+        with polling:
+            code = process.exitcode
+    code = code if code >= 0 else 128 - code  # of a signal that has ended it, its number
     if code and code not in STOPPED:
         failed.write_text(str(code))
         tail = "\n".join((folder / "output.txt").read_text().splitlines()[-5:])
         where = folder.resolve() / "output.txt"
-        print(f"\nfailed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
+        print(f"failed: {job.name} (exit code {code}); {where} ends with\n{tail}", file=sys.stderr)
     return code
-
-
-def exit_code(process: multiprocessing.Process) -> int | None:
-    """None while it runs; 128 and the signal's number if one has ended it."""
-    with polling:
-        code = process.exitcode
-    return code if code is None or code >= 0 else 128 - code
 
 
 def set_up() -> None:
@@ -164,42 +151,22 @@ def jobs_at_a_time() -> int:
     return int(text)
 
 
-def show(line: str, last: str) -> str:
-    """A line of progress: over the last one on a terminal, else if it has changed; returns it."""
-    if sys.stdout.isatty():
-        print(f"\r{line}", end="   ", flush=True)
-    elif line != last:
-        print(line, flush=True)
-    return line
-
-
 def launch(jobs: Iterable[Job]) -> bool:
     """Run all that have not finished, here; whether all have then."""
-    jobs, shown, failed, at_a_time = list(jobs), "", 0, jobs_at_a_time()
-    waiting = deque(job for job in jobs if not job.finished)
-    running: dict[Future, Job] = {}
-    with ThreadPoolExecutor(at_a_time) as pool:
-        while running or (waiting and not stopping.is_set()):
-            while waiting and len(running) < at_a_time and not stopping.is_set():
-                job = waiting.popleft()
-                running[pool.submit(run, job)] = job
-            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                job, code = running.pop(future), future.result()
-                if code == BUSY:  # come back to it when the others are done
-                    waiting.append(job)
-                else:
-                    failed += code not in (0, *STOPPED)
-            finished = sum(job.finished for job in jobs)
-            shown = show(f"{finished}/{len(jobs)} finished, {failed} failed", shown)
-    end_line()
+    jobs, failed = list(jobs), 0
+    waiting = [job for job in jobs if not job.finished]
+    while waiting and not stopping.is_set():
+        busy = []
+        with ThreadPoolExecutor(jobs_at_a_time()) as pool:
+            for job, code in zip(waiting, pool.map(run, waiting)):
+                if code == BUSY:
+                    busy.append(job)
+                failed += code not in (0, BUSY, *STOPPED)
+                finished = sum(job.finished for job in jobs)
+                print(f"{finished}/{len(jobs)} finished, {failed} failed", flush=True)
+        waiting = busy  # come back to them when the others are done
     leave_if_stopped()
     return all(job.finished for job in jobs)
-
-
-def end_line() -> None:
-    """After the last of `show`."""
-    if sys.stdout.isatty():
-        print()
 
 
 def leave_if_stopped() -> None:
@@ -210,37 +177,28 @@ def leave_if_stopped() -> None:
 
 
 def submit(name: str, jobs: Iterable[Job], after: list[str]) -> None:
-    """Submit what has not finished as one array job to Slurm, and a command that follows it.
-
-    Args:
-        name: of both.
-        jobs: an array task each.
-        after: the words of a command of benchmark.sh, such as "report", "cartpole10".
-    """
+    """Submit what has not finished as one array job to Slurm, and a command of benchmark.sh after it."""
     left = [job for job in jobs if not job.finished]
-    bench, here = f"bash {shlex.quote(str(ROOT / 'benchmark.sh'))}", shlex.quote(os.getcwd())
-    common = ["sbatch", "--parsable", "--cpus-per-task=1", "--chdir", os.getcwd()]
-    common += ["--output", str(Path.cwd() / "runs/slurm-%j.out"), *shlex.split(os.environ.get("SBATCH", ""))]
-    then, array = [*common, "--job-name", f"{name}-report"], ""
+    array, order = "", []
     if left:  # sbatch refuses an empty array
         Path("runs").mkdir(exist_ok=True)
         number, path = tempfile.mkstemp(".tsv", f"{name}-", "runs")  # its own, as jobs read it later
-        os.write(number, "".join("\t".join(job) + "\n" for job in left).encode())
-        os.close(number)
+        with open(number, "w") as file:
+            file.writelines("\t".join(job) + "\n" for job in left)
         at_a_time = f"%{jobs_at_a_time()}" if os.environ.get("JOBS") else ""
-        wrapped = f"OUT={here} {bench} job {path} $SLURM_ARRAY_TASK_ID"
-        array = sbatch(common, "--job-name", name, "--array", f"1-{len(left)}{at_a_time}", "--wrap", wrapped)
-        then += ["--dependency", f"afterany:{array}"]
-    sbatch(then, "--wrap", f"OUT={here} {bench} {shlex.join(after)}")
+        size = ["--array", f"1-{len(left)}{at_a_time}"]
+        array = sbatch(name, f"job {path} $SLURM_ARRAY_TASK_ID", size)
+        order = ["--dependency", f"afterany:{array}"]
+    sbatch(f"{name}-report", shlex.join(after), order)
     print(f"array job {array}, then the report: squeue; the same command submits what is left")
 
 
-def sbatch(command: list[str], *more: str) -> str:
-    """Submit a job to Slurm; returns its number."""
-    done = subprocess.run([*command, *more], check=True, stdout=subprocess.PIPE, text=True)
+def sbatch(name: str, words: str, options: list[str]) -> str:
+    """Submit a command of benchmark.sh as a job to Slurm; returns its number."""
+    command = ["sbatch", "--parsable", "--cpus-per-task=1", "--job-name", name, "--chdir", os.getcwd()]
+    command += ["--output", f"{os.getcwd()}/runs/slurm-%j.out", *options]
+    command += shlex.split(os.environ.get("SBATCH", ""))
+    door = shlex.quote(str(ROOT / "benchmark.sh"))
+    wrapped = f"OUT={shlex.quote(os.getcwd())} bash {door} {words}"
+    done = subprocess.run([*command, "--wrap", wrapped], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().partition(";")[0]  # of several clusters, the number comes first
-
-
-def run_line(path: Path, number: int) -> int:
-    """The run of a line, from 1, of what `submit` wrote; returns its exit code."""
-    return run(Job(*path.read_text().splitlines()[number - 1].split("\t")))

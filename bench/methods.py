@@ -1,15 +1,8 @@
 """methods.csv, the one list of methods: what grid, search, report, tests and the README's table read.
 
-A study that needs methods of its own has a methods.csv of the same format in its folder.
-
-name, title, what   as in --exp-name; in tables and figures; in half a line
-script, parent      the file, and the file that explains it: its own, where only flags differ
-flags               fixed ones, "--reptile-alpha 0.1"; a setting that the search chose wins over them
-color               in every figure; a method whose parent is its own script is drawn dashed
-space               what the search tries: "learning-rate 0.002..0.064 log; embedding-size 2|4|8"
+docs/benchmark.md says what its columns are. A study that needs methods of its own has a methods.csv of the
+same format in its folder.
 """
-
-from __future__ import annotations
 
 import csv
 import sys
@@ -44,7 +37,7 @@ class Method:
 
 
 def fail(message: str) -> NoReturn:
-    """Bad input: one line on stderr, exit code 2; as `envs.runs.fail`, without torch's seconds of import."""
+    """As `envs.settings.fail`, without torch's seconds of import: one line on stderr, exit code 2."""
     print(f"{Path(sys.argv[0]).name.replace('__main__.py', 'bench')}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

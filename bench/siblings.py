@@ -7,8 +7,6 @@ in one script only, by accident, shows: `drifted` names it, and a test fails. Af
 command above writes that file anew, and the tables of scripts in README and docs; look at the difference.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 import difflib
@@ -24,16 +22,8 @@ LONGER = {"baselines/l2soft_ppo.py": 110}  # nearly all of them drop sigma and i
 Definitions = dict[str, list[str]]  # name -> lines
 
 # what a method may change of its parent, and PPO's and SAC's trunk of each other
-SEAMS = {
-    "docstring",
-    "Agent",
-    "Agent.per_task",
-    "Agent.weights",
-    "Agent.draw_noise",
-    "linear",
-    "ENV_DEFAULTS",
-}
-SEAMS |= {"gaussian_kl", "learn_sigma", "recentre", "minibatch_backward", "log_method"}
+SEAMS = {"docstring", "Agent", "Agent.per_task", "Agent.weights", "Agent.draw_noise", "linear"}
+SEAMS |= {"ENV_DEFAULTS", "gaussian_kl", "learn_sigma", "recentre", "minibatch_backward", "log_method"}
 ALGORITHM = {"docstring", "imports", "LANDER", "ENV_DEFAULTS", "Batch", "Agent", "Agent.per_task"}
 ALGORITHM |= {f"Agent.{x}" for x in ("__init__", "init_weights", "actor", "policy")}
 ALGORITHM |= {"learn_sigma", "minibatch_backward", "update", "log_method", "check", "train"}

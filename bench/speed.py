@@ -5,7 +5,6 @@ second of VarShare-SAC with larger networks; mt10 beside Meta-World's own vector
 of the first two is a run of its own, from the script's command line.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -18,57 +17,59 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
+from bench.collect import read_run
 from bench.methods import METHODS, ROOT
-from envs.cartpole import CartPole10
+from bench.tables import markdown
+from envs.cartpole import NAMES, SUITES, TASKS, CartPole10, Suite
 
 
 class CartPole100(CartPole10):
     """The ten tasks ten times over."""
 
     num_tasks = 100
-    all_tasks = CartPole10.all_tasks * 10
-    all_names = [f"{copy}-{name}" for copy in range(10) for name in CartPole10.all_names]
 
 
-gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500)
+names = [f"{copy}-{name}" for copy in range(10) for name in NAMES]
+SUITES["cartpole100"] = Suite(TASKS * 10, names)
+kwargs = {"suite": "cartpole100"}
+gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500, kwargs=kwargs)
 
+HARD_SHARING = "baselines/hard_sharing_ppo.py"
 CARTPOLE = "--env-id cartpole10 --total-timesteps 500000"
-PPO = {  # case -> script and flags
-    **{m.script: f"{m.script} {CARTPOLE}" for m in METHODS.values() if m.script.startswith("baselines/")},
-    "varshare_ppo.py": f"varshare_ppo.py {CARTPOLE}",
-    "varshare_ppo.py --compile": f"varshare_ppo.py {CARTPOLE} --compile",
-    "100 tasks": "varshare_ppo.py --env-id bench.speed:cartpole100 --total-timesteps 2000000",
-    "lunarlander20": "varshare_ppo.py --env-id lunarlander20 --total-timesteps 400000",
-    "mt10": "varshare_ppo.py --env-id mt10 --total-timesteps 100000",
+PPO = {m.script: CARTPOLE for m in METHODS.values() if m.script.startswith("baselines/")}
+PPO |= {  # case -> flags
+    "varshare_ppo.py": CARTPOLE,
+    "varshare_ppo.py --compile": CARTPOLE,
+    "varshare_ppo.py --env-id bench.speed:cartpole100": "--total-timesteps 2000000",
+    "varshare_ppo.py --env-id lunarlander20": "--total-timesteps 400000",
+    "varshare_ppo.py --env-id mt10": "--total-timesteps 100000",
 }
-ELSEWHERE = ("lunarlander20", "mt10")  # not on CartPoles
-LARGE = "varshare_sac.py --env-id cartpole10 --learning-starts 128 --hidden-sizes 256 256"
+LARGE = "--learning-starts 128 --env-id cartpole10 --hidden-sizes 256 256"
 SAC = {  # one update per step of all environments
-    "10 tasks": f"{LARGE} --total-timesteps 3280",
-    "10 tasks --compile": f"{LARGE} --total-timesteps 3280 --compile",
-    "1 task": f"{LARGE} --total-timesteps 2128 --tasks 0",
-    "10 tasks of mt10": "varshare_sac.py --env-id mt10 --learning-starts 128 --total-timesteps 1580",
+    "varshare_sac.py": f"{LARGE} --total-timesteps 3280",
+    "varshare_sac.py --compile": f"{LARGE} --total-timesteps 3280",
+    "varshare_sac.py --tasks 0": f"{LARGE} --total-timesteps 2128",
+    "varshare_sac.py --env-id mt10": "--learning-starts 128 --total-timesteps 1580",
 }
 
 
-def steps_per_second(command: str) -> float:
-    """charts/SPS of a run."""
+def run(command: str) -> tuple[float, int]:
+    """Env steps per second of a run, and its number of tasks."""
     more = ["--eval-episodes", "1", "--checkpoint-interval", "1e9", "--run-name", "run"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
         argv = [sys.executable, str(ROOT / command.split()[0]), *command.split()[1:], *more]
         subprocess.run(argv, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-        with open(Path(folder, "runs/run/heartbeat.csv")) as file:
-            return [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "charts/SPS"][-1]
+        found = read_run(Path(folder, "runs/run"))
+    return found.values("charts/SPS")["mean"].iloc[-1], len(found.tasks)
 
 
-def measure(cases: dict[str, str], repeats: int) -> dict[str, float]:
-    """Best steps per second of each case, all in turn."""
-    best = dict.fromkeys(cases, 0.0)
-    for _ in range(repeats):
-        for name, command in cases.items():
-            best[name] = max(best[name], steps_per_second(command))
-            print(f"{name:>40}  {best[name]:9,.0f} env steps/s", file=sys.stderr, flush=True)
+def measure(cases: dict[str, str], repeats: int) -> dict[str, tuple[float, int]]:
+    """The best run of each case, all in turn."""
+    best = dict.fromkeys(cases, (0.0, 0))
+    for case, flags in [*cases.items()] * repeats:
+        best[case] = max(best[case], run(f"{case} {flags}"))
+        print(f"{case:>50}  {best[case][0]:9,.0f} env steps/s", file=sys.stderr, flush=True)
     return best
 
 
@@ -85,10 +86,10 @@ def meta_world(repeats: int, steps: int = 400) -> None:
         for _ in range(steps * 10 // envs[i].num_envs):
             envs[i].step(envs[i].action_space.sample())
         speeds[repeat, i] = steps * 10 / (time.perf_counter() - begin)
-    print("| | median | lowest | highest |\n|---|---|---|---|")
-    rows = {"mt10, env steps/s": speeds[:, 0], "Meta-World/MT10, env steps/s": speeds[:, 1]}
-    for name, x in (rows | {"ratio": speeds[:, 0] / speeds[:, 1]}).items():
-        print(f"| {name} | {np.median(x):,.2f} | {x.min():,.2f} | {x.max():,.2f} |")
+    ours, theirs = speeds.T
+    rows = {"mt10, env steps/s": ours, "Meta-World/MT10, env steps/s": theirs, "ratio": ours / theirs}
+    rows = [[name, *(f"{f(x):,.2f}" for f in (np.median, min, max))] for name, x in rows.items()]
+    print(markdown(["", "median", "lowest", "highest"], rows))
 
 
 def main(repeats: int = 3, only: Literal["ppo", "sac", "mt10", ""] = "") -> None:
@@ -100,14 +101,12 @@ def main(repeats: int = 3, only: Literal["ppo", "sac", "mt10", ""] = "") -> None
     """
     if only in ("", "ppo"):
         best = measure(PPO, repeats)
-        reference = best["baselines/hard_sharing_ppo.py"]
-        print("| case | env steps/s | Hard sharing is faster by |\n|---|---|---|")
-        for name, x in best.items():
-            print(f"| `{name}` | {x:,.0f} | {'' if name in ELSEWHERE else f'{reference / x:.2f}'} |")
+        rows = [[f"`{x}`", f"{s:,.0f}", f"{best[HARD_SHARING][0] / s:.2f}"] for x, (s, _) in best.items()]
+        print(markdown(["case", "env steps/s", "Hard sharing is faster by"], rows))
     if only in ("", "sac"):
-        print("| varshare_sac.py | updates/s | updates/s times tasks |\n|---|---|---|")
-        for name, x in measure(SAC, repeats).items():
-            print(f"| {name} | {x / int(name.split()[0]):,.1f} | {x:,.0f} |")
+        best = measure(SAC, repeats)
+        rows = [[f"`{x}`", f"{s / tasks:,.1f}", f"{s:,.0f}"] for x, (s, tasks) in best.items()]
+        print(markdown(["case", "updates/s", "updates/s times tasks"], rows))
     if only in ("", "mt10"):
         meta_world(repeats)
 

@@ -5,11 +5,9 @@ ceiling, where the percentile bootstrap covers 90 % (tests/test_statistics.py). 
 the ceiling no interval of ten covers, and none is needed: `can_tell` says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +17,6 @@ CONFIDENCE = 0.95
 MARGIN = 0.05  # two methods are the same if they surely differ by less than this share of the better mean
 AT_CEILING = 0.98  # share of a suite's ceiling from which a method is there
 BLIND = "task-blind"
-Verdict = Literal["better", "worse", "the same", "undecided"]
-Pair = tuple[pd.Series, pd.Series]
 Runs = dict[str, pd.Series]  # method, or a setting of one -> a number of each run, by seed
 
 
@@ -63,8 +59,7 @@ def median_interval(x: Sequence[float]) -> Interval:
     x = np.sort(np.asarray(x, float))
     k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(x), 0.5))  # P(at most k - 1) < 2.5 %
     low, high = (x[k - 1], x[-k]) if k > 0 else (math.nan, math.nan)
-    middle = x[[(len(x) - 1) // 2, len(x) // 2]]
-    return Interval(middle[0] if middle[0] == middle[1] else middle.mean(), low, high)
+    return Interval(np.median(x), low, high)
 
 
 def difference(x: pd.Series, y: pd.Series) -> Difference:
@@ -91,21 +86,13 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def verdict(d: Difference, p: float, within: float) -> Verdict:
-    """What a difference says, with p corrected for the number of comparisons.
-
-    The same: the interval lies within the margin, even if it does not hold 0. Better or worse: p < 5 %.
-    """
+def verdict(d: Difference, p: float, within: float) -> str:
+    """The same: the interval lies within the margin, even without 0. Better or worse: p, corrected, < 5 %."""
     if max(-d.interval.low, d.interval.high) < within:
         return "the same"
     if p < 1 - CONFIDENCE:
         return "better" if d.interval.center > 0 else "worse"
     return "undecided"
-
-
-def curve(runs: pd.DataFrame) -> np.ndarray:
-    """Mean and interval at every step: (run, step) -> (3, step)."""
-    return np.array([mean_interval(x) for x in runs.to_numpy().T]).T
 
 
 def margin(means: Iterable[float]) -> float:
@@ -118,7 +105,7 @@ class Comparison(NamedTuple):
 
     interval: Interval
     p: float
-    verdict: Verdict
+    verdict: str  # better, worse, the same, undecided
     within: float
 
     def cells(self, digits: int = 1) -> list[str]:
@@ -126,49 +113,37 @@ class Comparison(NamedTuple):
         return [self.interval.text(digits), f"{self.p:.2g}", self.verdict]
 
 
-def compare(pairs: Iterable[Pair], within: float | Iterable[float] | None = None) -> list[Comparison]:
+def compare(pairs: Iterable[tuple[pd.Series, pd.Series]], within=None) -> list[Comparison]:
     """Every pair of runs, each a number by seed, with Holm's correction for all of them.
 
-    Args:
-        pairs: (x, y).
-        within: what counts as the same, of all pairs or of each; by default 5 % of the better mean.
+    within: what counts as the same, of all pairs or of each; by default 5 % of the better mean.
     """
     pairs = list(pairs)
     if within is None:
         within = [margin((x.mean(), y.mean())) for x, y in pairs]
-    margins = [within] * len(pairs) if isinstance(within, float) else list(within)
+    elif isinstance(within, float):
+        within = [within] * len(pairs)
     found = [difference(x, y) for x, y in pairs]
     corrected = holm([d.p for d in found])
-    return [
-        Comparison(d.interval, p, verdict(d, p, limit), limit)
-        for d, p, limit in zip(found, corrected, margins)
-    ]
+    return [Comparison(d.interval, p, verdict(d, p, m), m) for d, p, m in zip(found, corrected, within)]
 
 
-def against(runs: Runs, control: str, within: float | None = None) -> dict[str, Comparison]:
-    """Every other method minus the control, corrected for their number; {} if there is no control.
-
-    within: what counts as the same; by default 5 % of the best mean of all.
-    """
+def against(runs: Runs, control: str) -> dict[str, Comparison]:
+    """Every other method minus the control, corrected for their number; {} if there is no control."""
     if control not in runs:
         return {}
-    if within is None:
-        within = margin(x.mean() for x in runs.values())
     others = [method for method in runs if method != control]
-    return dict(zip(others, compare([(runs[m], runs[control]) for m in others], within)))
+    pairs = [(runs[method], runs[control]) for method in others]
+    return dict(zip(others, compare(pairs, margin(x.mean() for x in runs.values()))))
 
 
 def can_tell(runs: Runs, ceiling: float | None) -> tuple[bool, str]:
-    """Whether a suite can tell methods apart, and why.
+    """Whether a suite can tell methods apart, by the mean return over tasks of each run, and why.
 
     It cannot if the task-blind control, one network that is not told the task, is not beaten by the best
     method (an interval above 0, and p corrected for having chosen it among them), or if all the others are
-    at the ceiling: then what is compared is not how tasks are shared. If task-blind is not beaten the reason
-    says whether the interval lies below the margin or the runs were too few.
-
-    Args:
-        runs: method -> mean return over tasks of each run, by seed.
-        ceiling: mean over tasks of what each allows, None where it is not known.
+    at the ceiling, if that is known: then what is compared is not how tasks are shared. If task-blind is not
+    beaten the reason says whether the interval lies below the margin or the runs were too few.
     """
     others = {method: x for method, x in runs.items() if method != BLIND}
     if len(runs) < 2:

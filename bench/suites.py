@@ -1,7 +1,5 @@
 """What a suite is: a row of benchmark.sh, environment, methods, budget and seeds; results/suites/NAME."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,13 +60,14 @@ class Suite:
             return len(self.rates) * self.trial_steps
         return self.trials * len(SEEDS) * self.trial_steps + self.best**2 * self.steps
 
-    def seconds_per_step(self, method: str) -> float:
-        """Of a method's committed runs, evaluations left out; NaN if there are none."""
+    @property
+    def seconds_per_step(self) -> float:
+        """Of the committed runs, evaluations left out; NaN if there are none."""
         if not (ROOT / self.folder / "configs.csv").exists():
             return math.nan
         runs, _ = read(ROOT / self.folder)
-        rows = runs[(runs.method == method) & (runs.metric == SECONDS) & (runs.task == "mean")]
-        return float((rows.value / rows.step).median())
+        rows = runs[(runs.metric == SECONDS) & (runs.task == "mean")]
+        return float((rows.value / rows.step).mean())
 
     def collect(self) -> None:
         """Write the CSVs of what has finished."""
@@ -81,11 +80,7 @@ class Suite:
         return launch.job(name, method, self.env_id, self.steps, seed, self.complete(self.chosen[method]))
 
     def jobs(self) -> list[launch.Job]:
-        """The reported runs, one seed of all methods after the other.
-
-        Raises:
-            SystemExit: the search has not come to a method.
-        """
+        """The reported runs, one seed of all methods after the other, if the search has come to all."""
         for method in self.methods:
             if method not in self.chosen:
                 fail(f"the search has no settings of {method} on {self.settings} yet")

@@ -1,7 +1,5 @@
 """The table of a suite: what every method reached, how fast, and at what cost."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,10 @@ THRESHOLD = 0.8  # share of a suite's ceiling that methods are timed to
 
 @dataclass
 class Scores:
-    """What a method reached on a suite, by return or by success in percent; rows are runs, by seed.
+    """What a method reached on a suite, by return or by success in percent; rows are runs, by seed."""
 
-    Attributes:
-        final: (run, task) score of the final evaluation.
-        curve: (run, step) mean score over tasks of the evaluations on the way and of the final one.
-    """
-
-    final: pd.DataFrame
-    curve: pd.DataFrame
+    final: pd.DataFrame  # (run, task), of the final evaluation
+    curve: pd.DataFrame  # (run, step) mean over tasks of the evaluations on the way and of the final one
 
     @property
     def means(self) -> pd.Series:
@@ -47,34 +40,27 @@ class Scores:
     def area(self) -> pd.Series:
         """Mean score over the steps between the first evaluation and the last, by seed."""
         steps = self.curve.columns.to_numpy(float)
-        return pd.Series(np.trapezoid(self.curve, steps, axis=1) / (steps[-1] - steps[0]), self.curve.index)
+        areas = np.trapezoid(self.curve, steps, axis=1)
+        return pd.Series(areas / (steps[-1] - steps[0]), self.curve.index)
 
     def steps_to(self, target: float) -> np.ndarray:
         """(run,) steps of the first evaluation that reaches the target, infinite if none does."""
         reached = self.curve.to_numpy() >= target
-        return np.where(reached.any(1), self.curve.columns.to_numpy(float)[reached.argmax(1)], math.inf)
+        first = self.curve.columns.to_numpy(float)[reached.argmax(1)]
+        return np.where(reached.any(1), first, math.inf)
 
 
 class Result:
-    """What is committed of a suite in results/suites/NAME.
-
-    Attributes:
-        env, steps: of its runs.
-        searched_on: the suite whose search chose the settings.
-        runs, configs: its CSVs.
-        by_method: method -> Scores.
-        ceiling: mean over tasks of what each allows, None if it is not known; of success 100.
-        target: score that methods are timed to.
-        able, why: whether the suite can tell methods apart.
-    """
+    """What is committed of a suite in results/suites/NAME, and whether it is able to tell methods apart."""
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, folder.name
         self.runs, self.configs = read(folder)
         first = self.configs.iloc[0]
-        self.env, self.steps, self.searched_on = first.env, int(first.steps), first.searched_on
-        self.by_method = scores(self.runs)
-        self.by_success = measure(self.runs) == SUCCESS
+        self.env, self.steps = first.env, int(first.steps)
+        self.searched_on = first.searched_on  # the suite whose search chose the settings
+        self.by_success = (self.runs.metric == TRAINING_SUCCESS).any()  # by that suites differ
+        self.by_method = scores(self.runs, SUCCESS if self.by_success else EVALUATION)
         self.ceiling = 100.0 if self.by_success else ceiling(self.env)
         self.target = None if self.ceiling is None else THRESHOLD * self.ceiling
         means = {title_of(m) if m != BLIND else m: s.means for m, s in self.by_method.items()}
@@ -97,15 +83,9 @@ def ceiling(env: str) -> float | None:
     return float(known[env]) if env in known else None
 
 
-def measure(runs: pd.DataFrame) -> str:
-    """What a suite is scored by: success if its training's is in runs.csv, else return."""
-    return SUCCESS if (runs.metric == TRAINING_SUCCESS).any() else EVALUATION
-
-
-def scores(runs: pd.DataFrame, metric: str = "") -> dict[str, Scores]:
-    """method -> Scores, in the order of methods.csv and then of the alphabet; by default of `measure`."""
-    order, metric = list(METHODS), metric or measure(runs)
-    result = {}
+def scores(runs: pd.DataFrame, metric: str) -> dict[str, Scores]:
+    """method -> Scores, in the order of methods.csv and then of the alphabet."""
+    order, result = list(METHODS), {}
     for method in sorted(runs.method.unique(), key=lambda m: (order.index(m) if m in order else 99, m)):
         rows = runs[(runs.method == method) & (runs.metric == metric)]
         rows = rows.assign(value=rows.value * (100 if metric == SUCCESS else 1))

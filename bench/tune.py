@@ -1,21 +1,15 @@
 """The search for the settings of every method, the same number of environment steps for each.
 
-A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). After every seed
-it is dropped if its mean final return so far, the higher one of two, is below the median of the trials that
-ran all three: a run is judged when it is over, never on the way, where a large annealed step size looks
-slow. What a dropped trial saves goes to further ones, until the steps of `trials` full ones are spent. Then
-the five best settings run on five fresh seeds, as long as the runs that are reported, and the best mean of
-those is the method's setting.
+A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is dropped
+after a seed if its mean final return so far is below the median of the trials that ran all three; what it
+saves goes to further trials. Then the best settings run on fresh seeds, as long as the runs that are
+reported, and the best mean of those is the method's setting. If a run takes long a suite names a few step
+sizes instead, and each method runs each of them once. docs/benchmark.md says why.
 
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
-work on one search. A trial whose process died is taken up again: it is enqueued anew, and its runs continue
-from their checkpoints if those are at hand.
-
-If a run takes long a suite names a few step sizes instead, and each method runs each of them once, evaluated
-only at the end, in fewer episodes: on Meta-World evaluations are a good part of a short run.
+work on one search. A trial whose process died is enqueued anew, and its runs continue from their checkpoints
+if those are at hand.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -43,14 +37,13 @@ RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
 TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
 HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again
 RESULTS = SETTINGS.parent
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "dropped", TrialState.FAIL: "crashed"}
+# tables that another process was creating at the same time
+CREATED_BY_ANOTHER = (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
 
 
-class Stopped(Exception):
-    """The search was told to stop in the middle of a trial."""
-
-
-class Crashed(Exception):
-    """A run of a trial failed, as with settings that diverge."""
+class Ended(Exception):
+    """A trial has no result: the search was told to stop, or a run crashed, as with settings that diverge."""
 
 
 class Search:
@@ -76,9 +69,8 @@ class Search:
         # another one for who continues a search, and for each process of several that share a server
         who = "" if storage.url == STORAGE else f"{platform.node()} {os.getpid()}"
         seed = zlib.crc32(f"{self.name} {len(self.study.trials)} {who}".encode())
-        self.study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_TRIALS, multivariate=True, seed=seed
-        )
+        sampler = {"n_startup_trials": RANDOM_TRIALS, "multivariate": True, "seed": seed}
+        self.study.sampler = optuna.samplers.TPESampler(**sampler)
         if suite.rates:
             self.study.sampler = optuna.samplers.GridSampler({"learning-rate": suite.rates}, seed)
 
@@ -133,14 +125,14 @@ class Search:
         finals, curves = [], []
         for i, seed in enumerate(self.seeds):
             job = self.job(settings, self.suite.trial_steps, seed)
-            while (code := launch.run(job)) == launch.BUSY and not launch.stopping.is_set():
+            while (code := launch.run(job)) == launch.BUSY:
                 pass  # another process has chosen the same
-            if launch.stopping.is_set() or code in launch.STOPPED:
-                raise Stopped
+            if code in launch.STOPPED:
+                raise Ended
             trial.set_user_attr("steps", (i + 1) * self.suite.trial_steps)
             if code:
                 trial.set_user_attr("crashed", True)
-                raise Crashed
+                raise Ended
             final, curve = read_scores(job, self.suite)
             finals.append(final)
             curves.append(curve)
@@ -159,11 +151,11 @@ class Search:
                 RetryHeartbeatStaleTrialCallback()(study, trial)
 
         try:
-            self.study.optimize(self.objective, n_trials=1, catch=(Stopped, Crashed), callbacks=[again])
+            self.study.optimize(self.objective, n_trials=1, catch=(Ended,), callbacks=[again])
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+            # of a process that slept so long that others took it for dead: they have enqueued the trial again
             if isinstance(error, ValueError) and "Cannot tell" not in str(error):
                 raise
-            # this process slept so long that others took it for dead: they have enqueued the trial again
 
     def table(self) -> pd.DataFrame:
         """All trials that ended or crashed, one row each, in their order."""
@@ -171,48 +163,39 @@ class Search:
         for t in self.study.get_trials(deepcopy=False):
             if t.state.is_finished() and (steps := self.steps_of(t)):
                 finals, curves = (t.user_attrs.get(name, []) for name in ("finals", "curves"))
-                state = {"COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "crashed"}[t.state.name]
-                row = {"suite": self.suite.name, "method": self.method, "trial": t.number, "state": state}
-                row |= {"steps": steps, "settings": t.user_attrs["settings"]}
+                row = {"suite": self.suite.name, "method": self.method, "trial": t.number}
+                row |= {"state": STATES[t.state], "steps": steps, "settings": t.user_attrs["settings"]}
                 row |= {f"final {seed}": x for seed, x in zip(self.seeds, finals)}
                 row |= {"final": pd.Series(finals).mean(), "curve": pd.Series(curves).mean()}
                 rows.append(row)
         return pd.DataFrame(rows)
 
-    def candidates(self) -> list[str]:
-        """Flags of the best settings, best first."""
-        complete = self.table().query("state == 'complete'").drop_duplicates("settings")
-        return list(rank(complete).settings[: self.suite.best])
-
     def jobs(self) -> list[tuple[str, launch.Job]]:
-        """The runs of the candidates on fresh seeds, each with the candidate's flags."""
+        """The runs that the best settings are chosen by, each with its flags, best first.
+
+        On fresh seeds; of a few step sizes the trials themselves.
+        """
+        steps, seeds = self.suite.steps, FRESH_SEEDS[: self.suite.best]
         if self.suite.rates:
-            return []
-        return [
-            (flags, self.job(parse_flags(flags), self.suite.steps, seed))
-            for seed in FRESH_SEEDS[: self.suite.best]
-            for flags in self.candidates()
-        ]
+            steps, seeds = self.suite.trial_steps, self.seeds
+        complete = self.table().query("state == 'complete'").drop_duplicates("settings")
+        best = list(rank(complete).settings[: self.suite.best])
+        return [(flags, self.job(parse_flags(flags), steps, seed)) for seed in seeds for flags in best]
 
     def fresh(self) -> pd.DataFrame:
-        """A row for each candidate whose runs on fresh seeds have all finished, best first.
-
-        Of a few step sizes, which have no such runs, the trials themselves.
-        """
-        names = {"suite": self.suite.name, "method": self.method}
-        if self.suite.rates:
-            complete = self.table().query("state == 'complete'")[["settings", "final", "curve"]]
-            return rank(complete).assign(**names, steps=self.suite.trial_steps)
-        rows = [(flags, *read_scores(job, self.suite)) for flags, job in self.jobs() if job.finished]
-        runs = pd.DataFrame(rows, columns=["settings", "final", "curve"])
-        complete = runs[runs.groupby("settings").settings.transform("size") == self.suite.best]
-        means = complete.groupby("settings", sort=False).mean().reset_index()
-        return rank(means).assign(**names, steps=self.suite.steps)
+        """A row for each of the best settings of which all these runs have finished, best first."""
+        jobs = self.jobs()
+        finished = {flags for flags, _ in jobs} - {flags for flags, job in jobs if not job.finished}
+        rows = [(flags, *read_scores(job, self.suite)) for flags, job in jobs if flags in finished]
+        scores = pd.DataFrame(rows, columns=["settings", "final", "curve"])
+        means = rank(scores.groupby("settings", sort=False).mean().reset_index())
+        steps = self.suite.trial_steps if self.suite.rates else self.suite.steps
+        return means.assign(suite=self.suite.name, method=self.method, steps=steps)
 
     def summary(self) -> dict[str, object]:
         """A row of settings.csv: what was chosen, and what the search spent."""
         states = self.table().state.value_counts()
-        counts = {state: int(states.get(state, 0)) for state in ("complete", "dropped", "crashed")}
+        counts = {state: int(states.get(state, 0)) for state in STATES.values()}
         return self.fresh().iloc[0].to_dict() | counts | {"spent": self.spent()}
 
 
@@ -228,32 +211,29 @@ def read_scores(job: launch.Job, suite: Suite) -> tuple[float, float]:
 
 def rank(settings: pd.DataFrame) -> pd.DataFrame:
     """Best first by `final`; those within TIE of the best by `curve`, which says how fast they got there."""
-    if settings.empty:
-        return settings
     highest = settings.final.max()
     tied = settings.final >= highest - TIE * abs(highest)
-    key = settings.curve.where(tied, settings.final - 1e9)
-    return settings.loc[key.sort_values(ascending=False, kind="stable").index]
+    key = settings.curve.where(tied, settings.final)
+    return (
+        settings.assign(tied=tied, key=key)
+        .sort_values(["tied", "key"], ascending=False, kind="stable")
+        .drop(columns=["tied", "key"])
+    )
 
 
 def open_storage(url: str) -> RDBStorage:
     """The database of all searches; trials of dead processes are enqueued again."""
+    options = {"heartbeat_interval": HEARTBEAT, "grace_period": 4 * HEARTBEAT}
+    options["heartbeat_stale_trial_callback"] = RetryHeartbeatStaleTrialCallback()
     if url == STORAGE:
         Path("runs").mkdir(exist_ok=True)
-    for attempt in range(3):
+    for last in (False, False, True):
         try:
-            return RDBStorage(
-                url,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=4 * HEARTBEAT,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
-        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
-            if attempt == 2:
-                raise
-            time.sleep(2)  # another process was creating the tables at the same time
+            return RDBStorage(url, **options)
         except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-            fail(f"cannot open the database {url}: {str(error).splitlines()[0]}")
+            if last or not isinstance(error, CREATED_BY_ANOTHER):
+                fail(f"cannot open the database {url}: {str(error).splitlines()[0]}")
+            time.sleep(2)
 
 
 def search(suite: Suite, storage: str = STORAGE) -> bool:
@@ -275,35 +255,23 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
     workers, shown = launch.jobs_at_a_time(), ""
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work) for _ in range(workers)]
-        while not all(future.done() for future in futures):
-            wait(futures, timeout=5)
-            shown = launch.show(progress(searches), shown)
+        while wait(futures, timeout=5).not_done:
+            spent, budget = sum(s.spent() for s in searches), sum(s.budget for s in searches)
+            if shown != (shown := f"search of {suite.name}: {spent / budget:.0%}"):
+                print(shown, flush=True)
     for future in futures:
         future.result()  # raises what a worker raised
-    launch.end_line()
     launch.leave_if_stopped()
     done = launch.launch([job for s in searches for _, job in s.jobs()])
-    write(searches)
+    update("trials.csv", pd.concat([s.table() for s in searches]))
+    update("fresh.csv", pd.concat([s.fresh() for s in searches]))
+    update("settings.csv", pd.DataFrame([s.summary() for s in searches if len(s.fresh())]))
     return done
 
 
-def progress(searches: list[Search]) -> str:
-    """A line on how far a suite's searches are."""
-    spent, budget = [s.spent() for s in searches], [s.budget for s in searches]
-    one = next((s for s in searches if s.has_room()), searches[-1])
-    return f"search {one.name}: {one.spent() / one.budget:.0%}; all methods {sum(spent) / sum(budget):.0%}"
-
-
-def write(searches: list[Search]) -> None:
-    """What is new for trials.csv, fresh.csv and settings.csv; rows of other suites and methods stay."""
-    update(RESULTS / "trials.csv", pd.concat([s.table() for s in searches]))
-    update(RESULTS / "fresh.csv", pd.concat([s.fresh() for s in searches]))
-    chosen = [s.summary() for s in searches if len(s.fresh())]
-    update(RESULTS / SETTINGS.name, pd.DataFrame(chosen))
-
-
-def update(path: Path, rows: pd.DataFrame) -> None:
-    """Replace what a CSV has of the suites and methods of these rows."""
+def update(name: str, rows: pd.DataFrame) -> None:
+    """Replace what a CSV of results/search/ has of the suites and methods of these rows; the rest stays."""
+    path = RESULTS / name
     if rows.empty:
         return
     if path.exists():

@@ -1,10 +1,12 @@
 """What the tests of studies have in common: a folder of their own, and made-up runs."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from bench.style import STYLE
+from bench.figures import STYLE
 from studies import folder_of
 
 TASKS = ["a", "b"]
@@ -15,6 +17,7 @@ STEPS = 1000
 def here(tmp_path, monkeypatch):
     """Results are below an empty folder, and pictures drawn in a fraction of the time."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which `probes.parse` changes
     monkeypatch.setitem(STYLE, "savefig.dpi", 30)
     return tmp_path
 

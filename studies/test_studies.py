@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -28,11 +27,7 @@ CONTROLS = read_methods(probes.ROOT / "studies/posterior/methods.csv")
 def parse(job):
     """The method of a run, its setting, and its settings, which its script accepts."""
     script = probes.load_script(job.script)
-    argv, sys.argv = sys.argv, [job.script, *shlex.split(job.flags)]
-    try:
-        args = script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__)
-    finally:
-        sys.argv = argv
+    args = probes.parse(script, *shlex.split(job.flags))
     script.check(args)
     method, _, setting = args.exp_name.partition("@")
     assert job.script == (METHODS | CONTROLS)[method].script

@@ -55,6 +55,7 @@ def settings_of(method):
 def here(tmp_path, monkeypatch):
     """A folder of its own, in which a search has chosen settings of every method."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which `parse` changes
     SETTINGS.parent.mkdir(parents=True)
     suites = ("cartpole-goals10", "cartpole-goals-physics10", "lunarlander20-goals", "sac")
     rows = [(suite, method, settings_of(method)) for suite in suites for method in METHODS]
@@ -76,11 +77,7 @@ def option(command, name):
 def parse(command):
     """The script of a command and its settings, which it accepts."""
     script = probes.load_script(str(Path(command[1]).relative_to(probes.ROOT)))
-    argv, sys.argv = sys.argv, command[1:]
-    try:
-        args = script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__)
-    finally:
-        sys.argv = argv
+    args = probes.parse(script, *command[2:])
     script.check(args)
     return script, args
 

@@ -12,10 +12,9 @@ from PIL import Image
 import report
 from bench import figures
 from bench.collect import read
-from bench.figures import write_suite
+from bench.figures import MAX_CURVES, STYLE, write_suite
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, against, mean_interval
-from bench.style import MAX_CURVES, STYLE
 from bench.suites import SETTINGS, Suite
 from bench.tables import Result, Scores, make_table
 

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from bench.collect import NORMS, SECONDS
-from bench.figures import draw_method
+from bench.figures import CYCLE, STYLE, draw_method, label_steps
 from bench.methods import METHODS, fail, title_of
 from bench.statistics import MARGIN, Interval, compare, difference, margin, median_interval
-from bench.style import CYCLE, STYLE, label_steps
 from bench.tables import Result, Scores, markdown
 from studies import folder_of
 from studies.leave_one_out.report import Adaptations, claim_7

@@ -12,9 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import EVALUATION, read
-from bench.figures import draw_curve
+from bench.figures import CYCLE, STYLE, draw_curve, label_steps
 from bench.statistics import BLIND, MARGIN, Comparison, compare, difference, mean_interval, median_interval
-from bench.style import CYCLE, STYLE, label_steps
 from bench.tables import markdown, provenance
 from envs import make
 from studies.leave_one_out.runs import FOLDER, OURS, RATE, RATES, REGIMES, SCRATCH, TRAINED, WITH_MEAN

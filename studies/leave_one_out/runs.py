@@ -24,7 +24,7 @@ from bench.methods import METHODS, ROOT, Settings, fail
 from bench.suites import SEEDS, Suite
 from envs import make
 from envs.evaluation import evaluate
-from envs.runs import load_agent
+from envs.models import load_agent
 from studies import folder_of
 
 FOLDER = folder_of("leave_one_out")

@@ -1,7 +1,6 @@
 """Leave-one-out: what its runs are, what they begin with, and what is made of them."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,7 @@ def without_choice(tmp_path, monkeypatch):
 
 def parse(job):
     script = probes.load_script(job.script)
-    sys.argv = [job.script, *job.flags.split(), "--run-name", job.name]
-    return script, script.parse_args(script.Args, script.ENV_DEFAULTS, None)
+    return script, probes.parse(script, *job.flags.split(), "--run-name", job.name)
 
 
 def choose(name="cartpole-goals-physics10", rate="0.01"):

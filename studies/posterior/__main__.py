@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib import rc_context
 
-from bench.style import STYLE
+from bench.figures import STYLE
 from studies import folder_of, run_study
 from studies.posterior.figures import plot_ladder, plot_use
 from studies.posterior.play import play_all

@@ -6,8 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.collect import EVALUATION
-from bench.figures import draw_ceiling, draw_curve
-from bench.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, label_steps
+from bench.figures import BLACK, BLUE, GREEN, ORANGE, RED, SKY, draw_ceiling, draw_curve, label_steps
 from bench.tables import ceiling
 from studies import by_env, on_the_way
 from studies.posterior.runs import (

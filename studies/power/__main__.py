@@ -10,11 +10,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import SUCCESS
-from bench.figures import draw_ceiling, draw_method
+from bench.figures import STYLE, draw_ceiling, draw_method, label_steps
 from bench.launch import Job
 from bench.methods import METHODS
 from bench.statistics import BLIND, MARGIN, against, can_tell
-from bench.style import STYLE, label_steps
 from bench.tables import ceiling, markdown
 from studies import GOALS, by_env, by_seed, folder_of, job, on_the_way, run_study, texts, worst
 

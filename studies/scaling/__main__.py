@@ -17,8 +17,8 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from bench.figures import STYLE, color_of
 from bench.methods import METHODS, ROOT, title_of
-from bench.style import STYLE, color_of
 from bench.tables import markdown
 from studies import folder_of
 
@@ -37,7 +37,6 @@ def methods() -> list[str]:
 
 def measure(method: str, width: int, tasks: int) -> None:
     """Print own parameters per task, seconds of a minibatch, and the process' peak memory in GB."""
-    import gymnasium as gym
     import torch
 
     from enjoy import load_script
@@ -47,17 +46,18 @@ def measure(method: str, width: int, tasks: int) -> None:
     options = {"rank": RANK} if hasattr(script.Args, "rank") else {}
     args = script.Args(hidden_sizes=(width, width), num_steps=SAMPLES, envs_per_task=1, **options)
     args.num_minibatches = args.update_epochs = 1
-    space, actions = gym.spaces.Box(-1.0, 1.0, (OBS,)), gym.spaces.Discrete(ACTIONS)
-    envs = SimpleNamespace(num_tasks=tasks, single_observation_space=space, single_action_space=actions)
+    envs = SimpleNamespace(num_tasks=tasks, envs_per_task=1, obs_dim=OBS, act_dim=ACTIONS, discrete=True)
     rng = torch.Generator().manual_seed(0)
     agent = script.Agent(envs, args, rng)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5, fused=True)
-    obs, x = torch.randn(tasks, SAMPLES, OBS, generator=rng), torch.randn(4, tasks, SAMPLES, generator=rng)
-    batch = script.Batch(obs, torch.zeros(tasks, SAMPLES, dtype=torch.long), *x)
+    obs = torch.randn(tasks, SAMPLES, OBS, generator=rng)
+    actions = torch.zeros(tasks, SAMPLES, dtype=torch.long)
+    logprobs, advantages, returns = torch.randn(3, tasks, SAMPLES, generator=rng)
+    batch = script.Batch(obs, actions, logprobs, advantages, returns)
     seconds = []
     for _ in range(STEPS):
         start = time.perf_counter()
-        script.update(agent, optimizer, batch, script.minibatch_gradients, args, rng)
+        script.update(agent, optimizer, batch, script.minibatch_backward, args, rng)
         seconds.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(agent.mu.shape[1], sorted(seconds)[STEPS // 2], memory)

@@ -9,11 +9,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import Run, evaluations, read_agent
-from bench.figures import draw_method
+from bench.figures import STYLE, draw_method, label_steps
 from bench.launch import Job
 from bench.methods import METHODS, title_of
 from bench.statistics import against, difference, mean_interval
-from bench.style import STYLE, label_steps
 from bench.suites import Suite
 from bench.tables import markdown
 from studies import by_env, by_seed, folder_of, job, of_settings, on_the_way, run_study, texts, worst

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from bench.figures import GREY, STYLE, color_of
 from bench.methods import METHODS, parse_flags, title_of
-from bench.style import GREY, STYLE, color_of
 from bench.tables import markdown
 from studies import folder_of
 

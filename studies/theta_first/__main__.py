@@ -10,10 +10,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import NORMS
-from bench.figures import draw_method, with_residuals
+from bench.figures import STYLE, draw_method, label_steps, with_residuals
 from bench.methods import title_of
 from bench.statistics import mean_interval
-from bench.style import STYLE, label_steps
 from bench.tables import Result, markdown
 from studies import GOALS, folder_of
 
