@@ -164,7 +164,6 @@ GRADIENTS = {
     "some zero": lambda m: random_gradients(m) * (torch.arange(m) % 3 != 0).double().unsqueeze(1),
     "in few dimensions": lambda m: random_gradients(m, 3),
 }
-CASES = pytest.mark.parametrize("num_tasks", [2, 3, 10, 50])
 KINDS = pytest.mark.parametrize("kind", GRADIENTS)
 
 
@@ -188,7 +187,7 @@ def visits(keys):
     return [[j for j in row.argsort().tolist() if j != i] for i, row in enumerate(keys)]
 
 
-@CASES
+@pytest.mark.parametrize("num_tasks", [2, 3, 10, 50])
 @KINDS
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_pcgrad_is_algorithm_1(kind, num_tasks, scale):
@@ -282,7 +281,7 @@ def largest_worst_case(grads, c):
     return torch.from_numpy(g0 + radius * basis @ best.x[:-1])
 
 
-@CASES
+@pytest.mark.parametrize("num_tasks", [2, 3, 10, pytest.param(50, marks=pytest.mark.slow)])
 @KINDS
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
 def test_cagrad_agrees_with_an_independent_solver(kind, num_tasks, c):
