@@ -20,7 +20,7 @@ import tyro
 from bench.collect import read_run
 from bench.methods import METHODS, ROOT
 from bench.tables import markdown
-from envs.cartpole import NAMES, SUITES, TASKS, CartPole10, Suite
+from envs.cartpole import NAMES, TASK_SETS, TASKS, CartPole10, TaskSet
 
 
 class CartPole100(CartPole10):
@@ -30,8 +30,8 @@ class CartPole100(CartPole10):
 
 
 names = [f"{copy}-{name}" for copy in range(10) for name in NAMES]
-SUITES["cartpole100"] = Suite(TASKS * 10, names)
-kwargs = {"suite": "cartpole100"}
+TASK_SETS["cartpole100"] = TaskSet(TASKS * 10, names)
+kwargs = {"task_set": "cartpole100"}
 gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500, kwargs=kwargs)
 
 HARD_SHARING = "baselines/hard_sharing_ppo.py"

@@ -26,12 +26,12 @@ __all__ = ["ENV_IDS", "make", "make_single"]
 # single environment, vector environment, steps of an episode, arguments of both
 _CARTPOLE = "cartpole:CartPoleTask", "cartpole:CartPole10", 500
 _LANDER = "lunarlander:LunarLanderTask", "lunarlander:LunarLander20", 1000
-_SUITES = {
+_ENVIRONMENTS = {
     "cartpole10": (*_CARTPOLE, {}),
-    "cartpole-identical10": (*_CARTPOLE, {"suite": "cartpole-identical10"}),
-    "cartpole-goals10": (*_CARTPOLE, {"suite": "cartpole-goals10"}),
-    "cartpole-goals10-sparse": (*_CARTPOLE, {"suite": "cartpole-goals10-sparse"}),
-    "cartpole-goals-physics10": (*_CARTPOLE, {"suite": "cartpole-goals-physics10"}),
+    "cartpole-identical10": (*_CARTPOLE, {"task_set": "cartpole-identical10"}),
+    "cartpole-goals10": (*_CARTPOLE, {"task_set": "cartpole-goals10"}),
+    "cartpole-goals10-sparse": (*_CARTPOLE, {"task_set": "cartpole-goals10-sparse"}),
+    "cartpole-goals-physics10": (*_CARTPOLE, {"task_set": "cartpole-goals-physics10"}),
     "lunarlander20": (*_LANDER, {}),
     "lunarlander20-continuous": (*_LANDER, {"continuous": True}),
     "lunarlander20-goals": ("lunarlander:LunarLanderGoalTask", "lunarlander:LunarLander20Goals", 1000, {}),
@@ -39,9 +39,9 @@ _SUITES = {
     "mt10-reward-v1": ("metaworld:make_task", "metaworld:MT10", 500, {"reward": "v1"}),
     "mt50": ("metaworld:make_mt50_task", "metaworld:MT50", 500, {}),
 }
-ENV_IDS: tuple[str, ...] = tuple(_SUITES)
+ENV_IDS: tuple[str, ...] = tuple(_ENVIRONMENTS)
 
-for _env_id, (_single, _vector, _steps, _kwargs) in _SUITES.items():
+for _env_id, (_single, _vector, _steps, _kwargs) in _ENVIRONMENTS.items():
     if _env_id not in gym.registry:  # a second registration, after a reload, would make Gymnasium warn
         _points = {"entry_point": f"envs.{_single}", "vector_entry_point": f"envs.{_vector}"}
         gym.register(_env_id, max_episode_steps=_steps, kwargs=_kwargs, **_points)

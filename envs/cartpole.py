@@ -1,4 +1,4 @@
-"""CartPole with ten physics, its null case of ten copies of the standard one, and suites with hidden goals.
+"""CartPole with ten physics, its null case of ten copies of the standard one, and tasks with hidden goals.
 
 The vector environment steps all environments at once in NumPy. It equals Gymnasium's CartPoleEnv bit for
 bit, resets included: the same float64 operations in the same order, and one generator per environment.
@@ -53,7 +53,7 @@ def sparse_goal_reward(x: np.ndarray | float, goal: np.ndarray | float) -> np.nd
     return np.where(np.abs(x - goal) < 0.2, 1.0, 0.0)
 
 
-class Suite(NamedTuple):
+class TaskSet(NamedTuple):
     """Parameters and names of some tasks; with a reward, every task has a goal that no observation tells."""
 
     tasks: list[dict[str, float]]
@@ -61,24 +61,24 @@ class Suite(NamedTuple):
     reward: Callable[[np.ndarray | float, np.ndarray | float], np.ndarray] | None = None
 
 
-SUITES = {
-    "cartpole10": Suite(TASKS, NAMES),
+TASK_SETS = {
+    "cartpole10": TaskSet(TASKS, NAMES),
     # the null case, in which there is nothing to specialise on
-    "cartpole-identical10": Suite(TASKS[:1] * 10, [f"standard-{task}" for task in range(10)]),
-    "cartpole-goals10": Suite(GOAL_TASKS, GOAL_NAMES, goal_reward),
+    "cartpole-identical10": TaskSet(TASKS[:1] * 10, [f"standard-{task}" for task in range(10)]),
+    "cartpole-goals10": TaskSet(GOAL_TASKS, GOAL_NAMES, goal_reward),
     # all goals but the two nearest have to be found first
-    "cartpole-goals10-sparse": Suite(GOAL_TASKS, GOAL_NAMES, sparse_goal_reward),
-    "cartpole-goals-physics10": Suite(GOAL_PHYSICS_TASKS, GOAL_PHYSICS_NAMES, goal_reward),
+    "cartpole-goals10-sparse": TaskSet(GOAL_TASKS, GOAL_NAMES, sparse_goal_reward),
+    "cartpole-goals-physics10": TaskSet(GOAL_PHYSICS_TASKS, GOAL_PHYSICS_NAMES, goal_reward),
 }
 
 
 class CartPoleTask(CartPoleEnv):
     """One task as an ordinary environment: Gymnasium's CartPoleEnv with its physics and its reward."""
 
-    def __init__(self, task: int = 0, render_mode: str | None = None, suite: str = "cartpole10") -> None:
-        """Set the physics of a task of one of `SUITES`; a ValueError if there is no such task."""
+    def __init__(self, task: int = 0, render_mode: str | None = None, task_set: str = "cartpole10") -> None:
+        """Set the physics of a task of one of `TASK_SETS`; a ValueError if there is no such task."""
         super().__init__(render_mode=render_mode)
-        tasks, _, self.reward = SUITES[suite]
+        tasks, _, self.reward = TASK_SETS[task_set]
         check_task(len(tasks), task)
         for name, value in tasks[task].items():
             setattr(self, name, value)
@@ -102,13 +102,13 @@ class CartPoleTask(CartPoleEnv):
 
 
 class CartPole10(TaskVectorEnv):
-    """A suite in NumPy; observations (n, 4) float32 (x, x_dot, theta, theta_dot), actions 0 left, 1 right."""
+    """Tasks in NumPy; observations (n, 4) float32 (x, x_dot, theta, theta_dot), actions 0 left, 1 right."""
 
     num_tasks = 10
 
-    def __init__(self, num_envs=10, tasks=None, max_episode_steps=500, suite="cartpole10") -> None:
-        """As `TaskVectorEnv`, of one of `SUITES`."""
-        standard, (params, names, self.reward) = CartPoleEnv(), SUITES[suite]
+    def __init__(self, num_envs=10, tasks=None, max_episode_steps=500, task_set="cartpole10") -> None:
+        """As `TaskVectorEnv`, of one of `TASK_SETS`."""
+        standard, (params, names, self.reward) = CartPoleEnv(), TASK_SETS[task_set]
         spaces = standard.observation_space, standard.action_space
         super().__init__(num_envs, names, params, *spaces, tasks, max_episode_steps)
         # Constants as arrays: NumPy combines two arrays in half the time it needs for an array and a number.

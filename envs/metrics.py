@@ -121,12 +121,18 @@ def sharing(
     squares: dict[str, Tensor] = {}  # by layer: |theta|^2, and |mu_m|^2 of each task, (1 + task,)
     centred = []
     for name, x in theta.items():
-        layer, shared = _layer(name), x.double()
-        own = mu[name].double() if name in mu else mu[f"{layer}.B"].double() @ mu[f"{layer}.A"].double()
-        if not frozen:
-            mean = own.mean(0, keepdim=True)
-            shared, own = shared + mean, own - mean
-        squares[layer] = squares.get(layer, 0) + torch.cat((shared, own)).flatten(1).square().sum(1)
+        layer = _layer(name)
+        if name in mu:
+            residuals = mu[name].double()
+            mean = residuals.mean(0)
+        else:  # one product at a time: (task, out, in) may be too large
+            B, A = mu[f"{layer}.B"].double(), mu[f"{layer}.A"].double()
+            residuals = (b @ a for b, a in zip(B, A))
+            mean = torch.einsum("tor,tri->oi", B, A) / len(B)
+        mean = mean * (not frozen)
+        shared = x[0].double() + mean
+        norms = [shared.square().sum(), *((y - mean).square().sum() for y in residuals)]
+        squares[layer] = squares.get(layer, 0) + torch.stack(norms)
         centred.append(shared.flatten())
     mu_norms = sum(squares.values())[1:].sqrt()
     metrics = {"varshare/theta_norm": (None, torch.cat(centred).norm().item())}

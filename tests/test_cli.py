@@ -304,7 +304,7 @@ def test_flags_that_cannot_be_read(trunk, capsys, argv):
 
 
 def test_a_real_command_line():
-    """Bad input; plain lines into a pipe: every third log, the last, the final evaluation, what to do next."""
+    """Bad input; plain lines into a pipe: every third log, the last, the evaluation, what to do next."""
     done = python(probes.ROOT / "varshare_ppo.py", "--env-id", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"varshare_ppo.py: error: unknown environment 'nonsense', .*{KNOWN}.*\n", done.stderr)
