@@ -378,7 +378,8 @@ def learn_scales(agent, args):
     U = agent.by_unit(agent.mu.square()) / args.sigma_prior**2
     T = agent.by_unit(h * agent.sigma.square())
     R = agent.by_unit(h * agent.mu.square())
-    _, var_a, var_b, _ = agent.scales.unbind(1)
+    var_a = agent.scales[:, 1]
+    var_b = agent.scales[:, 2]
     for _ in range(3):
         S2 = (var_a + var_b) / 4
         M = torch.zeros_like(U)
