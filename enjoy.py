@@ -41,16 +41,16 @@ class Args:
     weights: Literal["mean", "sample", "ensemble"] = "mean"  # the latter two are drawn for every episode
     ensemble_size: int = 5  # draws whose policies an ensemble averages
     episodes: int = 20  # per task
-    tasks: tuple[int, ...] = ()  # indices of the environment suite; by default all that the model knows
+    tasks: tuple[int, ...] = ()  # indices of the environment's tasks; by default all that the model knows
     seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
     capture_video: bool = False  # film the first episode of every task (GIF), one by one and side by side
     video_dir: Path | None = None  # where to; by default videos/ in the run's folder
 
 
-def build(maker: Callable[..., Any], *args: Any) -> Any:
-    """What `maker` makes; its complaints are about the user's input."""
+def build(function: Callable, *args: Any) -> Any:
+    """Environments for the user's input, which complaints are about."""
     try:
-        return maker(*args)
+        return function(*args)
     except ValueError as error:
         fail(str(error))
 
@@ -131,7 +131,9 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
 
     agent = load_agent(model, script, make_envs(1, trained))
     if args.weights != "mean" and not hasattr(agent, "sigma"):
-        fail(f"--weights {args.weights} needs a distribution of the weights, which {model['script']} has not")
+        fail(
+            f"--weights {args.weights} needs a distribution of weights, which {model['script']} does not have"
+        )
     names = make_envs(1, tasks).task_names
     stages = build(open_stages, env_id, tasks) if args.capture_video else []
     torch.set_num_threads(model["args"]["num_threads"])

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
-from envs.metrics import Episodes, Means, explained_variance
+from envs.metrics import Episodes, Means, conflicts, explained_variance
 from envs.models import load_agent
 from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm, scale_rewards
@@ -111,12 +111,16 @@ class Agent(nn.Module):
         self.num_hidden = len(args.hidden_sizes)
         self.norm_critic = args.norm_critic
         init = [self.init_weights(envs.obs_dim, args.hidden_sizes, rng) for _ in range(envs.num_tasks)]
+        first = init[0]
         last = f".{self.num_hidden}."
-        own = [name for name in init[0] if last in name or name == "logstd"]
-        shared = [name for name in init[0] if name not in own]  # hidden layers of actor, then of critic
-        self.shapes = {name: init[0][name].shape for name in shared + own}  # in the order of the columns
-        theta = [init[0][name].flatten() for name in shared]
-        heads = [torch.cat([weights[name].flatten() for name in own]) for weights in init]
+        own = [name for name in first if last in name or name == "logstd"]
+        shared = [name for name in first if name not in own]  # hidden layers of actor, then of critic
+        self.shapes = {name: first[name].shape for name in shared + own}  # in the order of the columns
+        theta = [first[name].flatten() for name in shared]
+        heads = []
+        for weights in init:
+            head = [weights[name].flatten() for name in own]
+            heads.append(torch.cat(head))
         self.theta = nn.Parameter(torch.cat(theta))  # (weight,)
         self.heads = nn.Parameter(torch.stack(heads))  # (task, weight)
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3).double())  # for --norm-reward
@@ -289,30 +293,38 @@ def cagrad(grads: Tensor, c: float) -> Tensor:
     direction helps all tasks, s -> 0 and d lies inside the ball. Solved on the CPU.
     """
     g = grads.double()
-    norms, radius = g.norm(dim=1), c * g.mean(0).norm().item()
+    norms = g.norm(dim=1)
     active = norms > 0
+    radius = c * g.mean(0).norm().item()
     if not 0 < radius < math.inf:  # 0, or NaN, which the run is to stop at
         return grads.mean(0)
-    x = torch.linalg.qr(g[active].T, mode="r").R.T.cpu().numpy()  # the g_m, in no more dimensions than tasks
+    R = torch.linalg.qr(g[active].T, mode="r").R
+    x = R.T.cpu().numpy()  # the g_m, in no more dimensions than tasks
     x0 = x.sum(0) / len(grads)
 
-    def shortest(log_s: float) -> np.ndarray:  # w of the shortest vector of the hull of all g_m + s g0
+    def shortest(log_s):  # w of the shortest vector of the hull of all g_m + s g0
         points = x + math.exp(log_s) * x0
         size = np.linalg.norm(points, axis=1) + 1e-300
+        last = np.full(len(x), size.min())
+        matrix = np.vstack([points.T, last])
         target = np.append(np.zeros(x.shape[1]), 1.0)
-        w, _ = nnls(np.vstack([points.T, np.full(len(x), size.min())]) / size, target)
-        return w / size / (w / size).sum()
+        w, _ = nnls(matrix / size, target)
+        w = w / size
+        return w / w.sum()
 
-    def excess(log_s: float) -> float:  # log of |g_w| / s, over the radius
-        return math.log(np.linalg.norm(shortest(log_s) @ x) / radius + 1e-300) - log_s
+    def excess(log_s):  # log of |g_w| / s, over the radius
+        length = np.linalg.norm(shortest(log_s) @ x)
+        return math.log(length / radius + 1e-300) - log_s
 
     sizes = (norms[active] / radius).log()
     log_s = sizes.min().item() - 20  # s -> 0, as far as rounding allows
     if excess(log_s) > 0:
         log_s = brentq(excess, log_s, sizes.max().item() + 1, xtol=1e-6)
     w = torch.full_like(norms, 1 / len(grads))
-    w[active] += torch.from_numpy(shortest(log_s)).to(w) / math.exp(log_s)
-    return (w @ g).to(grads.dtype)
+    of_g_w = torch.from_numpy(shortest(log_s))
+    w[active] += of_g_w.to(w) / math.exp(log_s)
+    d = w @ g
+    return d.to(grads)
 
 
 def minibatch_backward(agent, mb: Batch, args) -> dict:
@@ -321,17 +333,19 @@ def minibatch_backward(agent, mb: Batch, args) -> dict:
     Row m of G is the gradient of task m's loss by W_m.
     """
     weights = agent.weights()
-    losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
+    W = agent.unpack(weights)
+    losses, stats = ppo_loss(agent, W, mb, args)
     stats = {name: x.detach() for name, x in stats.items()}  # `cagrad` splits the graph
     (G,) = torch.autograd.grad(losses.sum(), weights)
     weights.backward(G)  # on to heads and theta, whose gradient is the sum of the rows
-    shared = G[:, : len(agent.theta)].chunk(2, dim=1)
-    for net, g in zip(("actor", "critic"), shared):
-        conflicts = (g @ g.T < 0).float().sum(1)
-        stats[f"varshare/conflicts/{net}"] = conflicts / max(1, len(g) - 1)
+    shared = G[:, : len(agent.theta)]
+    actor, critic = shared.chunk(2, dim=1)
+    stats["varshare/conflicts/actor"] = conflicts(actor)
+    stats["varshare/conflicts/critic"] = conflicts(critic)
     if not args.freeze_theta:
-        d = torch.cat([cagrad(g, args.cagrad_c) for g in shared])
-        agent.theta.grad.copy_(len(G) * d)
+        actor = cagrad(actor, args.cagrad_c)
+        critic = cagrad(critic, args.cagrad_c)
+        agent.theta.grad = len(G) * torch.cat((actor, critic))
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return stats
 

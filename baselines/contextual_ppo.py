@@ -87,7 +87,8 @@ def linear(x: Tensor, W: Weights, name: str) -> Tensor:
 def mlp(x: Tensor, W: Weights, net: str, num_hidden: int, norm: bool = False) -> Tensor:
     """A network of every task, "actor" or "critic": x (task, sample, in) -> (task, sample, out)."""
     embedding = W["embedding"].unsqueeze(1)
-    x = torch.cat((x, embedding.expand(-1, x.shape[1], -1)), -1)
+    embedding = embedding.expand(-1, x.shape[1], -1)
+    x = torch.cat((x, embedding), -1)
     for i in range(num_hidden):
         x = linear(x, W, f"{net}.{i}")
         if norm:
@@ -111,7 +112,8 @@ class Agent(nn.Module):
         self.act_dim = envs.act_dim
         self.num_hidden = len(args.hidden_sizes)
         self.norm_critic = args.norm_critic
-        init = self.init_weights(envs.obs_dim + args.embedding_size, args.hidden_sizes, rng)
+        num_inputs = envs.obs_dim + args.embedding_size
+        init = self.init_weights(num_inputs, args.hidden_sizes, rng)
         self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
         flat = torch.cat([x.flatten() for x in init.values()])
         self.theta = nn.Parameter(flat)  # (weight,)

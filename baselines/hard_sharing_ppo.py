@@ -104,12 +104,16 @@ class Agent(nn.Module):
         self.num_hidden = len(args.hidden_sizes)
         self.norm_critic = args.norm_critic
         init = [self.init_weights(envs.obs_dim, args.hidden_sizes, rng) for _ in range(envs.num_tasks)]
+        first = init[0]
         last = f".{self.num_hidden}."
-        own = [name for name in init[0] if last in name or name == "logstd"]
-        shared = [name for name in init[0] if name not in own]  # hidden layers of actor, then of critic
-        self.shapes = {name: init[0][name].shape for name in shared + own}  # in the order of the columns
-        theta = [init[0][name].flatten() for name in shared]
-        heads = [torch.cat([weights[name].flatten() for name in own]) for weights in init]
+        own = [name for name in first if last in name or name == "logstd"]
+        shared = [name for name in first if name not in own]  # hidden layers of actor, then of critic
+        self.shapes = {name: first[name].shape for name in shared + own}  # in the order of the columns
+        theta = [first[name].flatten() for name in shared]
+        heads = []
+        for weights in init:
+            head = [weights[name].flatten() for name in own]
+            heads.append(torch.cat(head))
         self.theta = nn.Parameter(torch.cat(theta))  # (weight,)
         self.heads = nn.Parameter(torch.stack(heads))  # (task, weight)
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3).double())  # for --norm-reward

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 # so that a script, or a fork of it in any folder of the project, finds the project's envs package
 sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
-from envs.metrics import Episodes, Means, explained_variance
+from envs.metrics import Episodes, Means, conflicts, explained_variance
 from envs.models import load_agent
 from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm, scale_rewards
@@ -105,12 +105,16 @@ class Agent(nn.Module):
         self.num_hidden = len(args.hidden_sizes)
         self.norm_critic = args.norm_critic
         init = [self.init_weights(envs.obs_dim, args.hidden_sizes, rng) for _ in range(envs.num_tasks)]
+        first = init[0]
         last = f".{self.num_hidden}."
-        own = [name for name in init[0] if last in name or name == "logstd"]
-        shared = [name for name in init[0] if name not in own]  # hidden layers of actor, then of critic
-        self.shapes = {name: init[0][name].shape for name in shared + own}  # in the order of the columns
-        theta = [init[0][name].flatten() for name in shared]
-        heads = [torch.cat([weights[name].flatten() for name in own]) for weights in init]
+        own = [name for name in first if last in name or name == "logstd"]
+        shared = [name for name in first if name not in own]  # hidden layers of actor, then of critic
+        self.shapes = {name: first[name].shape for name in shared + own}  # in the order of the columns
+        theta = [first[name].flatten() for name in shared]
+        heads = []
+        for weights in init:
+            head = [weights[name].flatten() for name in own]
+            heads.append(torch.cat(head))
         self.theta = nn.Parameter(torch.cat(theta))  # (weight,)
         self.heads = nn.Parameter(torch.stack(heads))  # (task, weight)
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3).double())  # for --norm-reward
@@ -129,7 +133,8 @@ class Agent(nn.Module):
 
     def draw_keys(self, rng) -> Tensor:
         """Random keys for `pcgrad`, of actor and critic, (2, task, task)."""
-        return torch.rand(2, len(self.heads), len(self.heads), generator=rng, device=rng.device)
+        tasks = len(self.heads)
+        return torch.rand(2, tasks, tasks, generator=rng, device=rng.device)
 
     def weights(self) -> Tensor:
         """W_m, theta and the head of task m, (task, weight)."""
@@ -284,14 +289,20 @@ def pcgrad(grads: Tensor, keys: Tensor) -> Tensor:
     """
     g = grads.double()
     gram = g @ g.T
-    self_last = 2 * torch.eye(len(g), dtype=keys.dtype, device=keys.device)
-    order = (keys + self_last).argsort(1)
-    coefs = torch.eye(len(g), dtype=g.dtype, device=g.device)  # g_i^PC = sum_k coefs[i, k] g_k
-    for j in order[:, :-1].T.unsqueeze(2):  # (task i, 1): the task that i visits
-        dots = (coefs * gram[j[:, 0]]).sum(1, keepdim=True)  # g_i^PC . g_j
-        squares = gram.diagonal()[j].clamp(min=torch.finfo(g.dtype).tiny)
-        coefs = coefs.scatter_add(1, j, -dots.clamp(max=0) / squares)
-    return (coefs.sum(0) @ g).to(grads.dtype)
+    tiny = torch.finfo(g.dtype).tiny
+    squares = gram.diagonal().clamp(min=tiny)
+    self_last = keys.clone().fill_diagonal_(2)
+    order = self_last.argsort(1)
+    coefs = torch.eye(len(g)).to(g)  # g_i^PC = sum_k coefs[i, k] g_k
+    visits = order[:, :-1].T
+    for j in visits.unsqueeze(2):  # (task i, 1): the task that i visits
+        products = coefs * gram[j.squeeze(1)]
+        dots = products.sum(1, keepdim=True)  # g_i^PC . g_j
+        overlap = dots.clamp(max=0)
+        component = overlap / squares[j]
+        coefs = coefs.scatter_add(1, j, -component)
+    total = coefs.sum(0) @ g
+    return total.to(grads)
 
 
 def minibatch_backward(agent, mb: Batch, keys: Tensor, args) -> dict:
@@ -300,16 +311,18 @@ def minibatch_backward(agent, mb: Batch, keys: Tensor, args) -> dict:
     Row m of G is the gradient of task m's loss by W_m.
     """
     weights = agent.weights()
-    losses, stats = ppo_loss(agent, agent.unpack(weights), mb, args)
+    W = agent.unpack(weights)
+    losses, stats = ppo_loss(agent, W, mb, args)
     (G,) = torch.autograd.grad(losses.sum(), weights)
     weights.backward(G)  # on to heads and theta, whose gradient is the sum of the rows
-    shared = G[:, : len(agent.theta)].chunk(2, dim=1)
-    for net, g in zip(("actor", "critic"), shared):
-        conflicts = (g @ g.T < 0).float().sum(1)
-        stats[f"varshare/conflicts/{net}"] = conflicts / max(1, len(g) - 1)
+    shared = G[:, : len(agent.theta)]
+    actor, critic = shared.chunk(2, dim=1)
+    stats["varshare/conflicts/actor"] = conflicts(actor)
+    stats["varshare/conflicts/critic"] = conflicts(critic)
     if not args.freeze_theta:
-        projected = [pcgrad(g, k) for g, k in zip(shared, keys)]
-        agent.theta.grad.copy_(torch.cat(projected))
+        actor = pcgrad(actor, keys[0])
+        critic = pcgrad(critic, keys[1])
+        agent.theta.grad = torch.cat((actor, critic))
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return {name: x.detach() for name, x in stats.items()}
 

@@ -19,18 +19,19 @@ import tyro
 from bench.collect import read_run
 from bench.methods import METHODS, ROOT
 from bench.tables import markdown
-from envs.cartpole import CartPole10
+from envs.cartpole import NAMES, TASK_SETS, TASKS, CartPole10, TaskSet
 
 
 class CartPole100(CartPole10):
     """The ten tasks ten times over."""
 
     num_tasks = 100
-    all_tasks = CartPole10.all_tasks * 10
-    all_names = [f"{copy}-{name}" for copy in range(10) for name in CartPole10.all_names]
 
 
-gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500)
+names = [f"{copy}-{name}" for copy in range(10) for name in NAMES]
+TASK_SETS["cartpole100"] = TaskSet(TASKS * 10, names)
+kwargs = {"task_set": "cartpole100"}
+gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=500, kwargs=kwargs)
 
 HARD_SHARING = "baselines/hard_sharing_ppo.py"
 CARTPOLE = "--env-id cartpole10 --total-timesteps 500000"

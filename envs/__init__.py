@@ -19,74 +19,32 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, select_tasks
+from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, check_task, select_tasks
 
 __all__ = ["ENV_IDS", "make", "make_single"]
 
-_REGISTERED: dict[str, dict[str, Any]] = {
-    "cartpole10": {
-        "entry_point": "envs.cartpole:CartPoleTask",
-        "vector_entry_point": "envs.cartpole:CartPole10",
-        "max_episode_steps": 500,
-    },
-    "cartpole-identical10": {
-        "entry_point": "envs.cartpole:CartPoleIdenticalTask",
-        "vector_entry_point": "envs.cartpole:CartPoleIdentical10",
-        "max_episode_steps": 500,
-    },
-    "cartpole-goals10": {
-        "entry_point": "envs.cartpole:CartPoleGoalTask",
-        "vector_entry_point": "envs.cartpole:CartPoleGoals10",
-        "max_episode_steps": 500,
-    },
-    "cartpole-goals10-sparse": {
-        "entry_point": "envs.cartpole:CartPoleSparseGoalTask",
-        "vector_entry_point": "envs.cartpole:CartPoleSparseGoals10",
-        "max_episode_steps": 500,
-    },
-    "cartpole-goals-physics10": {
-        "entry_point": "envs.cartpole:CartPoleGoalPhysicsTask",
-        "vector_entry_point": "envs.cartpole:CartPoleGoalsPhysics10",
-        "max_episode_steps": 500,
-    },
-    "lunarlander20": {
-        "entry_point": "envs.lunarlander:LunarLanderTask",
-        "vector_entry_point": "envs.lunarlander:LunarLander20",
-        "max_episode_steps": 1000,
-    },
-    "lunarlander20-continuous": {
-        "entry_point": "envs.lunarlander:LunarLanderTask",
-        "vector_entry_point": "envs.lunarlander:LunarLander20",
-        "max_episode_steps": 1000,
-        "kwargs": {"continuous": True},
-    },
-    "lunarlander20-goals": {
-        "entry_point": "envs.lunarlander:LunarLanderGoalTask",
-        "vector_entry_point": "envs.lunarlander:LunarLander20Goals",
-        "max_episode_steps": 1000,
-    },
-    "mt10": {
-        "entry_point": "envs.metaworld:make_task",
-        "vector_entry_point": "envs.metaworld:MT10",
-        "max_episode_steps": 500,
-    },
-    "mt10-reward-v1": {
-        "entry_point": "envs.metaworld:make_task",
-        "vector_entry_point": "envs.metaworld:MT10",
-        "max_episode_steps": 500,
-        "kwargs": {"reward": "v1"},
-    },
-    "mt50": {
-        "entry_point": "envs.metaworld:make_mt50_task",
-        "vector_entry_point": "envs.metaworld:MT50",
-        "max_episode_steps": 500,
-    },
+# single environment, vector environment, steps of an episode, arguments of both
+_CARTPOLE = "cartpole:CartPoleTask", "cartpole:CartPole10", 500
+_LANDER = "lunarlander:LunarLanderTask", "lunarlander:LunarLander20", 1000
+_ENVIRONMENTS = {
+    "cartpole10": (*_CARTPOLE, {}),
+    "cartpole-identical10": (*_CARTPOLE, {"task_set": "cartpole-identical10"}),
+    "cartpole-goals10": (*_CARTPOLE, {"task_set": "cartpole-goals10"}),
+    "cartpole-goals10-sparse": (*_CARTPOLE, {"task_set": "cartpole-goals10-sparse"}),
+    "cartpole-goals-physics10": (*_CARTPOLE, {"task_set": "cartpole-goals-physics10"}),
+    "lunarlander20": (*_LANDER, {}),
+    "lunarlander20-continuous": (*_LANDER, {"continuous": True}),
+    "lunarlander20-goals": ("lunarlander:LunarLanderGoalTask", "lunarlander:LunarLander20Goals", 1000, {}),
+    "mt10": ("metaworld:make_task", "metaworld:MT10", 500, {}),
+    "mt10-reward-v1": ("metaworld:make_task", "metaworld:MT10", 500, {"reward": "v1"}),
+    "mt50": ("metaworld:make_mt50_task", "metaworld:MT50", 500, {}),
 }
-ENV_IDS: tuple[str, ...] = tuple(_REGISTERED)
+ENV_IDS: tuple[str, ...] = tuple(_ENVIRONMENTS)
 
-for _env_id in ENV_IDS:
+for _env_id, (_single, _vector, _steps, _kwargs) in _ENVIRONMENTS.items():
     if _env_id not in gym.registry:  # a second registration, after a reload, would make Gymnasium warn
-        gym.register(_env_id, **_REGISTERED[_env_id])
+        _points = {"entry_point": f"envs.{_single}", "vector_entry_point": f"envs.{_vector}"}
+        gym.register(_env_id, max_episode_steps=_steps, kwargs=_kwargs, **_points)
 
 
 def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) -> gym.vector.VectorEnv:
@@ -111,34 +69,29 @@ def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) ->
     num_envs = len(chosen) * envs_per_task
     with _one_line_errors(env_id):
         if num_tasks is None:
-            return LoopVectorEnv(
-                num_envs, lambda _: gym.make(spec, disable_env_checker=True), [spec.id], [{}]
-            )
+            return LoopVectorEnv(num_envs, lambda _: _make(spec), [spec.id], [{}])
         kwargs = {} if tasks is None else {"tasks": chosen}
         env = gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
         return env if isinstance(env, TaskVectorEnv) else TaskVectorWrapper(env, len(chosen))
 
 
 def make_single(env_id: str, task: int = 0, render_mode: str | None = None) -> gym.Env:
-    """Build one task as an ordinary environment, for a video or a closer look.
-
-    Args:
-        env_id: one of `ENV_IDS` or any Gymnasium id.
-        task: index of the task, 0 where there is only one.
-        render_mode: as in `gymnasium.make`.
+    """Build one task as an ordinary environment, for a video or a closer look; render_mode is Gymnasium's.
 
     Raises:
         ValueError: one line on what is wrong with the id, the task, or the installation.
     """
     spec = _find(env_id)
     num_tasks = _count_tasks(spec)
-    if task not in range(num_tasks or 1):
-        raise ValueError(f"task must be an integer from 0 to {(num_tasks or 1) - 1}, got {task!r}")
-    kwargs: dict[str, Any] = {} if num_tasks is None else {"task": task}
-    if render_mode is not None:
-        kwargs["render_mode"] = render_mode
+    check_task(num_tasks or 1, task)
+    kwargs = {} if num_tasks is None else {"task": task}
+    kwargs |= {} if render_mode is None else {"render_mode": render_mode}
     with _one_line_errors(env_id):
-        return gym.make(spec, disable_env_checker=True, **kwargs)
+        return _make(spec, **kwargs)
+
+
+def _make(spec: EnvSpec, **kwargs: Any) -> gym.Env:
+    return gym.make(spec, disable_env_checker=True, **kwargs)
 
 
 def _find(env_id: str) -> EnvSpec:
@@ -150,10 +103,8 @@ def _find(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(
-            f"unknown environment {env_id!r}, choose {', '.join(ENV_IDS)} or any Gymnasium id"
-            f" ({_first_line(error)})"
-        ) from error
+        known = f"choose {', '.join(ENV_IDS)} or any Gymnasium id"
+        raise ValueError(f"unknown environment {env_id!r}, {known} ({_first_line(error)})") from error
 
 
 def _count_tasks(spec: EnvSpec) -> int | None:

@@ -41,8 +41,7 @@ def play_episodes(
 
     Args:
         policy: observations (task, env, obs) -> what `greedy` takes, (task, env, action).
-        envs: from `envs.make`; its environments are reset.
-        seeds: of the environments.
+        envs: from `envs.make`; its environments are reset, with these seeds.
 
     Returns:
         Undiscounted returns, lengths in steps, and successes as final_info's "success" reports them.
@@ -64,18 +63,12 @@ def play_episodes(
 
 
 def evaluate(agent: torch.nn.Module, envs: gym.vector.VectorEnv, seed: int) -> Evaluation:
-    """Play with an agent's mean weights, in the same episodes whenever it is asked during a run.
+    """Play with an agent's mean weights, one episode in each environment; the environments are reset.
 
-    Args:
-        agent: of a script, with `weights`, `unpack` and `policy`.
-        envs: from `envs.make`, as many of each task as episodes are to be played; reset.
-        seed: of the run; the episodes are those of its stream 1, whose seeds training does not use.
-
-    Returns:
-        As `play_episodes`.
+    The episodes are those of the run's stream 1, whose seeds training does not use: the same whenever it is
+    asked during a run.
     """
     W = agent.unpack(agent.weights().detach())
     device = next(agent.parameters()).device
-    return play_episodes(
-        lambda obs: agent.policy(W, obs.to(device)), envs, spread_seeds(seed, 1, envs.num_envs)
-    )
+    seeds = spread_seeds(seed, 1, envs.num_envs)
+    return play_episodes(lambda obs: agent.policy(W, obs.to(device)), envs, seeds)

@@ -19,9 +19,8 @@ class Log:
         """Open the files of a run's folder.
 
         Args:
-            folder: of the run.
-            task_names: of the values per task; "mean" is of all.
-            step: where the run starts or continues: what TensorBoard has of later steps is dropped.
+            folder, task_names: of the run.
+            step: at which it starts or continues: what TensorBoard has of later steps is dropped.
             size: bytes of heartbeat.csv to keep, 0 to start anew.
         """
         self.task_names = task_names

@@ -8,67 +8,43 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.box2d.lunar_lander import (
-    FPS,
-    LEG_DOWN,
-    MAIN_ENGINE_POWER,
-    MAIN_ENGINE_Y_LOCATION,
-    SCALE,
-    SIDE_ENGINE_AWAY,
-    SIDE_ENGINE_HEIGHT,
-    SIDE_ENGINE_POWER,
-    VIEWPORT_H,
-    VIEWPORT_W,
-    LunarLander,
-    heuristic,
-)
+from gymnasium.envs.box2d import lunar_lander
+from gymnasium.envs.box2d.lunar_lander import FPS, LEG_DOWN, SCALE, LunarLander
 from gymnasium.utils import EzPickle
 
-from envs.vector import LoopVectorEnv
+from envs.vector import LoopVectorEnv, check_task
 
-# Gravity in m/s^2, the largest force of the wind in N, the largest torque of the turbulence in N m. No task
-# is hopeless: the mean return of Gymnasium's hand-written controller over 100 episodes is from 38 to 285 with
-# discrete and from 108 to 284 with continuous actions (python -m envs.lunarlander). Low gravity takes it 500
-# to 620 steps an episode.
+# Largest force of the wind in N, and largest torque of the turbulence in N m, by gravity in m/s^2. No task is
+# hopeless: the mean return of Gymnasium's hand-written controller over 100 episodes is from 38 to 285 with
+# discrete and from 108 to 284 with continuous actions (studies/lander_controller.py). In low gravity it takes
+# 500 to 620 steps an episode.
 FIELDS = ("gravity", "wind_power", "turbulence_power")
-TASKS = [
-    dict(zip(FIELDS, values, strict=True))
-    for values in (
-        (-1.6, 0.0, 0.0),  # the Moon's
-        (-1.6, 5.0, 0.5),
-        (-2.5, 10.0, 1.0),
-        (-3.7, 0.0, 0.0),  # Mars's
-        (-3.7, 10.0, 1.0),
-        (-3.7, 15.0, 1.5),
-        (-5.0, 0.0, 2.0),
-        (-5.0, 5.0, 0.5),
-        (-7.0, 0.0, 0.0),
-        (-7.0, 10.0, 1.0),
-        (-7.0, 20.0, 2.0),
-        (-8.9, 5.0, 0.5),
-        (-8.9, 15.0, 0.5),
-        (-10.0, 0.0, 0.0),  # Gymnasium's
-        (-10.0, 10.0, 1.0),
-        (-10.0, 20.0, 1.0),
-        (-11.0, 10.0, 0.0),
-        (-11.0, 15.0, 1.5),
-        (-11.9, 5.0, 0.5),
-        (-11.9, 15.0, 1.5),
-    )
-]
+PHYSICS = {
+    -1.6: ((0.0, 0.0), (5.0, 0.5)),  # the Moon's
+    -2.5: ((10.0, 1.0),),
+    -3.7: ((0.0, 0.0), (10.0, 1.0), (15.0, 1.5)),  # Mars's
+    -5.0: ((0.0, 2.0), (5.0, 0.5)),
+    -7.0: ((0.0, 0.0), (10.0, 1.0), (20.0, 2.0)),
+    -8.9: ((5.0, 0.5), (15.0, 0.5)),
+    -10.0: ((0.0, 0.0), (10.0, 1.0), (20.0, 1.0)),  # Gymnasium's
+    -11.0: ((10.0, 0.0), (15.0, 1.5)),
+    -11.9: ((5.0, 0.5), (15.0, 1.5)),
+}
+TASKS = [dict(zip(FIELDS, (gravity, *air))) for gravity, airs in PHYSICS.items() for air in airs]
 NAMES = ["g{:g}-w{:g}-t{:g}".format(-task["gravity"], *list(task.values())[1:]) for task in TASKS]
 
 # Of each discrete action: power of the main engine, direction of the side engine (-1 left, 1 right, 0 none).
 ENGINES = ((0.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
-HALF_W, HALF_H = VIEWPORT_W / SCALE / 2, VIEWPORT_H / SCALE / 2
+MAIN_POWER, SIDE_POWER = lunar_lander.MAIN_ENGINE_POWER, lunar_lander.SIDE_ENGINE_POWER
+MAIN_Y, SIDE_HEIGHT = lunar_lander.MAIN_ENGINE_Y_LOCATION / SCALE, lunar_lander.SIDE_ENGINE_HEIGHT
+HALF_W, HALF_H = lunar_lander.VIEWPORT_W / SCALE / 2, lunar_lander.VIEWPORT_H / SCALE / 2
 
 # Places of the pad in half widths of the picture, 10 m, and half of the pad's own width; the terrain is flat
 # there, as it is under Gymnasium's pad at 0. In winds of 15 N and more hardly any controller lands on a pad;
-# here Gymnasium's, told the pad, has a mean return from 99 to 287 (python -m envs.lunarlander).
+# here Gymnasium's, told the pad, has a mean return from 99 to 287.
 CHUNK, PADS = 0.2, (-0.6, -0.2, 0.2, 0.6)
 GOAL_PHYSICS = ((-3.7, 0.0, 0.0), (-5.0, 5.0, 0.5), (-7.0, 10.0, 1.0), (-10.0, 0.0, 0.0), (-10.0, 10.0, 1.0))
 GOAL_TASKS = [dict(zip((*FIELDS, "pad"), (*physics, pad))) for physics in GOAL_PHYSICS for pad in PADS]
@@ -83,13 +59,8 @@ class LunarLanderTask(LunarLander):
     pad_half_width = math.inf  # beyond which touching the ground ends the episode
 
     def __init__(self, task: int = 0, continuous: bool = False, render_mode: str | None = None) -> None:
-        """Set gravity, wind and turbulence of task number `task`.
-
-        Raises:
-            ValueError: no such task.
-        """
-        if task not in range(len(self.all_tasks)):
-            raise ValueError(f"task must be an integer from 0 to {len(self.all_tasks) - 1}, got {task}")
+        """Set gravity, wind and turbulence of a task; a ValueError if there is no such task."""
+        check_task(len(self.all_tasks), task)
         params = dict(self.all_tasks[task])
         self.pad = params.pop("pad", self.pad)
         windy = params["wind_power"] > 0.0 or params["turbulence_power"] > 0.0
@@ -104,12 +75,6 @@ class LunarLanderTask(LunarLander):
 
         Args:
             action: 0 nothing, 1 left, 2 main, 3 right engine; or two floats in [-1, 1], main and side engine.
-
-        Returns:
-            Observation (8,) float32, reward, terminated, False, empty dictionary.
-
-        Raises:
-            IndexError: a discrete action above 3.
         """
         if self.continuous:
             main, side = float(action[0]), float(action[1])
@@ -129,16 +94,14 @@ class LunarLanderTask(LunarLander):
 
     def _move(self, m_power: float, s_power: float, direction: float) -> None:
         """Wind, engines and physics."""
-        lander = self.lander
-        left_leg, right_leg = self.legs
+        lander, (left_leg, right_leg) = self.lander, self.legs
         if self.enable_wind and not (left_leg.ground_contact or right_leg.ground_contact):
-            k = int(self.wind_idx)  # drawn as a NumPy integer, with which all that follows would be slow
+            # drawn as a NumPy integer, with which all that follows would be slow
+            k, self.wind_idx = int(self.wind_idx), int(self.wind_idx) + 1
             wind = math.tanh(math.sin(0.02 * k) + math.sin(math.pi * 0.01 * k)) * self.wind_power
-            self.wind_idx = k + 1
             lander.ApplyForceToCenter((wind, 0.0), True)
-            k = int(self.torque_idx)
+            k, self.torque_idx = int(self.torque_idx), int(self.torque_idx) + 1
             torque = math.tanh(math.sin(0.02 * k) + math.sin(math.pi * 0.01 * k)) * self.turbulence_power
-            self.torque_idx = k + 1
             lander.ApplyTorque(torque, True)
 
         random = self.np_random.random
@@ -151,32 +114,23 @@ class LunarLanderTask(LunarLander):
             position = lander.position
             x, y = position.x, position.y
             if m_power:
-                along = MAIN_ENGINE_Y_LOCATION / SCALE + 2 * dispersion_0
+                along = MAIN_Y + 2 * dispersion_0
                 ox = tip_x * along + side_x * dispersion_1
                 oy = -tip_y * along - side_y * dispersion_1
-                lander.ApplyLinearImpulse(
-                    (-ox * MAIN_ENGINE_POWER * m_power, -oy * MAIN_ENGINE_POWER * m_power),
-                    (x + ox, y + oy),
-                    True,
-                )
+                impulse = (-ox * MAIN_POWER * m_power, -oy * MAIN_POWER * m_power)
+                lander.ApplyLinearImpulse(impulse, (x + ox, y + oy), True)
             if s_power:
-                across = 3 * dispersion_1 + direction * SIDE_ENGINE_AWAY / SCALE
+                across = 3 * dispersion_1 + direction * lunar_lander.SIDE_ENGINE_AWAY / SCALE
                 ox = tip_x * dispersion_0 + side_x * across
                 oy = -tip_y * dispersion_0 - side_y * across
-                lander.ApplyLinearImpulse(
-                    (-ox * SIDE_ENGINE_POWER * s_power, -oy * SIDE_ENGINE_POWER * s_power),
-                    (x + ox - tip_x * 17 / SCALE, y + oy + tip_y * SIDE_ENGINE_HEIGHT / SCALE),
-                    True,
-                )
-
+                impulse = (-ox * SIDE_POWER * s_power, -oy * SIDE_POWER * s_power)
+                place = (x + ox - tip_x * 17 / SCALE, y + oy + tip_y * SIDE_HEIGHT / SCALE)
+                lander.ApplyLinearImpulse(impulse, place, True)
         self.world.Step(1.0 / FPS, 6 * 30, 2 * 30)
 
-    def _outcome(
-        self, m_power: float, s_power: float
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def _outcome(self, m_power: float, s_power: float) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Observation, reward and end of the step that has been made."""
-        lander = self.lander
-        left_leg, right_leg = self.legs
+        lander, (left_leg, right_leg) = self.lander, self.legs
         position, velocity = lander.position, lander.linearVelocity
         x = (position.x - HALF_W) / HALF_W
         y = (position.y - (self.helipad_y + LEG_DOWN / SCALE)) / HALF_H
@@ -188,13 +142,8 @@ class LunarLanderTask(LunarLander):
         state = (x, y, x_dot, y_dot, angle, 20.0 * lander.angularVelocity / FPS, left, right)
 
         across = x - self.pad
-        shaping = (
-            -100 * math.sqrt(across * across + y * y)
-            - 100 * math.sqrt(x_dot * x_dot + y_dot * y_dot)
-            - 100 * abs(angle)
-            + 10 * left
-            + 10 * right
-        )
+        distance, speed = math.sqrt(across * across + y * y), math.sqrt(x_dot * x_dot + y_dot * y_dot)
+        shaping = -100 * distance - 100 * speed - 100 * abs(angle) + 10 * left + 10 * right
         reward = 0.0 if self.prev_shaping is None else shaping - self.prev_shaping
         self.prev_shaping = shaping
         reward -= m_power * 0.30
@@ -225,9 +174,8 @@ class LunarLanderGoalTask(LunarLanderTask):
         observation, info = super().reset(**kwargs)
         chunks = round(self.pad / CHUNK)
         if chunks:
-            xs = [left[0] for left, *_ in self.sky_polys] + [self.sky_polys[-1][1][0]]
-            ys = [left[1] for left, *_ in self.sky_polys] + [self.sky_polys[-1][1][1]]
-            ground = list(zip(xs, np.roll(ys, chunks).tolist()))
+            xs, ys = zip(*(left for left, *_ in self.sky_polys), self.sky_polys[-1][1])
+            ground = zip(xs, np.roll(ys, chunks).tolist())
             # the first is the bottom of the picture; from the last on, as Box2D then gives the new ones the
             # places of the old ones, on which the order of contacts, and so rounding, depends
             for fixture in reversed(self.moon.fixtures[1:]):
@@ -252,68 +200,13 @@ class LunarLander20(LoopVectorEnv):
     task_class, names = LunarLanderTask, NAMES
     num_tasks = len(TASKS)
 
-    def __init__(
-        self,
-        num_envs: int = len(TASKS),
-        tasks: Sequence[int] | None = None,
-        continuous: bool = False,
-        max_episode_steps: int = 1000,
-    ) -> None:
-        """Build `num_envs` environments, the same number for each task.
-
-        Args:
-            num_envs: a positive multiple of the number of tasks.
-            tasks: indices of the tasks to keep, in this order; None keeps all twenty.
-            continuous: continuous throttle instead of four actions.
-            max_episode_steps: steps after which an episode is truncated.
-
-        Raises:
-            ValueError: num_envs or tasks are not as above.
-        """
-        super().__init__(
-            num_envs,
-            lambda task: self.task_class(task, continuous),
-            self.names,
-            self.task_class.all_tasks,
-            tasks,
-            max_episode_steps,
-        )
+    def __init__(self, num_envs=20, tasks=None, continuous=False, max_episode_steps=1000) -> None:
+        """As `TaskVectorEnv`; continuous throttle instead of four actions if `continuous`."""
+        params, make_env = self.task_class.all_tasks, lambda task: self.task_class(task, continuous)
+        super().__init__(num_envs, make_env, self.names, params, tasks, max_episode_steps)
 
 
 class LunarLander20Goals(LunarLander20):
     """Five physics times four hidden pads, see `LunarLanderGoalTask`."""
 
     task_class, names = LunarLanderGoalTask, GOAL_NAMES
-
-
-def main(episodes: int = 100) -> None:
-    """Print tables of what Gymnasium's hand-written controller reaches in each task.
-
-    Of a pad it is told by moving the origin of its observation there.
-    """
-    for suite in (LunarLander20, LunarLander20Goals):
-        print_controller(suite, episodes)
-
-
-def print_controller(suite: type[LunarLander20], episodes: int) -> None:
-    """Print the table of one suite."""
-    print("| task | return, discrete | landed | return, continuous | landed |\n|---|---|---|---|---|")
-    for task, name in enumerate(suite.names):
-        cells = []
-        for continuous in (False, True):
-            env, returns, landed = suite.task_class(task, continuous), np.zeros(episodes), 0
-            for episode in range(episodes):
-                obs, _ = env.reset(seed=episode)
-                for _ in range(1000):
-                    obs[0] -= env.pad
-                    obs, reward, terminated, _, _ = env.step(heuristic(env, obs))
-                    returns[episode] += reward
-                    if terminated:
-                        landed += reward == 100
-                        break
-            cells.append(f"{returns.mean():.0f} | {100 * landed / episodes:.0f} %")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from metaworld import env_dict
 from metaworld.utils import reward_utils
 
-from envs.vector import LoopVectorEnv
+from envs.vector import LoopVectorEnv, check_task
 
 GOALS = 50  # training goals of every task
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
@@ -82,7 +81,7 @@ class Start(NamedTuple):
 
 
 class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
-    """Meta-World's base class with less to do; `load_suite` puts it under every task.
+    """Meta-World's base class with less to do; `load_benchmark` puts it under every task.
 
     What Meta-World's constructor makes is the `first` of a task, which is reset to every goal once. The
     environments are its twins: they share its model, data and starts, not its attributes and state.
@@ -221,11 +220,11 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
 
 
 @functools.cache
-def load_suite(suite: str, reward: str) -> list[FastSawyer]:
+def load_benchmark(benchmark: str, reward: str) -> list[FastSawyer]:
     """The first of every task of "MT10" or "MT50", with the "v2" or "v1" reward; once in a process."""
     random = np.random.RandomState(0)  # goals are those of metaworld.MT10(seed=0) and metaworld.MT50(seed=0)
     firsts = []
-    for original in getattr(env_dict, f"{suite}_V3").values():
+    for original in getattr(env_dict, f"{benchmark}_V3").values():
         task_class = getattr(copy_module(original.__module__), original.__name__)
         task_class.__bases__ = (FastSawyer,)
         drawn = {"width": 240, "height": 240, "camera_name": "corner2"}
@@ -236,39 +235,25 @@ def load_suite(suite: str, reward: str) -> list[FastSawyer]:
     return firsts
 
 
-def make_task(task: int = 0, render_mode: str | None = None, reward="v2", suite="MT10") -> FastSawyer:
+def make_task(task: int = 0, render_mode: str | None = None, reward="v2", benchmark="MT10") -> FastSawyer:
     """One task as a single environment."""
-    return load_suite(suite, reward)[task].twin(render_mode)
+    firsts = load_benchmark(benchmark, reward)
+    check_task(len(firsts), task)
+    return firsts[task].twin(render_mode)
 
 
-make_mt50_task = functools.partial(make_task, suite="MT50")
+make_mt50_task = functools.partial(make_task, benchmark="MT50")
 
 
 class MT10(LoopVectorEnv):
     """Ten tasks; observations (n, 39) with the goal, actions (n, 4) in [-1, 1], success at any step."""
 
-    suite, num_tasks = "MT10", 10
+    benchmark, num_tasks = "MT10", 10
 
-    def __init__(
-        self,
-        num_envs: int | None = None,
-        tasks: Sequence[int] | None = None,
-        reward: str = "v2",
-        max_episode_steps: int = 500,
-    ) -> None:
-        """Build `num_envs` environments, the same number for each task.
-
-        Args:
-            num_envs: a positive multiple of the number of tasks; None is one of each of the suite.
-            tasks: indices of the tasks to keep, in this order; None keeps all.
-            reward: "v2", or "v1" as in early papers, whose scale differs from task to task.
-            max_episode_steps: steps after which an episode is truncated, at most 500.
-
-        Raises:
-            ValueError: num_envs or tasks are not as above.
-        """
-        names = list(getattr(env_dict, f"{self.suite}_V3"))
-        make_env = functools.partial(make_task, reward=reward, suite=self.suite)
+    def __init__(self, num_envs=None, tasks=None, reward="v2", max_episode_steps=500) -> None:
+        """As `TaskVectorEnv`, of at most 500 steps; rewards "v1" of early papers differ in scale by task."""
+        names = list(getattr(env_dict, f"{self.benchmark}_V3"))
+        make_env = functools.partial(make_task, reward=reward, benchmark=self.benchmark)
         super().__init__(num_envs or len(names), make_env, names, [{}] * len(names), tasks, max_episode_steps)
 
     def get_state(self) -> dict[str, Any]:
@@ -277,14 +262,7 @@ class MT10(LoopVectorEnv):
         return {"environments": [env.save() for env in self.envs], "statistics": statistics}
 
     def set_state(self, state: dict[str, Any]) -> np.ndarray:
-        """Continue from a `get_state()` of an environment built with the same arguments.
-
-        Returns:
-            The current observations (n, 39) float32.
-
-        Raises:
-            ValueError: the state is not one of as many environments of these tasks.
-        """
+        """As `TaskVectorEnv`'s; a ValueError if it is not of as many environments of these tasks."""
         names, returns, lengths = state.get("statistics", [[]] * 3)
         if names != self.task_names or len(lengths) != self.num_envs:
             raise ValueError(f"the saved state does not fit {self.num_envs} environments of these tasks")
@@ -296,4 +274,4 @@ class MT10(LoopVectorEnv):
 class MT50(MT10):
     """Fifty tasks, see `MT10`."""
 
-    suite, num_tasks = "MT50", 50
+    benchmark, num_tasks = "MT50", 50

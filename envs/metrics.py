@@ -97,6 +97,12 @@ def explained_variance(values: Tensor, advantages: Tensor) -> tuple[Tensor, floa
     return 1 - unexplained / variance, (1 - unexplained.sum() / variance.sum()).item()
 
 
+def conflicts(grads: Tensor) -> Tensor:
+    """Share of the other tasks whose gradients point against a task's: (task, weight) -> (task,)."""
+    against = (grads @ grads.T < 0).float().sum(1)
+    return against / max(1, len(grads) - 1)
+
+
 def sharing(
     theta: dict[str, Tensor], mu: dict[str, Tensor], start: Tensor | None, frozen: bool = False
 ) -> Metrics:
@@ -107,37 +113,34 @@ def sharing(
     frozen.
 
     Args:
-        theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...). Where mu has factors
-            "layer.B" and "layer.A" in place of "layer.weight" they are multiplied, without being formed.
+        theta, mu: weights by name, of all tasks (1, ...) and of each (task, ...). mu may have factors
+            "layer.B" and "layer.A" in place of their product "layer.weight".
         start: all of theta at the start of the run (weight,); None if that is not known.
         frozen: theta is not trained.
     """
-    known = start is not None
-    start = start if known else torch.cat([x.flatten() for x in theta.values()])
-    starts = start.split([x.numel() for x in theta.values()])
-    products: dict[str, Tensor] = {}  # of theta, start, mu_1, ... with each other, by layer
-    for (name, x), x0 in zip(theta.items(), starts):
+    squares: dict[str, Tensor] = {}  # by layer: |theta|^2, and |mu_m|^2 of each task, (1 + task,)
+    centred = []
+    for name, x in theta.items():
         layer = _layer(name)
-        shared = torch.cat((x.flatten(1), x0.unsqueeze(0))).double()
-        own = (mu[name],) if name in mu else (mu[f"{layer}.B"], mu[f"{layer}.A"])
-        products[layer] = products.get(layer, 0) + _inner_products(shared, *(y.double() for y in own))
-    tasks = len(next(iter(products.values()))) - 2
-    change = torch.eye(2 + tasks, dtype=torch.float64)  # to theta + mean, start, mu_1 - mean, ...
-    if not frozen:
-        change[0, 2:] += 1 / tasks
-        change[2:, 2:] -= 1 / tasks
-    products = {layer: change @ x.cpu() @ change.T for layer, x in products.items()}
-    total = sum(products.values())
-    theta_norm, _, *mu_norms = total.diagonal().clamp(min=0).sqrt()
-    mu_norms = torch.stack(mu_norms)
-    metrics = {"varshare/theta_norm": (None, theta_norm.item())}
-    if known:
-        moved = total[0, 0] - 2 * total[0, 1] + total[1, 1]
-        metrics["varshare/theta_moved"] = None, moved.clamp(min=0).sqrt().item()
+        if name in mu:
+            residuals = mu[name].double()
+            mean = residuals.mean(0)
+        else:  # one product at a time: (task, out, in) may be too large
+            B, A = mu[f"{layer}.B"].double(), mu[f"{layer}.A"].double()
+            residuals = (b @ a for b, a in zip(B, A))
+            mean = torch.einsum("tor,tri->oi", B, A) / len(B)
+        mean = mean * (not frozen)
+        shared = x[0].double() + mean
+        norms = [shared.square().sum(), *((y - mean).square().sum() for y in residuals)]
+        squares[layer] = squares.get(layer, 0) + torch.stack(norms)
+        centred.append(shared.flatten())
+    mu_norms = sum(squares.values())[1:].sqrt()
+    metrics = {"varshare/theta_norm": (None, torch.cat(centred).norm().item())}
+    if start is not None:
+        metrics["varshare/theta_moved"] = None, (torch.cat(centred) - start).norm().item()
     metrics["varshare/mu_norm"] = mu_norms, mu_norms.mean().item()
-    for layer, x in products.items():
-        squares = x.diagonal().clamp(min=0)
-        theta2, mu2 = squares[0], squares[2:]
+    for layer, x in squares.items():
+        theta2, mu2 = x[0], x[1:]
         ratio = theta2 / (theta2 + mu2)
         metrics[f"varshare/sharing_ratio/{layer}"] = ratio, (theta2 / (theta2 + mu2.mean())).item()
     return metrics
@@ -180,17 +183,3 @@ def _by_layer(W: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, x in W.items():
         layers.setdefault(_layer(name), []).append(x.flatten(1))
     return {layer: torch.cat(parts, 1) for layer, parts in layers.items()}
-
-
-def _inner_products(shared: Tensor, *own: Tensor) -> Tensor:
-    """Of rows (row, weight), and of each task's X (task, ...) or B A: (row + task, row + task)."""
-    if len(own) == 1:
-        rows = torch.cat((shared, own[0].flatten(1)))
-        return rows @ rows.T
-    B, A = own
-    shared_B = torch.einsum("xoi,tor->xtri", shared.unflatten(1, (B.shape[1], A.shape[2])), B)
-    with_shared = torch.einsum("xtri,tri->xt", shared_B, A)
-    BB, AA = torch.einsum("sor,toq->strq", B, B), torch.einsum("sri,tqi->strq", A, A)
-    of_tasks = (BB * AA).sum((2, 3))  # <B_s A_s, B_t A_t> = tr(B_s' B_t A_t A_s')
-    upper = torch.cat((shared @ shared.T, with_shared), 1)
-    return torch.cat((upper, torch.cat((with_shared.T, of_tasks), 1)))

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 
-def init_layers(
-    net: str, sizes: tuple[int, ...], last_gain: float, rng: torch.Generator
-) -> dict[str, Tensor]:
-    """One draw of a network's weights: layers orthogonal with CleanRL's gains, biases 0.
+def init_layers(net: str, sizes: tuple[int, ...], last_gain: float, rng) -> dict[str, Tensor]:
+    """One draw of a network's weights, by a generator on the CPU: layers orthogonal, biases 0, as CleanRL's.
 
     Args:
         net: the network's name, "actor": its layers are "actor.0", "actor.1", ...
         sizes: numbers of inputs, of units in the hidden layers, and of outputs.
         last_gain: of the output layer; the hidden ones have sqrt(2).
-        rng: on the CPU.
 
     Returns:
         "actor.0.weight" (out, in), "actor.0.bias" (out,), ...

@@ -13,16 +13,14 @@ from envs.metrics import Episodes
 class RunningNorm(nn.Module):
     """Running mean and standard deviation; x -> (x - mean) / std, and back.
 
-    Nothing changes the numbers until `see` has seen some, nor ever if it is switched off. What has been seen
-    is part of the module's state, so that models and checkpoints hold it.
+    What has been seen is part of the module's state, so that models and checkpoints hold it.
     """
 
     def __init__(self, shape: tuple[int, ...], on: bool, decay: float = 1.0, limit: float = math.inf):
-        """Start as the identity.
+        """Start as the identity, and stay it if not `on`.
 
         Args:
             shape: of the mean: (obs,) for one of every dimension, (task, 1) for one of every task.
-            on: else it stays the identity.
             decay: of the weight of what was seen before, at every call of `see`.
             limit: normalised numbers are clipped to -limit .. limit.
         """
@@ -72,7 +70,6 @@ def scale_rewards(stats: Tensor, rewards: Tensor, done: Tensor, episodes: Episod
         stats: (task, 3) float64, count, sum and sum of squares of the discounted return; updated in place.
         rewards, done: (step, task, env), of a rollout.
         episodes: the running ones, whose discounted returns so far are updated in place.
-        gamma: discount.
 
     Returns:
         The scaled rewards (step, task, env).

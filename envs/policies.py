@@ -1,7 +1,7 @@
 """The distributions of actions that policies are made of.
 
-torch.distributions in the few functions that a policy needs, on noise that is drawn beforehand: a draw a
-rollout in place of one a step, from the run's own generator, and nothing random inside compiled code.
+They are torch.distributions in the few functions that a policy needs. Noise is drawn beforehand: once a
+rollout and not once a step, from the run's own generator, and never inside compiled code.
 """
 
 from __future__ import annotations

@@ -12,16 +12,11 @@ from torch import Tensor
 from envs.settings import fail
 
 
-def check_memory(size: int, device: torch.device) -> str:
-    """Refuse a replay buffer of `size` bytes that the device cannot hold; else say its size."""
+def memory(device: torch.device) -> int:
+    """Bytes that the device has."""
     if device.type == "cuda":
-        total = torch.cuda.mem_get_info()[1]
-    else:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if 2 * size > total:  # a checkpoint takes a copy
-        needed = f"the replay buffer needs {size / 2**30:,.1f} GiB, and as much while it is saved"
-        fail(f"{needed}; here are {total / 2**30:.1f}: reduce --buffer-size")
-    return f"{size / 2**30:.3f} GiB"
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class ReplayBuffer:
@@ -37,8 +32,12 @@ class ReplayBuffer:
         dtypes = {"actions": torch.int64} if isinstance(space, gym.spaces.Discrete) else {}
         ring = (envs.num_tasks, capacity, envs.envs_per_task)
         numbers = sum(math.prod(shape) * (1 + (name in dtypes)) for name, shape in shapes.items())
-        size = check_memory(4 * math.prod(ring) * numbers, device)
-        print(f"replay buffer: {capacity * envs.envs_per_task:,} transitions of each task, {size}")
+        gibibytes, total = 4 * math.prod(ring) * numbers / 2**30, memory(device) / 2**30
+        if 2 * gibibytes > total:  # a checkpoint takes a copy
+            needed = f"the replay buffer needs {gibibytes:,.1f} GiB, and as much while it is saved"
+            fail(f"{needed}; here are {total:.1f}: reduce --buffer-size")
+        each = f"{capacity * envs.envs_per_task:,} transitions of each task"
+        print(f"replay buffer: {each}, {gibibytes:.3f} GiB")
         self.data = {
             name: torch.zeros(*ring, *shape, dtype=dtypes.get(name), device=device)
             for name, shape in shapes.items()
@@ -62,9 +61,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """So many transitions of every task, drawn with replacement, (task, sample, ...)."""
-        inds = torch.randint(
-            self.num_stored(), (len(self.task), batch_size), generator=rng, device=rng.device
-        )
+        size = len(self.task), batch_size
+        inds = torch.randint(self.num_stored(), size, generator=rng, device=rng.device)
         return {name: x.flatten(1, 2)[self.task, inds] for name, x in self.data.items()}
 
     def state_dict(self) -> dict[str, Tensor | int]:

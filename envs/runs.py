@@ -21,8 +21,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -43,17 +43,23 @@ from envs.models import read, save
 from envs.settings import RunArgs, fail
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_DIFFER = {"run_name", "resume", "checkpoint_interval", "track", "capture_video"}
-MAY_DIFFER |= {"wandb_project_name", "wandb_entity"}  # between a run and its resumption
+# settings that may differ between a run and its resumption
+MAY_DIFFER = "run_name resume checkpoint_interval track capture_video wandb_project_name wandb_entity".split()
 LOGS = 50  # of a run, at most; every third is printed
+CHARTS = ("episodic_return", "episodic_length", "success_rate")  # as `Episodes` and `Evaluation` order them
+
+
+def build(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function whose ValueErrors are about the user's input."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        fail(str(error))
 
 
 def make_envs(args: RunArgs, envs_per_task: int) -> gym.vector.VectorEnv:
-    """The environments --env-id and --tasks name; complaints are about the user's input."""
-    try:
-        return make(args.env_id, envs_per_task, args.tasks or None)
-    except ValueError as error:
-        fail(str(error))
+    """The environments that --env-id and --tasks name, or a complaint about these."""
+    return build(make, args.env_id, envs_per_task, args.tasks or None)
 
 
 def set_up_torch(args: RunArgs) -> torch.device:
@@ -86,13 +92,7 @@ class Run:
     """
 
     def __init__(self, args: RunArgs, script: str, envs: gym.vector.VectorEnv):
-        """Find the folder and check it; nothing is written yet.
-
-        Args:
-            args: the script's settings.
-            script: the script's __file__.
-            envs: from `make_envs`, for the tasks.
-        """
+        """Find the folder and check it, but write nothing yet; `script` is the script's __file__."""
         args.exp_name = args.exp_name or Path(script).stem
         self.args, self.task_names = args, list(envs.task_names)
         self.stop: list[int] = []  # signals received: the first saves and leaves, the second ends the process
@@ -120,17 +120,20 @@ class Run:
         self.iteration = self.checkpoint.get("iteration", 0)
         self.seconds = self.checkpoint.get("seconds", 0.0)
         self.first_iteration = self.iteration + 1
-        self.stages = self._open_stages() if args.capture_video else []
+        self.stages: list[gym.Env] = []
+        if args.capture_video:
+            from envs.video import open_stages  # needs Pillow, which few runs do
+
+            self.stages = build(open_stages, args.env_id, args.tasks or range(len(self.task_names)))
         self.lock = FileLock(self.folder / "lock")
         if self.folder.exists() and not self.finished:
             self._acquire_lock()
 
     def _find_folder(self) -> Path:
         stem = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
-        if self.args.resume and not self.args.run_name:  # the newest of the same experiment and seed
-            earlier = sorted(Path("runs").glob(f"{stem}__*/config.json"), key=lambda p: p.stat().st_mtime)
-            if earlier:
-                return earlier[-1].parent
+        earlier = sorted(Path("runs").glob(f"{stem}__*/config.json"), key=lambda p: p.stat().st_mtime)
+        if self.args.resume and not self.args.run_name and earlier:
+            return earlier[-1].parent  # the newest of the same experiment and seed
         return Path("runs", self.args.run_name or f"{stem}__{int(time.time())}")
 
     def _check_folder(self) -> None:
@@ -172,8 +175,8 @@ class Run:
                 of; "episodes"; tensors, generators, what has a state_dict.
 
         Returns:
-            The environments' first observations (n, obs). After a resumption those that follow the last step
-            before it or, if the environments cannot be saved, those of new episodes.
+            The first observations (n, obs). After a resumption those that follow the last step before it or,
+            if the environments cannot be saved, those of new episodes.
         """
         if num_iterations < 1:
             fail(f"--total-timesteps {self.args.total_timesteps} is less than one rollout of {steps} steps")
@@ -182,33 +185,28 @@ class Run:
         theta = getattr(state["agent"], "theta", None)
         known = theta is not None and not self.args.load  # what a resumed run had loaded is not at hand
         self.theta_start = theta.detach().clone() if known else None
-        self._restore()
-        obs = self._reset(envs)
+        for name, x in state.items() if self.resumes else ():
+            self._restore(name, x)
+        if self.checkpoint.get("envs") is not None:
+            obs = self._restore("envs", envs)
+        else:
+            state["episodes"].discounted.zero_()  # of episodes that are gone
+            stream = 1 + self.iteration if self.resumes else 0  # 1 is the evaluation's
+            obs, _ = envs.reset(seed=spread_seeds(self.args.seed, stream, envs.num_envs))
         self._open(self.iteration * steps)
-        self._begin_iteration()
+        if self.iteration < num_iterations:  # else only the final evaluation is left
+            self._begin_iteration()
         return obs
 
-    def _restore(self) -> None:
-        for name, x in self.state.items() if self.resumes else ():
-            try:
-                saved = self.checkpoint.pop(name)  # which may be large
-                if isinstance(x, Tensor):
-                    x.copy_(saved)
-                else:
-                    getattr(x, "load_state_dict", getattr(x, "set_state", None))(saved)
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                fail(f"{self.folder / 'checkpoint.pt'} does not fit: {name} ({' '.join(str(error).split())})")
-
-    def _reset(self, envs: gym.vector.VectorEnv) -> np.ndarray:
-        saved = self.checkpoint.get("envs")
-        if saved is not None:
-            try:
-                return envs.set_state(saved)
-            except ValueError as error:
-                fail(f"{self.folder / 'checkpoint.pt'} does not fit: {error}")
-        self.state["episodes"].discounted.zero_()  # of episodes that are gone
-        stream = 1 + self.iteration if self.resumes else 0  # 1 is the evaluation's
-        return envs.reset(seed=spread_seeds(self.args.seed, stream, envs.num_envs))[0]
+    def _restore(self, name: str, x: Any) -> Any:
+        """Bring back what the checkpoint holds by this name; of environments the observations."""
+        try:
+            saved = self.checkpoint.pop(name)  # which may be large
+            if isinstance(x, Tensor):
+                return x.copy_(saved)
+            return x.load_state_dict(saved) if hasattr(x, "load_state_dict") else x.set_state(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            fail(f"{self.folder / 'checkpoint.pt'} does not fit: {name} ({' '.join(str(error).split())})")
 
     def _open(self, step: int) -> None:
         """Open the folder's files at `step`: what was logged later is dropped."""
@@ -221,14 +219,9 @@ class Run:
         if self.args.track:
             import wandb  # a slow import that few need
 
-            wandb.init(
-                project=self.args.wandb_project_name,
-                entity=self.args.wandb_entity or None,
-                id=self.folder.name,
-                resume="allow",
-                config=self.config,
-                sync_tensorboard=True,
-            )
+            place = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity or None}
+            what = {"id": self.folder.name, "config": self.config, "sync_tensorboard": True}
+            wandb.init(**place, **what, resume="allow")
         self.output = Log(self.folder, self.task_names, step, self.checkpoint.get("heartbeat_bytes", 0))
         hidden, total = not sys.stderr.isatty(), self.num_iterations * self.steps
         self.bar = tqdm(total=total, initial=step, unit="step", unit_scale=True, disable=hidden)
@@ -250,9 +243,8 @@ class Run:
         log_interval = math.ceil(self.num_iterations / LOGS)
         self.log_due = self.last or self.iteration % log_interval == 0
         self.show_due = self.last or self.iteration % (3 * log_interval) == 0
-        interval = self.args.eval_interval
-        passed = interval > 0 and self.global_step // interval > before // interval
-        self.eval_due = passed and not self.last
+        interval = self.args.eval_interval or math.inf
+        self.eval_due = not self.last and self.global_step // interval > before // interval
 
     def end_iteration(self) -> None:
         """Save a checkpoint if it is time, and leave if a signal came or a number is not finite."""
@@ -271,8 +263,7 @@ class Run:
             self._save_checkpoint(now)
         if save_due and self.stop:  # else the signal came since the line above: the next one saves
             self.close()
-            resume = f"--resume --run-name {self.folder.name}"
-            print(f"stopped at step {self.global_step}: continue with {resume}")
+            print(f"stopped at step {self.global_step}: continue with --resume --run-name {self.folder.name}")
             sys.exit(128 + self.stop[0])
         if not self.last:
             self._begin_iteration()
@@ -315,49 +306,45 @@ class Run:
 
     def log_charts(self, episodes: Episodes, learning_rate: float) -> None:
         """Log, and print some of the time, how far the run has come."""
-        names = ("episodic_return", "episodic_length", "success_rate")
-        for name, new, latest in zip(names, episodes.means(), episodes.latest):
+        reported = not np.isnan(episodes.latest[2]).all()  # few environments report success
+        for name, new, latest in zip(CHARTS, episodes.means(), episodes.latest):
             if name != "success_rate":
                 self.log(f"charts/{name}", new, latest.mean())
-            elif not np.isnan(latest).all():  # few environments report it
+            elif reported:
                 self.log(f"charts/{name}", new, np.nanmean(latest))
         step, start = self.clock
         self.log("charts/SPS", (self.global_step - step) / (time.perf_counter() - start))
         self.log("charts/wall_time", self._wall_time())
         self.log("charts/learning_rate", learning_rate)
         if self.show_due:
-            returns = episodes.latest[0]
+            returns, _, successes = episodes.latest
             line = f"step {self.global_step:>9,}  return {returns.mean():7.1f}"
-            if not np.isnan(episodes.latest[2]).all():
-                line += f"  success {np.nanmean(episodes.latest[2]):4.0%}"
+            line += f"  success {np.nanmean(successes):4.0%}" if reported else ""
             self.bar.write(f"{line}  tasks {' '.join(f'{x:.0f}' for x in returns)}")
 
-    @contextmanager
-    def stopped_clock(self) -> Iterator[None]:
-        """What takes place here counts neither for steps per second nor as wall time."""
+    def evaluate(self, episodes: int) -> Evaluation:
+        """Log an evaluation of the agent, so many episodes of each task; the clocks do not count its time."""
         start = time.perf_counter()
-        yield
+        envs = make_envs(self.args, episodes)
+        played = evaluate(self.state["agent"], envs, self.args.seed)
+        envs.close()
         spent = time.perf_counter() - start
         self.clock, self.last_time = (self.clock[0], self.clock[1] + spent), self.last_time + spent
-
-    def evaluate(self, episodes: int) -> Evaluation:
-        """Log an evaluation of the agent, so many episodes of each task, outside the clock."""
-        with self.stopped_clock():
-            envs = make_envs(self.args, episodes)
-            played = evaluate(self.state["agent"], envs, self.args.seed)
-            envs.close()
-        self.log("eval/episodic_return", played.returns.mean(1), played.returns.mean())
-        self.log("eval/episodic_length", played.lengths.mean(1), played.lengths.mean())
-        successes = played.successes.mean(1)
-        if not np.isnan(successes).all():  # few environments report it
-            self.log("eval/success_rate", successes, np.nanmean(successes))
+        for name, x in zip(CHARTS, played):
+            if not np.isnan(x).all():  # few environments report success
+                self.log(f"eval/{name}", x.mean(1), np.nanmean(x))
         return played
 
     def finish(self) -> Path:
         """Evaluate for the last time, save the model, print both and what to do next; returns the folder."""
         played = self.evaluate(self.args.eval_episodes)
         self._save("model", {"agent": self.state["agent"].state_dict()})
-        films = self._film() if self.stages else []
+        films = []
+        if self.stages:  # the first episode of every task
+            from envs.video import film
+
+            seeds = spread_seeds(self.args.seed, 1, played.returns.size)[:: self.args.eval_episodes]
+            films = film(self.state["agent"], self.stages, self.task_names, seeds, self.folder / "videos")
         self.close()
         reported = not np.isnan(played.successes).all()  # few environments do
         rows = [*zip(self.task_names, played.returns, played.successes)]
@@ -370,22 +357,6 @@ class Run:
             print(f"film   {path}")
         print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
         return self.folder
-
-    def _open_stages(self) -> list[gym.Env]:
-        from envs.video import open_stages  # needs Pillow, which few runs do
-
-        try:
-            return open_stages(self.args.env_id, self.args.tasks or range(len(self.task_names)))
-        except ValueError as error:
-            fail(str(error))
-
-    def _film(self) -> list[Path]:
-        """The first episode of every task of the final evaluation."""
-        from envs.video import film
-
-        seeds = spread_seeds(self.args.seed, 1, len(self.stages) * self.args.eval_episodes)
-        first = seeds[:: self.args.eval_episodes]
-        return film(self.state["agent"], self.stages, self.task_names, first, self.folder / "videos")
 
     def close(self) -> None:
         """Close the files; Ctrl-C is Python's own again."""

@@ -118,14 +118,9 @@ def check_args(args: RunArgs) -> None:
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch finds no CUDA device")
     if args.track:
-        log_in()
+        import wandb  # a slow import that few need
 
-
-def log_in() -> None:
-    """To Weights & Biases, or refuse."""
-    import wandb  # a slow import that few need
-
-    try:
-        wandb.login()
-    except wandb.errors.Error as error:
-        fail(f"--track: {' '.join(str(error).split())}")
+        try:
+            wandb.login()
+        except wandb.errors.Error as error:
+            fail(f"--track: {' '.join(str(error).split())}")

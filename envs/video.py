@@ -11,7 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from envs import make_single
@@ -43,10 +43,8 @@ def open_stages(env_id: str, tasks: Sequence[int]) -> list[gym.Env]:
 
 def caption(tile: Image.Image, name: str, total: float, over: bool) -> Image.Image:
     """A tile with a line above it: the task and its running return."""
-    font = ImageFont.load_default(12)
-    text = f"ended with {total:.0f}" if over else f"{total:.0f}"
-    framed = Image.new("RGB", (tile.width, tile.height + 18), "white")
-    framed.paste(tile, (0, 18))
+    font, text = ImageFont.load_default(12), f"ended with {total:.0f}" if over else f"{total:.0f}"
+    framed = ImageOps.expand(tile, (0, 18, 0, 0), "white")
     draw = ImageDraw.Draw(framed)
     draw.text((4, 2), name, "black", font)
     left = tile.width - 4 - font.getlength(text)
@@ -109,11 +107,8 @@ def side_by_side(tiles: tuple[Image.Image, ...]) -> Image.Image:
 
 def save_gif(path: Path, shots: list[tuple[Image.Image, ...]], duration: float) -> None:
     """Write a GIF whose frames are tiles side by side, in one palette: that of a mosaic of some of them."""
-    some = [side_by_side(shot) for shot in shots[:: math.ceil(len(shots) / 8)]]
-    mosaic = Image.new("RGB", (some[0].width, some[0].height * len(some)))
-    for i, frame in enumerate(some):
-        mosaic.paste(frame, (0, i * frame.height))
-    palette = mosaic.quantize(64, Image.Quantize.FASTOCTREE)
+    some = [np.asarray(side_by_side(shot)) for shot in shots[:: math.ceil(len(shots) / 8)]]
+    palette = Image.fromarray(np.concatenate(some)).quantize(64, Image.Quantize.FASTOCTREE)
     frames = (side_by_side(shot).quantize(palette=palette, dither=Image.Dither.NONE) for shot in shots)
     times = [duration] * (len(shots) - 1) + [1500]
     next(frames).save(path, save_all=True, append_images=frames, duration=times, loop=0)
@@ -122,8 +117,8 @@ def save_gif(path: Path, shots: list[tuple[Image.Image, ...]], duration: float) 
 def save_films(folder: Path, names: list[str], reels: list[list[Image.Image]], duration: float) -> list[Path]:
     """One GIF per task and one of all tasks; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    films = {}
-    for name, reel in zip([name.replace("/", "-") for name in names], reels):
+    names, films = [name.replace("/", "-") for name in names], {}
+    for name, reel in zip(names, reels):
         repeated = sum(tile is reel[-1] for tile in reel) - 1  # while others were still playing
         films[name] = [(tile,) for tile in reel[: len(reel) - repeated]]
     if len(reels) > 1:

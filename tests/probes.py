@@ -227,7 +227,7 @@ def forward_task_by_task(agent, weights, obs):
 
 
 def networks(agent, obs, noise=0.0):
-    """The weights of a plain network of each task (task, weight), and its inputs, as the methods define them."""
+    """Weights of a plain network of each task (task, weight), and its inputs, by each method's formula."""
     if hasattr(agent, "embedding"):
         embedding = agent.embedding.unsqueeze(1).expand(-1, obs.shape[1], -1)
         return agent.theta.expand(TASKS, -1), torch.cat((obs, embedding), 2)

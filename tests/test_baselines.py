@@ -1,4 +1,7 @@
-"""The mathematics of the baselines: what each method adds to, or takes from, VarShare-PPO."""
+"""The mathematics of the baselines: what each method adds to, or takes from, plain PPO.
+
+Their gradients where they are autograd's of a formula are in test_varshare_ppo.py.
+"""
 
 import itertools
 
@@ -7,25 +10,15 @@ import probes
 import pytest
 import scipy.optimize
 import torch
-from probes import (
-    BOTH,
-    HIDDEN,
-    OBS,
-    TASKS,
-    draws,
-    forward_task_by_task,
-    make_agent,
-    random_batch,
-    run,
-    settings,
-    task_gradients,
-)
+from probes import BOTH, HIDDEN, TASKS, draws, gradients, make_agent, random_batch, run, settings
 
 import envs
+from envs.settings import ENVIRONMENTS
 
-NAMES = ("task_blind", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
-SCRIPTS = tuple(probes.load_script(f"baselines/{name}_ppo.py") for name in NAMES)
-shared, independent, hard_sharing, contextual, l2soft, pcgrad, cagrad = SCRIPTS
+task_blind, independent, hard_sharing, contextual, l2soft, pcgrad, cagrad = (
+    probes.load_script(f"baselines/{name}_ppo.py")
+    for name in ("task_blind", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
+)
 varshare = probes.load_script("varshare_ppo.py")
 SURGERY = pytest.mark.parametrize("method", [pcgrad, cagrad], ids=["pcgrad", "cagrad"])
 UNCLIPPED = 1e9  # as --max-grad-norm
@@ -33,116 +26,29 @@ UNCLIPPED = 1e9  # as --max-grad-norm
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def per_task_gradients(script, agent, batch, x):
-    """(task, *x.shape): the gradient of every task's loss by x, in one backward pass each."""
-    losses, _ = script.ppo_loss(agent, agent.unpack(agent.weights()), batch, settings(script))
-    return torch.stack([torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses])
-
-
-def unclipped_gradients(script, agent, batch, **changes):
-    args = settings(script, max_grad_norm=UNCLIPPED, **changes)
-    return script.minibatch_gradients(agent, batch, *draws(agent), args)[0]
+# What tasks have of their own
 
 
 @BOTH
-@pytest.mark.parametrize("script", [shared, independent, hard_sharing, pcgrad, cagrad, l2soft])
-def test_batched_forward_equals_a_loop_over_tasks(script, space):
-    agent = make_agent(script, space)
-    rows = {
-        shared: lambda m: [agent.theta],
-        independent: lambda m: [agent.theta[m]],
-        l2soft: lambda m: [agent.theta + agent.mu[m]],
-    }.get(script, lambda m: [agent.theta, agent.heads[m]])
-    weights = torch.stack([torch.cat(rows(m)) for m in range(TASKS)])
-    torch.testing.assert_close(agent.weights(), weights)
-    obs = torch.randn(TASKS, 40, OBS).double()
-    out, values, logstd = forward_task_by_task(agent, weights, obs)
+def test_what_starts_apart_and_what_is_shared(space):
+    def agent_of(script):
+        return script.Agent(probes.spaces(space), settings(script), torch.Generator().manual_seed(1))
+
+    assert [name for name, _ in agent_of(task_blind).named_parameters()] == ["theta"]
+    assert agent_of(independent).theta.unique(dim=0).shape[0] == TASKS
+    assert agent_of(contextual).embedding.unique(dim=0).shape[0] == TASKS
+    agent = agent_of(hard_sharing)
+    out = agent.act_dim
+    assert agent.heads.shape == (TASKS, (HIDDEN[-1] + 1) * (out + 1) + (0 if agent.discrete else out))
     W = agent.unpack(agent.weights())
-    torch.testing.assert_close(script.mlp(obs, W, "actor"), out)
-    torch.testing.assert_close(agent.policy(W, obs), out.softmax(2) if agent.discrete else out)
-    torch.testing.assert_close(script.mlp(obs, W, "critic").squeeze(-1), values)
-    torch.testing.assert_close(W.get("logstd", torch.zeros(TASKS, 0).double()), logstd)
-
-
-PLAIN = [shared, independent, hard_sharing, contextual, l2soft]  # whose objective is a formula
-
-
-@BOTH
-@pytest.mark.parametrize("freeze_theta", [False, True])
-@pytest.mark.parametrize("script", PLAIN)
-def test_gradient_equals_autograds_of_the_objective(script, freeze_theta, space):
-    changes = {"freeze_theta": True} if freeze_theta else {}
-    if freeze_theta and not hasattr(script.Args, "freeze_theta"):
-        assert script in (shared, independent)
-        return
-    agent = make_agent(script, space)
-    args, batch = settings(script, **changes), random_batch(script, agent, 20)
-    losses, _ = script.ppo_loss(agent, agent.unpack(agent.weights()), batch, args)
-    total = losses.sum()
-    if script is l2soft:
-        total = total + args.l2_coef * agent.mu.square().sum()
-    parameters = {name: x for name, x in agent.named_parameters() if not (freeze_theta and name == "theta")}
-    expected = dict(zip(parameters, torch.autograd.grad(total, parameters.values()), strict=True))
-    G = task_gradients(script, agent, agent.weights(), batch, args)
-    for ours in (
-        script.parameter_gradients(agent, G, args),
-        unclipped_gradients(script, agent, batch, **changes),
-    ):
-        torch.testing.assert_close(ours, expected)
-
-
-# Shared
-
-
-def test_shared_is_blind_to_the_task():
-    agent = make_agent(shared)
-    assert [name for name, _ in agent.named_parameters()] == ["theta"]
-    obs = torch.randn(1, 40, OBS).double().expand(TASKS, -1, -1)
-    for out in forward_task_by_task(agent, agent.weights(), obs)[:2]:
-        torch.testing.assert_close(out, out[:1].expand_as(out))
+    rows = {name: w.flatten(1).unique(dim=0).shape[0] for name, w in W.items() if name.endswith("weight")}
+    apart = {"actor.2.weight", "critic.2.weight"}
+    assert rows == {name: TASKS if name in apart else 1 for name in rows} and apart < rows.keys()
+    heads = [x.flatten(1) for name, x in W.items() if ".2." in name or name == "logstd"]
+    assert torch.equal(torch.cat(heads, 1), agent.heads)
 
 
 # Independent
-
-
-def test_independent_agents_start_apart_and_every_one_gets_its_own_gradient():
-    agent = independent.Agent(probes.spaces(), settings(independent), torch.Generator().manual_seed(1))
-    assert agent.theta.unique(dim=0).shape[0] == TASKS
-    agent = make_agent(independent)
-    grads = per_task_gradients(independent, agent, random_batch(independent, agent, 20), agent.theta)
-    for i, j in np.ndindex(TASKS, TASKS):
-        assert grads[i, j].any() == (i == j)
-
-
-def test_independent_clips_every_task_as_torch_does():
-    agent = make_agent(independent)
-    batch = random_batch(independent, agent, 20)
-    grads = unclipped_gradients(independent, agent, batch)["theta"]
-    norms = grads.norm(dim=1)
-    low, high = norms.sort().values[:2]
-    assert high > 1.01 * low
-    max_norm = (low + high).item() / 2  # the first is not clipped, the others are
-    args = settings(independent, max_grad_norm=max_norm)
-    clipped = independent.minibatch_gradients(agent, batch, args)[0]["theta"]
-    alone = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads]
-    for x, g in zip(alone, grads, strict=True):
-        x.grad = g.clone()
-        torch.nn.utils.clip_grad_norm_([x], max_norm)
-    torch.testing.assert_close(clipped, torch.stack([x.grad for x in alone]))
-    torch.testing.assert_close(clipped.norm(dim=1), norms.clamp(max=max_norm), rtol=1e-5, atol=0)
-
-
-def test_independent_gradients_equal_those_of_every_task_alone():
-    agent = make_agent(independent)
-    batch, args = random_batch(independent, agent, 20), settings(independent, max_grad_norm=0.1)
-    grads, stats = independent.minibatch_gradients(agent, batch, args)
-    for m in range(TASKS):
-        alone = make_agent(independent)
-        alone.theta = torch.nn.Parameter(agent.theta[m : m + 1].detach().clone())
-        its_batch = independent.Batch(*(x[m : m + 1] for x in batch))
-        its_grads, its_stats = independent.minibatch_gradients(alone, its_batch, args)
-        torch.testing.assert_close(its_grads["theta"][0], grads["theta"][m])
-        torch.testing.assert_close(its_stats, {name: x[m : m + 1] for name, x in stats.items()})
 
 
 def train_alone(patch, m, num_tasks, drawn, **changes):
@@ -153,7 +59,7 @@ def train_alone(patch, m, num_tasks, drawn, **changes):
         return spread_seeds(seed, stream, num_tasks * n)[m * n : (m + 1) * n]
 
     patch.setattr(independent.Agent, "init_weights", lambda *_: drawn["weights"][m])
-    patch.setattr(independent.Agent, "action_noise", lambda *_: next(noise)[:, m : m + 1])
+    patch.setattr(independent, "action_noise", lambda *_: next(noise)[:, m : m + 1])
     patch.setattr(torch, "randperm", lambda *_, **__: next(order))
     patch.setattr(envs.runs, "spread_seeds", seeds)
     return probes.load(run(independent, f"alone{m}", **changes))["agent"]
@@ -174,7 +80,7 @@ def test_independent_equals_separate_runs(monkeypatch, max_grad_norm):
     steps = 8 * 32
     with monkeypatch.context() as patch:
         patch.setattr(independent.Agent, "init_weights", recorded("weights", independent.Agent.init_weights))
-        patch.setattr(independent.Agent, "action_noise", recorded("noise", independent.Agent.action_noise))
+        patch.setattr(independent, "action_noise", recorded("noise", independent.action_noise))
         patch.setattr(torch, "randperm", recorded("order", torch.randperm))
         folder = run(independent, "together", tasks=tasks, total_timesteps=3 * steps, **changes)
     together = probes.load(folder)["agent"]
@@ -188,84 +94,7 @@ def test_independent_equals_separate_runs(monkeypatch, max_grad_norm):
             torch.testing.assert_close(together[name][m], x[0], rtol=1e-3, atol=3e-5)
 
 
-# Hard sharing
-
-
-def test_a_head_gets_no_gradient_from_another_task():
-    for script in (hard_sharing, pcgrad, cagrad):
-        agent = make_agent(script)
-        batch = random_batch(script, agent, 20)
-        heads = per_task_gradients(script, agent, batch, agent.heads)
-        theta = per_task_gradients(script, agent, batch, agent.theta)
-        for i, j in np.ndindex(TASKS, TASKS):
-            assert heads[i, j].any() == (i == j)
-        assert all(g.any() for g in theta)
-
-
-@BOTH
-def test_heads_are_the_output_layers_and_start_apart(space):
-    agent = hard_sharing.Agent(probes.spaces(space), settings(hard_sharing), torch.Generator().manual_seed(1))
-    out = agent.act_dim
-    assert agent.heads.shape == (TASKS, (HIDDEN[-1] + 1) * (out + 1) + (0 if agent.discrete else out))
-    W = agent.unpack(agent.weights())
-    rows = {name: w.flatten(1).unique(dim=0).shape[0] for name, w in W.items() if name.endswith("weight")}
-    apart = {"actor.2.weight", "critic.2.weight"}
-    assert rows == {name: TASKS if name in apart else 1 for name in rows} and apart < rows.keys()
-    heads = [x.flatten(1) for name, x in W.items() if ".2." in name or name == "logstd"]
-    assert torch.equal(torch.cat(heads, 1), agent.heads)
-
-
-# Contextual
-
-
-@BOTH
-@pytest.mark.parametrize("samples", [1, 40])
-def test_the_embedding_is_concatenated_to_the_observation(space, samples):
-    agent = make_agent(contextual, space, embedding_size=4)
-    obs = torch.randn(TASKS, samples, OBS).double()
-    inputs = torch.cat([obs, agent.embedding.unsqueeze(1).expand(-1, samples, -1)], 2)
-    theta = agent.theta.expand(TASKS, -1)
-    out, values, logstd = forward_task_by_task(agent, theta, inputs)
-    W = agent.unpack(agent.weights())
-    assert list(W)[-1] == "embedding"
-    torch.testing.assert_close(agent.policy(W, obs), out.softmax(2) if agent.discrete else out)
-    torch.testing.assert_close(contextual.mlp(obs, W, "critic").squeeze(-1), values)
-    torch.testing.assert_close(W.get("logstd", torch.zeros(TASKS, 0).double()), logstd)
-
-
-def test_embeddings_learn_and_tasks_end_apart():
-    agent = make_agent(contextual)
-    grads = per_task_gradients(contextual, agent, random_batch(contextual, agent, 20), agent.embedding)
-    for i, j in np.ndindex(TASKS, TASKS):
-        assert grads[i, j].any() == (i == j)
-    folder = run(contextual)
-    trained, _ = probes.load_agent(contextual, folder)
-    fresh = contextual.Agent(envs.make("cartpole10", 1), contextual.Args(), torch.Generator().manual_seed(1))
-    assert (trained.embedding - fresh.embedding).norm(dim=1).min() > 0.01
-    assert torch.pdist(trained.embedding).min() > 0.05
-    _, W = probes.load_agent(contextual, folder)
-    values = contextual.mlp(torch.zeros(10, 1, 4), W, "critic")
-    assert values.unique().numel() == 10
-
-
 # L2Soft
-
-
-def test_the_penalty_is_lambda_times_the_square_of_the_residuals():
-    agent = make_agent(l2soft)
-    batch = random_batch(l2soft, agent, 20)
-    without, penalised = (unclipped_gradients(l2soft, agent, batch, l2_coef=c) for c in (0.0, 0.3))
-    penalty = torch.autograd.grad(0.3 * agent.mu.square().sum(), agent.mu)[0]
-    torch.testing.assert_close(penalised["mu"] - without["mu"], penalty)
-    torch.testing.assert_close(penalised["theta"], without["theta"])
-
-
-def test_recentring_changes_no_weights():
-    agent = make_agent(l2soft)
-    before, mean = agent.weights().detach(), agent.mu.detach().mean(0)
-    l2soft.recentre(agent, 0.3)
-    torch.testing.assert_close(agent.weights().detach(), before)
-    torch.testing.assert_close(agent.mu.detach().mean(0), 0.7 * mean)
 
 
 def without_noise(monkeypatch):
@@ -274,26 +103,22 @@ def without_noise(monkeypatch):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_varshare_without_noise_and_kl_is_l2soft_without_penalty(monkeypatch, alpha):
-    """In a minibatch and in an update, by gradient descent."""
+    """In an update phase, by gradient descent."""
     without_noise(monkeypatch)
     results = []
     for script, zero in ((varshare, "beta"), (l2soft, "l2_coef")):
         args = settings(script, **{zero: 1e-12}, reptile_alpha=alpha, num_minibatches=2, max_grad_norm=0.3)
         agent = make_agent(script)
-        batch = random_batch(l2soft, make_agent(l2soft), 18)
-        grads, *_, stats = script.minibatch_gradients(agent, batch, *draws(agent), args)
-        optimizer = torch.optim.SGD(agent.parameters(), lr=0.01)
-        rng = torch.Generator().manual_seed(0)
-        logs = script.update(agent, optimizer, batch, script.minibatch_gradients, args, rng)
-        state = {name: x for name, x in agent.state_dict().items() if name in ("theta", "mu")}
-        results.append((grads, stats, logs, state))
-    before = make_agent(l2soft).state_dict()
-    assert all(not torch.allclose(results[1][3][name], before[name], atol=1e-4) for name in ("mu", "theta"))
+        stats = probes.update(script, agent, args, random_batch(l2soft, make_agent(l2soft), 18))
+        results.append((stats, agent.theta.detach(), agent.mu.detach()))
+    before = make_agent(l2soft)
+    assert not torch.allclose(results[1][1], before.theta, atol=1e-4)
+    assert not torch.allclose(results[1][2], before.mu, atol=1e-4)
     torch.testing.assert_close(*results)
 
 
 def test_a_rollout_of_varshare_without_noise_and_kl_is_l2softs_without_penalty(monkeypatch):
-    """A run of one rollout and two steps, as in more of them differences of rounding grow."""
+    """A run of one rollout and two steps, because in more of them differences of rounding grow."""
     without_noise(monkeypatch)
     changes = {"total_timesteps": 2560, "update_epochs": 1, "num_minibatches": 2, "reptile_alpha": 0.3}
     ours = run(varshare, "varshare", beta=1e-12, **changes)
@@ -304,21 +129,16 @@ def test_a_rollout_of_varshare_without_noise_and_kl_is_l2softs_without_penalty(m
         torch.testing.assert_close(agent[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("env_id", ["cartpole10", *varshare.ENV_DEFAULTS])
+@pytest.mark.parametrize("env_id", ["cartpole10", *ENVIRONMENTS["ppo"]])
 def test_penalties_are_equal_in_every_environment(env_id):
     """lambda of VarShare, which is beta / (2 N_m sigma_prior^2), is L2Soft's and that of a fixed sigma."""
-    fixed = probes.load_script("studies/posterior/varshare_fixed_sigma_ppo.py")
-    ours, *others = (x.Args(**x.ENV_DEFAULTS.get(env_id, {})) for x in (varshare, l2soft, fixed))
+    scripts = varshare, l2soft, probes.load_script("fixed_sigma_ppo")
+    ours, *others = (
+        script.Args(**ENVIRONMENTS["ppo"].get(env_id, {}), **script.ENV_DEFAULTS.get(env_id, {}))
+        for script in scripts
+    )
     penalty = ours.beta / (2 * ours.samples_per_task * ours.sigma_prior**2)
     assert [x.l2_coef for x in others] == pytest.approx([penalty] * 2, rel=0.05)
-
-
-def test_l2soft_recentres_after_every_update_phase():
-    changes = {"l2_coef": 0.0, "total_timesteps": 5120}
-    plain, moved = (
-        probes.load(run(l2soft, str(alpha), reptile_alpha=alpha, **changes))["agent"] for alpha in (0.0, 1.0)
-    )
-    assert plain["mu"].mean(0).abs().max() > 1e-3 and moved["mu"].mean(0).abs().max() < 1e-6
 
 
 # PCGrad and CAGrad: gradients of the tasks to a gradient of theta
@@ -344,7 +164,6 @@ GRADIENTS = {
     "some zero": lambda m: random_gradients(m) * (torch.arange(m) % 3 != 0).double().unsqueeze(1),
     "in few dimensions": lambda m: random_gradients(m, 3),
 }
-CASES = pytest.mark.parametrize("num_tasks", [2, 3, 10, 50])
 KINDS = pytest.mark.parametrize("kind", GRADIENTS)
 
 
@@ -368,7 +187,7 @@ def visits(keys):
     return [[j for j in row.argsort().tolist() if j != i] for i, row in enumerate(keys)]
 
 
-@CASES
+@pytest.mark.parametrize("num_tasks", [2, 3, 10, 50])
 @KINDS
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_pcgrad_is_algorithm_1(kind, num_tasks, scale):
@@ -462,7 +281,7 @@ def largest_worst_case(grads, c):
     return torch.from_numpy(g0 + radius * basis @ best.x[:-1])
 
 
-@CASES
+@pytest.mark.parametrize("num_tasks", [2, 3, 10, pytest.param(50, marks=pytest.mark.slow)])
 @KINDS
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
 def test_cagrad_agrees_with_an_independent_solver(kind, num_tasks, c):
@@ -497,35 +316,57 @@ def test_cagrad_where_gradients_vanish_or_cancel():
     )
 
 
+def surgery_by_hand(method, grads, keys=None):
+    """What the method makes of gradients (task, weight), scaled as Hard sharing's, which is the sum."""
+    if method is pcgrad:
+        return algorithm_1(grads, visits(keys)).sum(0)
+    return TASKS * largest_worst_case(grads, 0.5)
+
+
 @SURGERY
 @pytest.mark.parametrize("freeze_theta", [False, True])
-def test_surgery_is_of_the_gradients_of_one_backward_pass_each(method, freeze_theta):
-    agent = make_agent(method)
-    batch = random_batch(method, agent, 20)
-    theta = per_task_gradients(method, agent, batch, agent.theta)
+def test_surgery_is_of_the_tasks_gradients_of_actor_and_critic_apart(method, freeze_theta):
+    """Heads keep their own gradient; then all is clipped as torch does."""
+    agent, args = make_agent(method), settings(method, max_grad_norm=UNCLIPPED, freeze_theta=freeze_theta)
+    agent.theta.requires_grad_(not freeze_theta)
+    batch, keys = random_batch(method, agent, 20), draws(agent)
+    weights, _ = probes.networks(agent, batch.obs)
+    losses, expected_stats = probes.losses_task_by_task(agent, weights, batch, args)
+    rows = torch.autograd.grad(losses.sum(), weights)[0]
+    theta, heads = rows[:, : len(agent.theta)], rows[:, len(agent.theta) :]
     split = theta.split(len(agent.theta) // 2, 1)  # actor's and critic's hidden layers
-    if method is pcgrad:
-        [keys] = draws(agent)
-        expected = torch.cat([algorithm_1(g, visits(k)).sum(0) for g, k in zip(split, keys, strict=True)])
-    else:  # scaled as Hard sharing's, which is the sum
-        expected = TASKS * torch.cat([largest_worst_case(g, 0.5) for g in split])
-    heads = per_task_gradients(method, agent, batch, agent.heads).sum(0)  # each of one task only
-    grads = unclipped_gradients(method, agent, batch, freeze_theta=freeze_theta)
+    expected = torch.cat(
+        [surgery_by_hand(method, g, *k) for g, k in zip(split, zip(*keys) if keys else [(), ()])]
+    )
+    grads, stats = gradients(method, agent, batch, *keys, args)
     assert list(grads) == ["heads"] if freeze_theta else ["theta", "heads"]
     torch.testing.assert_close(grads["heads"], heads)
+    for name, x in expected_stats.items():
+        torch.testing.assert_close(stats[name], x, check_dtype=False)
+    for net, g in zip(("actor", "critic"), split, strict=True):
+        conflicts = [[float(one @ other < 0) for other in g] for one in g]
+        assert stats[f"varshare/conflicts/{net}"].tolist() == [sum(row) / (TASKS - 1) for row in conflicts]
     if not freeze_theta:
         assert (grads["theta"] - theta.sum(0)).norm() > 1e-2 * expected.norm()  # there was something to do
         assert (grads["theta"] - expected).norm() <= 1e-4 * expected.norm()
+        args.max_grad_norm = 0.1
+        clipped, _ = gradients(method, agent, batch, *keys, args)
+        norm = torch.cat([x.flatten() for x in grads.values()]).norm()
+        for name, x in clipped.items():
+            torch.testing.assert_close(x, grads[name] * 0.1 / norm, rtol=1e-4, atol=1e-9)
 
 
 @SURGERY
-def test_surgery_is_on_the_hidden_layers_of_actor_and_critic_apart(monkeypatch, method):
+def test_surgery_is_in_every_minibatch_of_a_run(monkeypatch, method):
     """Recorded in a run without value loss, where the critic's gradients are 0."""
-    name, calls = method.Args.exp_name.removesuffix("_ppo"), []
-    monkeypatch.setattr(method, name, lambda *args: calls.append(args) or args[0].sum(0))
-    run(method, vf_coef=0.0, total_timesteps=2560, ent_coef=0.1)
-    hidden = 64 * (4 + 1) + 64 * (64 + 1)
-    assert len(calls) == 2 * 4 * 4 and all(grads.shape == (10, hidden) for grads, _ in calls)
+    name, calls = probes.stem(method).removesuffix("_ppo"), []
+    monkeypatch.setattr(method, name, lambda *args: calls.append(args) or 0 * args[0].sum(0))
+    folder = run(method, vf_coef=0.0, total_timesteps=2560, ent_coef=0.1)
+    agent, _ = probes.load_agent(method, folder)
+    suite = envs.make("cartpole10", 1)
+    fresh = method.Agent(suite, method.Args(hidden_sizes=(16,)), torch.Generator().manual_seed(1))
+    assert torch.equal(agent.theta, fresh.theta) and (agent.heads - fresh.heads).abs().max() > 1e-3
+    assert len(calls) == 2 * 4 * 4 and all(grads.shape == (10, 16 * (4 + 1)) for grads, _ in calls)
     assert all(grads.any(1).all() for grads, _ in calls[::2])
     assert not any(grads.any() for grads, _ in calls[1::2])
     if method is pcgrad:  # a fresh order every time
@@ -533,44 +374,11 @@ def test_surgery_is_on_the_hidden_layers_of_actor_and_critic_apart(monkeypatch, 
 
 
 def test_pcgrad_without_projection_and_cagrad_with_c_0_are_hard_sharing(monkeypatch):
-    agent = make_agent(hard_sharing)
-    batch = random_batch(hard_sharing, agent, 20)
-    expected = unclipped_gradients(hard_sharing, agent, batch)
-    torch.testing.assert_close(unclipped_gradients(cagrad, make_agent(cagrad), batch, cagrad_c=0.0), expected)
+    """In a run of one rollout and two steps, because in more of them differences of rounding grow."""
     monkeypatch.setattr(pcgrad, "pcgrad", lambda grads, _: grads.sum(0))
-    torch.testing.assert_close(unclipped_gradients(pcgrad, make_agent(pcgrad), batch), expected)
-    # and in a run of one rollout and two steps, as in more of them differences of rounding grow
     changes = {"total_timesteps": 2560, "update_epochs": 1, "num_minibatches": 2}
     reference = probes.load(run(hard_sharing, "hard_sharing", **changes))["agent"]
     for folder in (run(pcgrad, "sum", **changes), run(cagrad, "mean", cagrad_c=0.0, **changes)):
         trained = probes.load(folder)["agent"]
         for name in reference:
             torch.testing.assert_close(trained[name], reference[name], rtol=1e-3, atol=1e-4)
-
-
-@SURGERY
-def test_theta_follows_what_surgery_returns_and_heads_their_own_gradient(monkeypatch, method):
-    name = method.Args.exp_name.removesuffix("_ppo")
-    monkeypatch.setattr(method, name, lambda grads, _: torch.zeros_like(grads[0]))
-    agent, _ = probes.load_agent(method, run(method, total_timesteps=2560))
-    fresh = method.Agent(envs.make("cartpole10", 1), method.Args(), torch.Generator().manual_seed(1))
-    assert torch.equal(agent.theta, fresh.theta) and (agent.heads - fresh.heads).abs().max() > 1e-3
-
-
-@SURGERY
-def test_share_of_conflicting_tasks(monkeypatch, method):
-    agent = make_agent(method)
-    batch = random_batch(method, agent, 20)
-    _, stats = method.minibatch_gradients(agent, batch, *draws(agent), settings(method))
-    theta = per_task_gradients(method, agent, batch, agent.theta)
-    for net, grads in zip(("actor", "critic"), theta.split(len(agent.theta) // 2, 1), strict=True):
-        conflicts = [[float(g @ other < 0) for other in grads] for g in grads]
-        assert stats[f"varshare/conflicts/{net}"].tolist() == [sum(row) / (TASKS - 1) for row in conflicts]
-
-    def losses(agent, W, *_):  # in the actor task 1 conflicts with all, in the critic nobody
-        return W["actor.0.weight"][:, 0, 0] * torch.tensor([1, -1, 1]) + W["critic.0.weight"][:, 0, 0], {}
-
-    monkeypatch.setattr(method, "ppo_loss", losses)
-    _, stats = method.minibatch_gradients(agent, batch, *draws(agent), settings(method))
-    assert stats["varshare/conflicts/actor"].tolist() == [0.5, 1.0, 0.5]
-    assert stats["varshare/conflicts/critic"].tolist() == [0, 0, 0]

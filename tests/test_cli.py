@@ -18,24 +18,15 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import probes
 import pytest
 import torch
+from probes import parse
 
-from envs.runs import check_args
+from envs.settings import ENVIRONMENTS, check_args
 
+varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
 TINY = ["--total-timesteps", "640", "--hidden-sizes", "8", "--eval-episodes", "1"]
 TINY_PPO = [*TINY, "--num-steps", "8"]
 
-
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-@pytest.fixture(params=probes.SCRIPTS + probes.SAC_SCRIPTS)
-def script(request):
-    return probes.load_script(request.param)
-
-
-def parse(script, *argv):
-    sys.argv = [script.__file__, *argv]
-    return script.parse_args(script.Args, script.ENV_DEFAULTS, script.__doc__)
 
 
 def python(*argv, **options):
@@ -47,18 +38,25 @@ def python(*argv, **options):
 
 
 def test_every_environment_has_its_defaults_and_flags_win(script):
-    assert parse(script) == script.Args()
-    for env_id, defaults in script.ENV_DEFAULTS.items():
-        expected = script.Args(env_id=env_id, **defaults)
+    table, changed = (
+        ENVIRONMENTS[probes.stem(script)[-3:]],
+        {"total_timesteps": 123, "gamma": 0.5, "compile": True},
+    )
+    assert parse(script) == parse(script, "--env-id", script.Args.env_id)
+    own_table = getattr(script, "ENV_DEFAULTS", {})
+    for env_id in {*table, *own_table}:
+        common, own = table.get(env_id, {}), own_table.get(env_id, {})
+        assert not common.keys() & own.keys()
+        expected = script.Args(env_id=env_id, **common, **own)
         assert expected != script.Args(env_id=env_id)
         assert parse(script, "--env-id", env_id) == parse(script, f"--env-id={env_id}") == expected
         assert parse(script, "--seed", "3", "--env_id", env_id) == script.Args(**vars(expected) | {"seed": 3})
-        changed = {"total_timesteps": 123, "gamma": 0.5, "compile": True}
         argv = [*probes.flags(changed), "--env-id", env_id]
         assert parse(script, *argv) == script.Args(**vars(expected) | changed)
 
 
-def test_every_setting_can_be_given_and_has_a_help_text(script, capsys):
+def test_every_setting_can_be_given_and_has_a_help_text(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     changes = {
         "tasks": (3, 1),
         "seed": 5,
@@ -67,7 +65,8 @@ def test_every_setting_can_be_given_and_has_a_help_text(script, capsys):
         "hidden_sizes": (5, 6, 7),
         "track": True,
     }
-    assert parse(script, *probes.flags(changes)) == script.Args(**changes)
+    argv = ["--env-id", "cartpole10", *probes.flags(changes)]
+    assert parse(script, *argv) == script.Args(env_id="cartpole10", **changes)
     with pytest.raises(SystemExit) as stop:
         parse(script, "--help")
     assert stop.value.code == 0
@@ -75,8 +74,9 @@ def test_every_setting_can_be_given_and_has_a_help_text(script, capsys):
     assert re.findall(r"^\W*([\w ]*options)\W*$", help_text, re.M) == ["options"]  # all in one list
     options = re.split(r"\n +--", help_text)  # each of one line or more
     texts = {re.split(r"[ ,\n]", text)[0]: " ".join(text.split()) for text in options}
+    source = "".join(map(inspect.getsource, script.Args.__mro__[:2]))
     for name in vars(script.Args()):
-        comment = re.search(rf"^    {name}: .* = .*?  # (.*)", inspect.getsource(script.Args), re.M)
+        comment = re.search(rf"^    {name}: .* = .*?  # (.*)", source, re.M)
         assert comment and f" {comment[1]} (default: " in texts[name.replace("_", "-")], name
 
 
@@ -105,7 +105,7 @@ def test_every_number_has_bounds_that_are_checked(script, capsys):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder of files to load, among them one tiny run of every script."""
+    """A folder of files to load, among them a tiny run of each trunk and of a baseline."""
     folder = tmp_path_factory.mktemp("saved")
     (folder / "text").write_text("no model\n")
     (folder / "bytes").write_bytes(bytes(range(256)) * 16)
@@ -121,13 +121,12 @@ def saved(tmp_path_factory):
     torch.save({"kind": "model", "agent": Code()}, folder / "code")
     torch.save(torch.zeros(3), folder / "tensor")
     torch.save({"weights": torch.zeros(3)}, folder / "other")
-    back, argv = Path.cwd(), sys.argv
-    os.chdir(folder)
-    for name in probes.SCRIPTS + probes.SAC_SCRIPTS:
-        tiny = [*TINY, "--learning-starts", "8"] if name in probes.SAC_SCRIPTS else TINY_PPO
-        probes.main(probes.load_script(name), *tiny, "--run-name", Path(name).stem)
-    os.chdir(back)
-    sys.argv = argv
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", sys.argv)
+        for name in ("varshare_ppo.py", "varshare_sac.py", "baselines/cagrad_ppo.py"):
+            tiny = [*TINY, "--learning-starts", "8"] if "sac" in name else TINY_PPO
+            probes.main(probes.load_script(name), *tiny, "--run-name", Path(name).stem)
     return folder
 
 
@@ -149,150 +148,112 @@ def assert_refused(script, capsys, argv, message):
 KNOWN = "cartpole10, cartpole-identical10, cartpole-goals10, cartpole-goals10-sparse, cartpole-goals"
 TOO_FEW = "--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches"
 BAD = [
-    (["--env-id", "nonsense"], KNOWN),
-    (["--env-id", ""], KNOWN),
-    (["--env-id", "CartPole-v99"], KNOWN),
-    (["--env-id", "no_such_module:Env-v0"], "no_such_module"),
-    (["--env-id", ".foo:x"], KNOWN),
-    (["--env-id", "..:"], KNOWN),
-    (["--env-id", "Blackjack-v1"], "one-dimensional Box"),
-    (["--seed", str(2**63)], "--seed must be below 2^63"),
-    (["--num-steps", "1", "--envs-per-task", "1", "--num-minibatches", "1"], TOO_FEW),
-    (["--tasks", "10"], "from 0 to 9"),
-    (["--tasks", "3", "3"], "different"),
-    (["--tasks", "-1"], "from 0 to 9"),
-    (["--env-id", "CartPole-v1", "--tasks", "1"], "from 0 to 0"),
-    (["--seed", "-1"], "--seed must be positive or 0"),
-    (["--total-timesteps", "10239"], "less than one rollout of 10240 steps"),
-    (["--total-timesteps", "0"], "--total-timesteps must be positive"),
-    (["--total-timesteps", "-10240"], "--total-timesteps must be positive"),
-    (["--eval-episodes", "0"], "--eval-episodes must be positive"),
-    (["--num-minibatches", "3"], TOO_FEW),
-    (["--num-minibatches", "0"], "--num-minibatches must be positive"),
-    (["--num-minibatches", "2048"], TOO_FEW),
-    (["--envs-per-task", "0"], "--envs-per-task must be positive"),
-    (["--num-steps", "-1"], "--num-steps must be positive"),
-    (["--update-epochs", "0"], "--update-epochs must be positive"),
-    (["--learning-rate", "-0.001"], "--learning-rate must be positive"),
-    (["--learning-rate", "0"], "--learning-rate must be positive"),
-    (["--learning-rate", "nan"], "--learning-rate must be positive"),
-    (["--learning-rate", "inf"], "--learning-rate must be positive"),
-    (["--gamma", "1.01"], "--gamma must be from 0 to 1, not 1.01"),
-    (["--gamma", "-0.1"], "--gamma must be from 0 to 1, not -0.1"),
-    (["--gae-lambda", "nan"], "--gae-lambda must be from 0 to 1, not nan"),
-    (["--clip-coef", "0"], "--clip-coef must be positive"),
-    (["--ent-coef", "-0.01"], "--ent-coef must be positive or 0"),
-    (["--max-grad-norm", "0"], "--max-grad-norm must be positive"),
-    (["--hidden-sizes", "0"], "--hidden-sizes must be positive"),
-    (["--hidden-sizes", "64", "-3"], "--hidden-sizes must be positive"),
-    (["--num-threads", "0"], "--num-threads must be positive"),
-    (["--num-threads", "1000000"], f"--num-threads must be at most {os.cpu_count()}, this machine's cores"),
-    (["--target-kl", "-0.1"], "--target-kl must be positive or 0"),
-    (["--capture-video", "--env-id", "RewardOfAction"], "cannot build RewardOfAction"),
-    (["--checkpoint-interval", "-1"], "--checkpoint-interval must be positive or 0"),
-    (["--checkpoint-interval", "nan"], "--checkpoint-interval must be positive or 0"),
-    (["--clip-vloss", "--norm-value"], "--clip-vloss goes with --no-norm-value only"),
-    (["--eval-interval-episodes", "0"], "--eval-interval-episodes must be positive"),
-    (["--run-name", "a/b"], "--run-name"),
-    (["--run-name", "a/"], "--run-name"),
-    (["--run-name", ".."], "--run-name"),
-    (["--run-name", "."], "--run-name"),
-    (["--run-name", "latest"], "--run-name"),
-    (["--run-name", "/"], "--run-name"),
+    ("--env-id nonsense", KNOWN),
+    ("--env-id=", KNOWN),
+    ("--env-id CartPole-v99", KNOWN),
+    ("--env-id no_such_module:Env-v0", "no_such_module"),
+    ("--env-id ..:", KNOWN),
+    ("--env-id Blackjack-v1", "one-dimensional Box"),
+    ("--tasks 10", "from 0 to 9"),
+    ("--tasks 3 3", "different"),
+    ("--tasks -1", "from 0 to 9"),
+    ("--env-id CartPole-v1 --tasks 1", "from 0 to 0"),
+    (f"--seed {2**63}", "--seed must be below 2^63"),
+    ("--num-threads 1000000", f"--num-threads must be at most {os.cpu_count()}, this machine's cores"),
+    ("--hidden-sizes 64 -3", "--hidden-sizes must be positive"),
+    ("--freeze-theta", "--freeze-theta needs a theta from --load"),
+    ("--freeze-theta --load x --reptile-alpha 0.1", "cannot be combined with --reptile-alpha"),
+    ("--capture-video --env-id RewardOfAction", "cannot build RewardOfAction"),
+    ("--run-name a/b", "--run-name"),
+    ("--run-name a/", "--run-name"),
+    ("--run-name ..", "--run-name"),
+    ("--run-name latest", "--run-name"),
 ]
-BAD_OF_METHODS = {
-    "beta": [(["--beta", "0"], "--beta must be positive, not 0"), (["--beta", "nan"], "must be positive")],
-    "sigma_init": [(["--sigma-init", "0"], "--sigma-init must be positive")],
-    "sigma_prior": [
-        (["--sigma-prior", "-0.1"], "--sigma-prior must be positive"),
-        (["--sigma-prior", "inf"], "--sigma-prior must be positive"),
-    ],
-    "reptile_alpha": [
-        (["--reptile-alpha", "1.1"], "--reptile-alpha must be from 0 to 1, not 1.1"),
-        (["--reptile-alpha", "-0.1"], "--reptile-alpha must be from 0 to 1, not -0.1"),
-        (["--freeze-theta", "--load", "x", "--reptile-alpha", "0.1"], "goes without --reptile-alpha"),
-    ],
-    "freeze_theta": [(["--freeze-theta"], "--freeze-theta needs a theta from --load")],
-    "l2_coef": [(["--l2-coef", "-1"], "--l2-coef must be positive or 0")],
-    "embedding_size": [
-        (["--embedding-size", "0"], "--embedding-size must be positive"),
-        (["--embedding-std", "0"], "--embedding-std must be positive"),
-    ],
-    "cagrad_c": [
-        (["--cagrad-c", "-0.1"], "--cagrad-c must be from 0 to 1, not -0.1"),
-        (["--cagrad-c", "1.1"], "--cagrad-c must be from 0 to 1, not 1.1"),
-    ],
-}
+BAD_PPO = [
+    ("--num-steps 1 --envs-per-task 1 --num-minibatches 1", TOO_FEW),
+    ("--num-minibatches 3", TOO_FEW),
+    ("--num-minibatches 2048", TOO_FEW),
+    ("--total-timesteps 10239", "less than one rollout of 10240 steps"),
+]
+BAD_SAC = [
+    ("--buffer-size 10", "--buffer-size must be at least"),
+    ("--total-timesteps 1999", "--total-timesteps must be at least 2000:"),
+    ("--total-timesteps 9 --learning-starts 0", "--total-timesteps must be at least 10:"),
+]
+CASES = [(script, *case) for script in (varshare, sac) for case in BAD]
+CASES += [(varshare, *case) for case in BAD_PPO] + [(sac, *case) for case in BAD_SAC]
 
 
-@pytest.mark.parametrize(("argv", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_bad_input_is_one_line_and_nothing_is_written(trunk, capsys, argv, message):
-    assert_refused(trunk, capsys, argv, message)
+@pytest.mark.parametrize(("script", "argv", "message"), CASES)
+def test_bad_input_is_one_line_and_nothing_is_written(capsys, script, argv, message):
+    assert_refused(script, capsys, argv.split(), message)
 
 
-def test_bad_input_of_the_method(script, capsys):
-    for setting, cases in BAD_OF_METHODS.items():
-        for argv, message in cases if hasattr(script.Args, setting) else ():
-            assert_refused(script, capsys, argv, message)
+def test_bad_input_of_a_method(capsys):
+    for name, argv in (
+        ("annealed_ppo", "--warmup 0.6 --hold 0.6"),
+        ("learned_prior_ppo", "--prior-bounds 1 0.1"),
+    ):
+        assert_refused(probes.load_script(name), capsys, argv.split(), argv.split()[0])
 
 
-def test_a_file_where_a_folder_is_to_be(trunk, capsys):
+def test_a_file_where_a_folder_is_to_be(capsys):
     Path("runs").write_text("a file\n")
-    assert_refused(trunk, capsys, [], "runs is a file")
+    assert_refused(varshare, capsys, [], "runs is a file")
     Path("runs").unlink()
     Path("runs").mkdir()
     Path("runs/mine").write_text("a file\n")
     for more in ([], ["--resume"]):
-        assert_refused(trunk, capsys, ["--run-name", "mine", *more], "runs/mine is a file")
+        assert_refused(varshare, capsys, ["--run-name", "mine", *more], "runs/mine is a file")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"args": 3}'])
-def test_a_spoilt_config(trunk, capsys, text):
+def test_a_spoilt_config(capsys, text):
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/config.json").write_text(text)
-    assert_refused(trunk, capsys, ["--run-name", "mine", "--resume"], "config.json is spoilt")
+    assert_refused(varshare, capsys, ["--run-name", "mine", "--resume"], "config.json is spoilt")
 
 
-def test_a_folder_that_another_process_writes_in(trunk, capsys):
+def test_a_folder_is_one_process_at_a_times_and_a_signal_from_outside_stops_it(capsys):
     argv = ["--total-timesteps", "1000000000", "--checkpoint-interval", "0", "--run-name", "mine"]
     command = [sys.executable, str(probes.ROOT / "varshare_ppo.py"), *argv]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not Path("runs/mine/checkpoint.pt").exists():
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGSTOP)  # else it writes, and files come and go
-    assert_refused(trunk, capsys, [*argv, "--resume"], "runs/mine is in use by another process")
-    process.kill()
-    process.wait()
-    tiny = ["--total-timesteps", "1000000000", "--run-name", "mine", "--checkpoint-interval", "0"]
-    stopped = probes.load(Path("runs/mine"), "checkpoint")["iteration"]
-    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:  # it is free again
-        patch.setattr(trunk, "rollout", lambda *_: sys.exit(stopped))
-        probes.main(trunk, *tiny, "--resume")
+    assert_refused(varshare, capsys, [*argv, "--resume"], "runs/mine is in use by another process")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (128 + signal.SIGINT, "")
+    assert re.match("stopped.*--resume --run-name mine$", out.splitlines()[-1])
+    assert probes.load(Path("runs/mine"), "checkpoint")["iteration"] >= 1
+    assert not Path("runs/mine/model.pt").exists()
+    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:  # it is free again
+        patch.setattr(varshare, "rollout", lambda *_: sys.exit("resumed"))
+        probes.main(varshare, *argv, "--resume")
+    assert stop.value.code == "resumed"
 
 
-def test_tracking_without_a_key(trunk, capsys, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+def test_tracking_needs_a_key_and_goes_to_the_project_and_entity(capsys, monkeypatch):
+    wandb, calls = pytest.importorskip("wandb"), []
 
     def login():
         raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr(wandb, "login", login)
-    assert_refused(trunk, capsys, ["--track"], "--track: No API key configured. Use `wandb login`.")
-
-
-def test_tracking_goes_to_the_project_and_entity(trunk, monkeypatch):
-    wandb, calls = pytest.importorskip("wandb"), []
+    assert_refused(varshare, capsys, ["--track"], "--track: No API key configured. Use `wandb login`.")
     monkeypatch.setattr(wandb, "login", lambda: True)
     monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options))
-    probes.main(trunk, *TINY_PPO, "--track", "--wandb-entity", "team", "--run-name", "mine")
+    probes.main(varshare, *TINY_PPO, "--track", "--wandb-entity", "team", "--run-name", "mine")
     (options,) = calls
     assert (options["project"], options["entity"], options["id"]) == ("varshare", "team", "mine")
 
 
-def test_the_newest_run_is_linked_and_filmed(trunk, capsys):
+def test_the_newest_run_is_linked_and_filmed(capsys):
     tasks = ["--tasks", "3", "5", "--capture-video"]
     for name, more in (("first", []), ("second", tasks)):
-        probes.main(trunk, *TINY_PPO, "--run-name", name, *more)
+        probes.main(varshare, *TINY_PPO, "--run-name", name, *more)
         assert Path("runs/latest").is_symlink() and Path("runs/latest").resolve().name == name
     names = json.loads(Path("runs/latest/config.json").read_text())["task_names"]
     films = sorted(Path("runs/latest/videos").iterdir())
@@ -302,45 +263,38 @@ def test_the_newest_run_is_linked_and_filmed(trunk, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device(script, capsys):
-    assert_refused(script, capsys, ["--cuda"], "no CUDA device")
+def test_cuda_without_a_device(trunk, capsys):
+    assert_refused(trunk, capsys, ["--cuda"], "no CUDA device")
 
 
-@pytest.mark.parametrize(
-    "name", ["missing", "text", "bytes", "nothing", "folder", "pickle", "code", "tensor", "other"]
-)
-def test_a_file_that_is_no_model(trunk, capsys, saved, name):
-    assert_refused(trunk, capsys, ["--load", str(saved / name)], str(saved / name))
+def test_a_file_that_is_no_model(capsys, saved):
+    for name in ("missing", "text", "bytes", "nothing", "folder", "pickle", "code", "tensor", "other"):
+        assert_refused(varshare, capsys, ["--load", str(saved / name)], str(saved / name))
     assert not (saved / "executed").exists()
 
 
-def test_a_model_that_does_not_fit(script, capsys, saved):
-    run = saved / "runs" / Path(script.__file__).stem
-    assert_refused(script, capsys, ["--load", str(run / "checkpoint.pt")], "is a checkpoint, not a model")
-    assert_refused(script, capsys, ["--load", str(run)], "does not fit")  # other hidden layers
-    other = ["--env-id", "lunarlander20", "--hidden-sizes", "8"]
-    assert_refused(script, capsys, ["--load", str(run / "model.pt"), *other], "does not fit")
+def test_a_model_that_does_not_fit(either, capsys, saved):
+    run = saved / "runs" / probes.stem(either)
+    assert_refused(either, capsys, ["--load", str(run / "checkpoint.pt")], "is a checkpoint, not a model")
+    assert_refused(either, capsys, ["--load", str(run)], "does not fit")  # other hidden layers
+    other = ["--env-id", "lunarlander20", "--hidden-sizes", "8", "--no-norm-value"]
+    assert_refused(either, capsys, ["--load", str(run / "model.pt"), *other], "")
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--nonsense", "1"],
-        ["nonsense"],
-        ["--rollout-weights", "foo"],
-        ["--total-timesteps", "many"],
-        ["--total-timesteps", "1.5"],
-        ["--learning-rate", "fast"],
-        ["--learning-rate"],
-        ["--env-id"],
-        ["--hidden-sizes", "64", "wide"],
-        ["--no-seed"],
+        "--nonsense 1",
+        "nonsense",
+        "--rollout-weights foo",
+        "--total-timesteps 1.5",
+        "--learning-rate",
+        "--no-seed",
     ],
-    ids=" ".join,
 )
 def test_flags_that_cannot_be_read(trunk, capsys, argv):
     with pytest.raises(SystemExit) as stop:
-        probes.main(trunk, *argv)
+        probes.main(trunk, *argv.split())
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and err and "Traceback" not in out + err
     assert not Path("runs").exists()
@@ -349,40 +303,22 @@ def test_flags_that_cannot_be_read(trunk, capsys, argv):
 # Processes of their own
 
 
-def test_bad_input_on_a_real_command_line():
+def test_a_real_command_line():
+    """Bad input; plain lines into a pipe: every third log, the last, the evaluation, what to do next."""
     done = python(probes.ROOT / "varshare_ppo.py", "--env-id", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"varshare_ppo.py: error: unknown environment 'nonsense', .*{KNOWN}.*\n", done.stderr)
     assert not Path("runs").exists()
-
-
-def test_a_run_prints_plain_lines_into_a_pipe():
-    """Every third log, and the last; then the final evaluation, and what to do next."""
-    done = python(probes.ROOT / "varshare_ppo.py", *TINY, "--total-timesteps", "102400")
+    done = python(probes.ROOT / "varshare_ppo.py", *TINY_PPO, "--total-timesteps", "6400")
     assert (done.returncode, done.stderr) == (0, "")
-    (folder,) = Path("runs").glob("cartpole10__*")
-    assert re.fullmatch(r"cartpole10__varshare_ppo__1__\d+", folder.name)
+    (folder,) = Path("runs").glob("cartpole-goals10__*")
+    assert re.fullmatch(r"cartpole-goals10__varshare_ppo__1__\d+", folder.name)
     lines = done.stdout.splitlines()
     assert len(lines) == 4 + 11 + 3 and "\r" not in done.stdout
-    for line, step in zip(lines, ("30,720", "61,440", "92,160", "102,400")):
-        assert re.match(rf"step +{step}  return +\d+\.\d  tasks( \d+){{10}}$", line)
+    for line, step in zip(lines, ("1,920", "3,840", "5,760", "6,400")):
+        assert re.match(rf"step +{step}  return +(\d+\.\d|nan)  tasks( (\d+|nan)){{10}}$", line)
     assert re.match(r" +mean of tasks  return +\d+\.\d \+- \d+\.\d$", lines[14])
     assert lines[15] == f"saved  {folder}"
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_from_outside_stops_a_run(signum):
-    argv = ["--total-timesteps", "1000000000", "--checkpoint-interval", "0", "--run-name", "long"]
-    command = [sys.executable, str(probes.ROOT / "varshare_ppo.py"), *argv]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not Path("runs/long/checkpoint.pt").exists():
-        time.sleep(0.05)
-    process.send_signal(signum)
-    out, err = process.communicate()
-    assert (process.returncode, err) == (128 + signum, "")
-    assert re.match("stopped.*--resume --run-name long$", out.splitlines()[-1])
-    assert probes.load(Path("runs/long"), "checkpoint")["iteration"] >= 1
-    assert not Path("runs/long/model.pt").exists()
 
 
 def test_scripts_are_imported_without_side_effects(tmp_path):
@@ -391,7 +327,7 @@ import signal, sys, threading, warnings
 from importlib import util
 before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 sys.argv = ["x", "--nonsense"]
-for i, path in enumerate({[str(probes.ROOT / name) for name in probes.SCRIPTS + probes.SAC_SCRIPTS]}):
+for i, path in enumerate({[str(probes.ROOT / name) for name in probes.ALL_SCRIPTS]}):
     spec = util.spec_from_file_location(f"script{{i}}", path)
     spec.loader.exec_module(util.module_from_spec(spec))
 assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -411,6 +347,6 @@ def test_a_copy_in_another_folder_of_the_project_runs(tmp_path):
     for folder, path in ((project / "forks", "mine/my_idea.py"), (tmp_path, fork)):
         done = python(path, *TINY_PPO, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
-        (run,) = (folder / "runs").glob("cartpole10__*")
-        assert run.name.startswith("cartpole10__my_idea__1__")
+        (run,) = (folder / "runs").glob("cartpole-goals10__*")
+        assert run.name.startswith("cartpole-goals10__my_idea__1__")
         assert json.loads((run / "config.json").read_text())["script"] == "forks/mine/my_idea.py"

@@ -5,8 +5,6 @@ import itertools
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,15 @@ EPISODES = 4  # of a run's final evaluation
 
 def train(folder, **settings):
     """A short run in `folder`; with so large a sigma that every draw of the weights acts differently."""
-    small = {"num_steps": 32, "eval_episodes": EPISODES, "sigma_init": 0.3, "sigma_prior": 1.0, "seed": 3}
+    small = {
+        "env_id": "cartpole10",
+        "num_steps": 32,
+        "hidden_sizes": (16,),
+        "eval_episodes": EPISODES,
+        "sigma_init": 0.3,
+        "sigma_prior": 1.0,
+        "seed": 3,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return folder / varshare_ppo.train(varshare_ppo.Args(**small | settings))
@@ -156,21 +162,21 @@ def test_successes_are_played_and_printed_where_they_are_reported(run, tmp_path,
 
 
 def test_mean_weights_by_hand(run, played):
-    _, returns, lengths, _, _ = play(Args(run, episodes=6))
+    _, returns, lengths, _, _ = play(Args(run, episodes=4))
     assert_played_as_by_hand(run, returns, *played, draws=0)
     assert np.array_equal(returns, lengths) and returns.std() > 0
 
 
 def test_every_episode_draws_its_own_weights(run, played):
-    _, returns, _, _, _ = play(Args(run, "sample", episodes=6))
+    _, returns, _, _, _ = play(Args(run, "sample", episodes=3))
     assert_played_as_by_hand(run, returns, *played, draws=1)
-    assert not np.array_equal(returns, play(Args(run, episodes=6))[1])
-    assert not np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=4))[1])
-    assert np.array_equal(returns, play(Args(run, "sample", episodes=6, seed=3))[1])
+    assert not np.array_equal(returns, play(Args(run, episodes=3))[1])
+    assert not np.array_equal(returns, play(Args(run, "sample", episodes=3, seed=4))[1])
+    assert np.array_equal(returns, play(Args(run, "sample", episodes=3, seed=3))[1])
 
 
 def test_an_ensemble_averages_policies(run, played):
-    _, returns, _, _, _ = play(Args(run, "ensemble", ensemble_size=3, episodes=3))
+    _, returns, _, _, _ = play(Args(run, "ensemble", ensemble_size=3, episodes=2))
     assert_played_as_by_hand(run, returns, *played, draws=3)
     sample, single = (play(Args(run, how, ensemble_size=1, episodes=5))[1] for how in ("sample", "ensemble"))
     assert np.array_equal(sample, single)
@@ -178,7 +184,9 @@ def test_an_ensemble_averages_policies(run, played):
 
 def test_a_gaussian_ensemble_averages_the_means(pendulum):
     model = read_model(pendulum)
-    agent = varshare_ppo.Agent(enjoy.make("Pendulum-v1", 1), varshare_ppo.Args(), torch.Generator())
+    agent = varshare_ppo.Agent(
+        enjoy.make("Pendulum-v1", 1), varshare_ppo.Args(hidden_sizes=(16,)), torch.Generator()
+    )
     agent.load_state_dict(model["agent"])
     agent.requires_grad_(False)
     space = make_single("Pendulum-v1").action_space
@@ -212,15 +220,6 @@ def test_episodes_do_not_depend_on_rounds_or_on_the_tasks_played(run, part, weig
         assert_same_episodes(some, some_starts, returns[list(tasks)], [x[list(tasks)] for x in starts])
     full, some = play(Args(part, weights, 2)), play(Args(part, weights, 2, tasks=(7, 5)))  # by suite index
     assert some[0] == [full[0][2], full[0][0]] and np.array_equal(some[1], full[1][[2, 0]])
-
-
-def test_more_episodes_than_a_round(run, monkeypatch, played):
-    returns = play(Args(run, tasks=(0,), episodes=53))[1]
-    starts = first_steps(played)
-    assert returns.shape == (1, 53) and [len(steps[0][0][0]) for steps in played] == [50, 3]
-    monkeypatch.setattr(enjoy, "ENVS_PER_TASK", 53)
-    played.clear()
-    assert_same_episodes(play(Args(run, tasks=(0,), episodes=53))[1], first_steps(played), returns, starts)
 
 
 def test_table(run, capsys):
@@ -333,12 +332,9 @@ def test_refuses_numbers_and_tasks(run, part, capsys):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_plays_the_model_of_every_script(script, capsys):
-    folder = probes.run(script, total_timesteps=5120)
+    folder = probes.run(script, total_timesteps=300 if probes.is_sac(script) else 2560)
     names, returns, _, _, _ = play(Args(folder, episodes=2))
-    rows = {
-        row[2]: float(row[3]) for row in probes.read_heartbeat(folder) if row[1] == "eval/episodic_return"
-    }
-    assert [rows[name] for name in names] == returns.mean(1).tolist()
+    assert [probes.evaluation(folder)[name] for name in names] == returns.mean(1).tolist()
     part = play(Args(folder, episodes=2, tasks=(7, 2)))[1]
     assert np.array_equal(part, returns[[7, 2]])
     for weights in ("sample", "ensemble"):
@@ -350,10 +346,6 @@ def test_plays_the_model_of_every_script(script, capsys):
             assert expected in refused(capsys, Args(folder, weights))
 
 
-def test_command_line(tmp_path):
+def test_command_line():
     argv = ["runs/a", "--tasks", "0", "3", "--weights", "sample", "--episodes", "7", "--seed", "2"]
     assert enjoy.tyro.cli(Args, args=argv) == Args(Path("runs/a"), "sample", 5, 7, (0, 3), 2)
-    command = [sys.executable, str(ROOT / "enjoy.py"), "no-such-run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "enjoy.py: error: no-such-run does not exist\n"

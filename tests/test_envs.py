@@ -17,7 +17,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
 import envs
 from envs import cartpole, lunarlander
-from envs.runs import Episodes
+from envs.metrics import Episodes
 from envs.vector import LoopVectorEnv
 
 META_WORLD = ("mt10", "mt10-reward-v1", "mt50")  # takes a while to build

@@ -15,15 +15,15 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 import envs
 from envs import cartpole, lunarlander
 from envs.evaluation import play_episodes
-from envs.runs import Episodes
+from envs.metrics import Episodes
 from envs.vector import LoopVectorEnv
 
-SUITES = pytest.mark.parametrize(
+ENVIRONMENTS = pytest.mark.parametrize(
     "env_id", ["cartpole-goals10", "cartpole-goals10-sparse", "cartpole-goals-physics10"]
 )
 
 
-@SUITES
+@ENVIRONMENTS
 def test_goal_cartpoles_are_gymnasiums_with_a_reward_for_the_place(env_id):
     """All environments at once, and each task alone, through ends and restarts."""
     env = envs.make(env_id, 2)
@@ -72,14 +72,14 @@ def test_goal_cartpoles_are_gymnasiums_with_a_reward_for_the_place(env_id):
     assert ends > 20 and seen.min() < 0.01 and seen.max() > 0.9
 
 
-@SUITES
+@ENVIRONMENTS
 def test_observations_do_not_reveal_the_goal(env_id):
     """Same seed, same physics, same actions: the same observations whatever the goal."""
-    one, other = (cartpole.CartPoleGoals10(10), cartpole.CartPole10(10, tasks=None))
+    one, other = (cartpole.CartPole10(10, task_set="cartpole-goals10"), cartpole.CartPole10(10, tasks=None))
     if env_id == "cartpole-goals-physics10":
-        one = cartpole.CartPoleGoalsPhysics10(10)
+        one = cartpole.CartPole10(10, task_set="cartpole-goals-physics10")
     else:
-        other = cartpole.CartPoleIdentical10(10)
+        other = cartpole.CartPole10(10, task_set="cartpole-identical10")
     seeds, rng = list(range(10)), np.random.default_rng(0)
     np.testing.assert_array_equal(one.reset(seed=seeds)[0], other.reset(seed=seeds)[0])
     for _ in range(100):
@@ -87,7 +87,7 @@ def test_observations_do_not_reveal_the_goal(env_id):
         np.testing.assert_array_equal(one.step(actions)[0], other.step(actions)[0])
 
 
-@SUITES
+@ENVIRONMENTS
 def test_goals_lie_on_the_track_and_all_differ(env_id):
     env = envs.make(env_id, 1)
     goals = [params["goal"] for params in env.task_params]

@@ -45,7 +45,7 @@ def replay(tmp_path, env_id, suite, reward, copies, steps, saved_at):
     for step in range(steps):
         if step in saved_at:
             state = save_and_load(env.get_state())
-            metaworld.load_suite.cache_clear()  # as in another process
+            metaworld.load_benchmark.cache_clear()  # as in another process
             env = envs.make(env_id, envs_per_task=copies)
             np.testing.assert_array_equal(env.set_state(state), seen)
         seen, rewards, terminated, truncated, infos = env.step(theirs["actions"][:, step])

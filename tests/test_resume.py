@@ -1,5 +1,6 @@
 """Runs that are killed or stopped and continued with --resume equal uninterrupted ones, bit for bit."""
 
+import gc
 import itertools
 import json
 import os
@@ -9,24 +10,29 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import probes
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
+from envs.metrics import Episodes
 from envs.runs import Run
 
+varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
 BATCH = 10 * 8 * 32  # steps of a rollout of probes.SMALL
 EVERYTHING = {"norm_reward": True, "rollout_weights": "sample", "reptile_alpha": 0.1, "eval_interval": 6_000}
 EVERYTHING |= {"norm_obs": True, "norm_value": True}
-
+SAC_EVERYTHING = {"rollout_weights": "sample", "reptile_alpha": 0.1, "updates_per_step": 0.7}
+SAC_EVERYTHING |= {"norm_obs": True, "norm_value": True, "eval_interval": 700}
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def start(name, folder, changes, **kill):
-    settings = probes.SMALL | changes
+    small = probes.SMALL_SAC if name.endswith("_sac.py") else probes.SMALL
+    settings = small | {"checkpoint_interval": 0.0} | changes
     process = probes.processes.Process(target=probes.run_and_kill, args=(name, settings, folder), kwargs=kill)
     process.start()
     return process
@@ -61,17 +67,11 @@ def everything_in(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
-@pytest.mark.slow
 def test_a_run_killed_again_and_again_while_it_saves_ends_the_same(tmp_path, uninterrupted):
     name, folder, changes = "varshare_ppo.py", tmp_path / "runs/small", EVERYTHING
     reference = uninterrupted(name, changes)
     # moment and number of the save to be killed in, of each attempt; then the iteration of the checkpoint
-    attempts = [
-        ("half", 1, 0),
-        ("before", 3, 2),
-        ("after", 3, 5),
-        ("half", 6, 10),
-    ]
+    attempts = [("half", 1, 0), ("before", 3, 2), ("after", 3, 5), ("half", 6, 10)]
     for moment, save, iteration in attempts:
         time.sleep(1 - time.time() % 1)  # TensorBoard orders the events of one second by process number
         changes = changes | {"resume": True}
@@ -92,7 +92,7 @@ def test_a_run_killed_again_and_again_while_it_saves_ends_the_same(tmp_path, uni
     for tag in scalars[1].Tags()["scalars"]:
         if not tag.startswith(("charts/SPS", "charts/wall_time", "eval/")):  # there are two evaluations
             ours, expected = ([(e.step, e.value) for e in s.Scalars(tag)] for s in scalars)
-            assert ours == expected, tag
+            np.testing.assert_array_equal(ours, expected, tag)
 
 
 @pytest.mark.slow
@@ -111,20 +111,37 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, uninterrupted):
     probes.assert_same_runs(tmp_path / "runs/small", reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "signum"),
-    [("varshare_ppo.py", signal.SIGINT), ("baselines/cagrad_ppo.py", signal.SIGTERM)],
+    ("name", "signum", "save", "changes"),
+    [
+        (
+            "varshare_sac.py",
+            signal.SIGTERM,
+            61,
+            SAC_EVERYTHING,
+        ),  # the buffer has come round; between two logs
+        pytest.param("varshare_ppo.py", signal.SIGINT, 3, {}, marks=pytest.mark.slow),
+        pytest.param("baselines/cagrad_ppo.py", signal.SIGTERM, 3, {}, marks=pytest.mark.slow),
+        pytest.param(
+            "variants/varshare_reptile_ppo.py",
+            signal.SIGTERM,
+            3,
+            {"total_timesteps": 10 * 512, "tasks": (0, 4), "norm_reward": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_a_stopped_run_says_how_to_continue_and_ends_the_same(name, tmp_path, uninterrupted, signum):
+def test_a_stopped_run_says_how_to_continue_and_ends_the_same(
+    name, tmp_path, uninterrupted, signum, save, changes
+):
     folder = tmp_path / "runs/small"
-    code, output = run(name, tmp_path, {}, moment="after", save=3, signum=signum)
+    code, output = run(name, tmp_path, changes, moment="after", save=save, signum=signum)
     assert code == 128 + signum
     assert re.match("stopped.*--resume --run-name small$", output.splitlines()[-1])
-    assert probes.load(folder, "checkpoint")["iteration"] == 3 and not (folder / "model.pt").exists()
-    code, output = run(name, tmp_path, {"resume": True, "checkpoint_interval": 1e9})
+    assert probes.load(folder, "checkpoint")["iteration"] == save and not (folder / "model.pt").exists()
+    code, output = run(name, tmp_path, changes | {"resume": True, "checkpoint_interval": 1e9})
     assert code == 0, output
-    probes.assert_same_runs(folder, uninterrupted(name, {}))
+    probes.assert_same_runs(folder, uninterrupted(name, changes))
 
 
 @pytest.mark.slow
@@ -151,16 +168,17 @@ def test_the_second_signal_ends_a_run_at_once(tmp_path):
     assert probes.load(tmp_path / "runs/small", "checkpoint")["iteration"] == 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_path, signum):
-    name, folder = os.path.relpath(trunk.__file__, probes.ROOT), tmp_path / "runs/small"
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_where_environments_cannot_be_saved_their_episodes_restart(tmp_path, signum):
+    name, folder = "varshare_ppo.py", tmp_path / "runs/small"
     size = {"envs_per_task": 1, "num_steps": 16, "num_minibatches": 2, "total_timesteps": 320}
     changes = {"env_id": "lunarlander20", "eval_episodes": 1, "norm_reward": True, "tasks": (0, 9)} | size
     code, output = run(name, tmp_path, changes, moment="after", save=4, signum=signum)
     assert code == (-signum if signum == signal.SIGKILL else 128 + signum), output
     checkpoint = probes.load(folder, "checkpoint")
     assert checkpoint["envs"] is None and checkpoint["iteration"] == 4
-    assert checkpoint["discounted"].all()
+    assert checkpoint["episodes"]["discounted"].all()
     code, output = run(name, tmp_path, changes | {"resume": True})
     assert code == 0, output
     rows = [row for row in probes.read_heartbeat(folder) if row[1:3] == ("losses/value_loss", "mean")]
@@ -172,26 +190,31 @@ def test_where_environments_cannot_be_saved_their_episodes_restart(trunk, tmp_pa
 
 
 def small(script, **changes):
-    return script.train(script.Args(**probes.SMALL | {"total_timesteps": 2 * BATCH} | changes))
+    """Two iterations."""
+    size = {"total_timesteps": 200 if script is sac else 2 * BATCH}
+    return probes.run(script, "small", **size | changes)
 
 
 @pytest.mark.parametrize(("env_id", "new"), [("Truncated", True), ("cartpole10", False)])
-def test_what_a_resumed_run_starts_from(trunk, env_id, new):
+def test_what_a_resumed_run_starts_from(env_id, new):
     """Sums over episodes start anew with these; the log is written on from where the checkpoint was."""
     size = {"env_id": env_id, "num_steps": 30, "norm_reward": True, "total_timesteps": 2640}
-    folder = small(trunk, **size)
+    folder = small(varshare, **size)
     (folder / "model.pt").unlink()
     with open(folder / "heartbeat.csv", "a") as file:
         file.write("9999,later,mean,1.0\n")
     env = envs.make(env_id, 8)
-    resumed = Run(trunk.Args(**probes.SMALL | size | {"resume": True}), trunk.__file__, env)
-    saved, discounted = resumed.checkpoint["discounted"].clone(), torch.zeros(env.num_tasks, 8)
-    resumed.keep(discounted=discounted)
-    assert saved.any() and torch.equal(discounted, saved)  # episodes had not ended with the rollout
-    resumed.reset(env, discounted)
-    assert torch.equal(discounted, torch.zeros_like(saved) if new else saved)
-    resumed._open(2640, 2640)
-    assert resumed.file.tell() == resumed.checkpoint["heartbeat_bytes"]
+    resumed = Run(varshare.Args(**probes.SMALL | size | {"resume": True}), varshare.__file__, env)
+    saved, bytes_before = (
+        resumed.checkpoint["episodes"]["discounted"].clone(),
+        resumed.checkpoint["heartbeat_bytes"],
+    )
+    assert resumed.resumes and saved.any()  # episodes had not ended with the rollout
+    episodes, agent = Episodes(env), torch.nn.Module()
+    resumed.checkpoint["agent"] = {}
+    resumed.start_or_resume(env, 1000, 240, agent=agent, episodes=episodes)
+    assert torch.equal(episodes.discounted, torch.zeros_like(saved) if new else saved)
+    assert resumed.output.file.tell() == bytes_before and resumed.first_iteration == resumed.iteration
     resumed.close()
     assert "later" not in (folder / "heartbeat.csv").read_text()
 
@@ -205,20 +228,14 @@ def test_files_of_an_earlier_version_are_refused(trunk, capsys, name):
     torch.save(content, folder / f"{name}.pt")
     if name == "checkpoint":
         (folder / "model.pt").unlink()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        if name == "model":
-            small(trunk, load=str(folder), run_name="loaded")
-        else:
-            small(trunk, resume=True)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "earlier version" in err
+    changes = {"load": str(folder), "run_name": "loaded"} if name == "model" else {"resume": True}
+    assert "earlier version" in refused(trunk, folder, capsys, **changes)
 
 
-def test_a_signal_in_the_middle_of_an_iteration_ends_the_run_after_it(trunk, monkeypatch, capsys):
+def test_a_signal_in_the_middle_of_an_iteration_ends_the_run_after_it(monkeypatch, capsys):
     """Whatever --checkpoint-interval says; here between two logs: every other of 60 iterations is logged."""
-    batch, calls, update = 10 * 8 * 8, itertools.count(1), trunk.update
-    changes = {"total_timesteps": 60 * batch, "num_steps": 8, "update_epochs": 1}
+    batch, calls, update = 10 * 8 * 8, itertools.count(1), varshare.update
+    changes = {"total_timesteps": 60 * batch, "num_steps": 8, "update_epochs": 1, "checkpoint_interval": 1e9}
 
     def update_and_signal(*args):
         if next(calls) == 31:
@@ -226,15 +243,15 @@ def test_a_signal_in_the_middle_of_an_iteration_ends_the_run_after_it(trunk, mon
         return update(*args)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(trunk, "update", update_and_signal)
-        small(trunk, **changes, checkpoint_interval=1e9)
+        patch.setattr(varshare, "update", update_and_signal)
+        small(varshare, **changes)
     folder = Path("runs/small")
     assert stop.value.code == 128 + signal.SIGTERM and next(calls) == 32
     assert f"stopped at step {31 * batch}: continue with --resume" in capsys.readouterr().out
     assert probes.load(folder, "checkpoint")["iteration"] == 31 and not (folder / "model.pt").exists()
     assert int(probes.read_heartbeat(folder)[-1][0]) == 30 * batch
-    small(trunk, **changes, resume=True)
-    probes.assert_same_runs(folder, small(trunk, **changes, run_name="uninterrupted"))
+    small(varshare, **changes, resume=True)
+    probes.assert_same_runs(folder, small(varshare, **changes, run_name="uninterrupted"))
 
 
 def test_restarted_episodes_are_new_ones(trunk):
@@ -247,97 +264,61 @@ def test_restarted_episodes_are_new_ones(trunk):
     assert len(set(seeds)) == len(seeds) and evaluation == same_evaluation
 
 
-def test_a_finished_run_is_left_alone(trunk, capsys):
+def refused(script, folder, capsys, **changes):
+    """The one line with which a run is refused; nothing is changed in `folder`."""
+    before = everything_in(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        small(script, **changes)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "error: " in err
+    assert everything_in(folder) == before
+    del stop  # which holds the run that was refused, and that the folder's lock
+    gc.collect(1)
+    return err
+
+
+def test_a_finished_run_is_left_alone_and_settings_cannot_change_on_the_way(trunk, capsys):
     folder = small(trunk)
     before = everything_in(folder)
     capsys.readouterr()
     assert small(trunk, resume=True) == folder
     assert capsys.readouterr() == (f"{folder} is finished\n", "")
     assert everything_in(folder) == before
-
-
-def test_settings_cannot_change_on_the_way(trunk, capsys):
-    folder = small(trunk)
+    assert "--resume" in refused(trunk, folder, capsys)  # and not overwritten
     (folder / "model.pt").unlink()
-    before = everything_in(folder)
-    capsys.readouterr()
-    for name, value in {
-        "seed": 2,
-        "env_id": "cartpole-identical10",
-        "tasks": (0, 1),
-        "total_timesteps": 4 * BATCH,
-        "learning_rate": 1e-3,
-        "hidden_sizes": (64, 32),
-        "norm_reward": True,
-    }.items():
-        with pytest.raises(SystemExit) as stop:
-            small(trunk, resume=True, **{name: value})
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "" and err.count("\n") == 1
-        assert f"cannot be resumed: its {name} is " in err
-    assert everything_in(folder) == before
+    others = {"seed": 2, "env_id": "cartpole-identical10", "tasks": (0, 1), "total_timesteps": 4 * BATCH}
+    others |= {"learning_rate": 1e-5, "hidden_sizes": (64, 32), "norm_obs": True}
+    for name, value in others.items():
+        assert f"cannot be resumed: its {name} is " in refused(
+            trunk, folder, capsys, resume=True, **{name: value}
+        )
     small(trunk, resume=True, checkpoint_interval=5.0)  # which changes nothing
     assert (folder / "model.pt").exists()
 
 
-def test_a_run_is_not_overwritten(trunk, capsys):
-    folder = small(trunk)
-    before = everything_in(folder)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        small(trunk)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "--resume" in err
-    assert everything_in(folder) == before
-
-
-def test_without_a_name_resume_finds_the_newest_run_of_the_seed(trunk):
+def test_without_a_name_resume_finds_the_newest_run_of_the_seed():
     names = {"run_name": "", "resume": True}
-    first = small(trunk, **names)  # nothing to resume: a new one
-    assert first.name.startswith(f"cartpole10__{Path(trunk.__file__).stem}__1__")
-    other = small(trunk, **names, seed=11)
+    first = small(varshare, **names)  # nothing to resume: a new one
+    assert first.name.startswith("cartpole10__varshare_ppo__1__")
+    other = small(varshare, **names, seed=11)
     assert other != first and "__11__" in other.name
     for folder in (first, other):
         (folder / "model.pt").unlink()
-    assert small(trunk, **names) == first and (first / "model.pt").exists()
-    older = first.rename(first.with_name("cartpole10__" + Path(trunk.__file__).stem + "__1__5"))
+    assert small(varshare, **names) == first and (first / "model.pt").exists()
+    older = first.rename(first.with_name("cartpole10__varshare_ppo__1__5"))
     os.utime(older / "config.json", (1, 1))
-    newer = small(trunk, run_name="")
+    newer = small(varshare, run_name="")
     (newer / "model.pt").unlink()
-    assert small(trunk, **names) == newer
-
-
-def refused(script, folder, capsys):
-    """The one line with which a run in `folder` is not resumed; nothing is changed there."""
-    before = everything_in(folder)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        small(script, resume=True)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and "error: " in err
-    assert everything_in(folder) == before
-    return err
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "model"])
-def test_a_spoilt_checkpoint_is_refused(trunk, capsys, content):
-    folder = small(trunk)
-    model, checkpoint = (folder / "model.pt").read_bytes(), (folder / "checkpoint.pt").read_bytes()
-    (folder / "model.pt").unlink()
-    content = {"half": checkpoint[: len(checkpoint) // 2], "model": model}.get(content, content)
-    (folder / "checkpoint.pt").write_bytes(content)
-    assert "checkpoint" in refused(trunk, folder, capsys)
-
-
-KEPT = ("agent", "optimizer", "rng", "episodes", "discounted")  # by `Run.keep`
-MISSING = (*KEPT, "envs", "iteration", "seconds", "heartbeat_bytes")
+    assert small(varshare, **names) == newer
 
 
 def test_what_a_checkpoint_holds(either):
     folder = small(either)
     checkpoint, config = probes.load(folder, "checkpoint"), json.loads((folder / "config.json").read_text())
-    assert checkpoint.keys() == {*MISSING, "kind", "format", *config}
-    assert checkpoint["kind"] == "checkpoint" and checkpoint["iteration"] == 2
+    more = {"buffer", "means"} if either is sac else set()
+    assert checkpoint.keys() == {*MISSING, *more, "kind", "format", *config}
+    assert checkpoint["kind"] == "checkpoint" and checkpoint["iteration"] == (20 if either is sac else 2)
     assert checkpoint["heartbeat_bytes"] < (folder / "heartbeat.csv").stat().st_size  # the evaluation follows
     assert {name: checkpoint[name] for name in config} == config
     model = probes.load(folder)
@@ -350,32 +331,38 @@ def other_shapes(content):
     return {name: x[..., :-1] for name, x in content.items()}
 
 
-DOES_NOT_FIT = {
-    **{f"no {name}": (name, None) for name in MISSING},
-    "agent of other shapes": ("agent", other_shapes),
-    "agent of other names": ("agent", lambda x: {f"other_{name}": value for name, value in x.items()}),
-    "agent of fewer tensors": ("agent", lambda x: {"theta": x["theta"]}),
-    "empty optimizer": ("optimizer", lambda x: {}),
-    "optimizer of other parameters": (
-        "optimizer",
-        lambda x: {"state": {}, "param_groups": [{**x["param_groups"][0], "params": [0]}]},
-    ),
-    "rng of another size": ("rng", lambda x: x[:-1]),
-    "rng of another type": ("rng", lambda x: x.float()),
-    "episodes of other shapes": ("episodes", other_shapes),
-    "episodes without sums": ("episodes", lambda x: {"latest": x["latest"]}),
-    "discounted of another shape": ("discounted", lambda x: x[:-1, :-1]),
-    "discounted that is no tensor": ("discounted", lambda x: [1.0]),
-    "envs of another number": ("envs", lambda x: {name: y[:-1] for name, y in x.items()}),
-    "envs that are none": ("envs", lambda x: {}),
-}
+MISSING = ("agent", "optimizer", "rng", "episodes", "envs", "iteration", "seconds", "heartbeat_bytes")
+OTHER_PARAMETERS = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+DOES_NOT_FIT = [(name, None) for name in MISSING]
+DOES_NOT_FIT += [
+    ("agent", other_shapes),
+    ("agent", lambda x: {f"other_{name}": value for name, value in x.items()}),
+    ("agent", lambda x: {"theta": x["theta"]}),
+    ("optimizer", lambda x: {}),
+    ("optimizer", lambda x: OTHER_PARAMETERS),
+    ("rng", lambda x: x[:-1]),
+    ("rng", lambda x: x.float()),
+    ("episodes", other_shapes),
+    ("episodes", lambda x: {"latest": x["latest"]}),
+    ("episodes", lambda x: x | {"discounted": x["discounted"][:-1, :-1]}),
+    ("episodes", lambda x: x | {"discounted": [1.0]}),
+    ("envs", lambda x: {name: y[:-1] for name, y in x.items()}),
+    ("envs", lambda x: {}),
+]
 
 
-@pytest.mark.parametrize("change", DOES_NOT_FIT)
-def test_a_checkpoint_that_does_not_fit_is_refused(trunk, capsys, change):
-    folder, (name, edit) = small(trunk), DOES_NOT_FIT[change]
+def test_a_checkpoint_that_does_not_fit_or_is_spoilt_is_refused(capsys):
+    folder = small(varshare)
+    model, whole = (folder / "model.pt").read_bytes(), (folder / "checkpoint.pt").read_bytes()
     (folder / "model.pt").unlink()
+    for content in (b"", b"no checkpoint", whole[: len(whole) // 2], model):
+        (folder / "checkpoint.pt").write_bytes(content)
+        assert "checkpoint" in refused(varshare, folder, capsys, resume=True)
+    (folder / "checkpoint.pt").write_bytes(whole)
     checkpoint = probes.load(folder, "checkpoint")
-    content = checkpoint.pop(name)
-    torch.save(checkpoint | ({} if edit is None else {name: edit(content)}), folder / "checkpoint.pt")
-    assert "checkpoint.pt" in refused(trunk, folder, capsys)
+    for name, edit in DOES_NOT_FIT:
+        changed = {x: y for x, y in checkpoint.items() if x != name}
+        torch.save(
+            changed | ({} if edit is None else {name: edit(checkpoint[name])}), folder / "checkpoint.pt"
+        )
+        assert "checkpoint.pt" in refused(varshare, folder, capsys, resume=True), name

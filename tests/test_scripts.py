@@ -88,7 +88,8 @@ def test_a_model_is_loaded_with_the_normalisation_it_was_trained_with(trunk, cap
     if not hasattr(trunk.Args, flag):
         return
     for theirs in (False, True):
-        folder = run(trunk, f"trained-{theirs}", total_timesteps=2560, eval_episodes=1, **{flag: theirs})
+        size = {"total_timesteps": 200 if trunk is sac else 2560, "eval_episodes": 1}
+        folder = run(trunk, f"trained-{theirs}", **size, **{flag: theirs})
         with pytest.raises(SystemExit):
             run(trunk, "other", load=str(folder), **{flag: not theirs})
         message = f"was trained {'with' if theirs else 'without'} --{flag.replace('_', '-')}"
@@ -223,15 +224,12 @@ def test_same_seed_same_run_and_another_seed_another(script):
 @pytest.mark.parametrize("weights", ["mean", "sample"])
 def test_which_weights_act(trunk, monkeypatch, weights):
     """The mean weights, or a draw: one for all steps of a rollout, or for every step of SAC."""
-    acted, unpack = [], trunk.Agent.unpack
-    actor = trunk.Agent.actor
+    acted, unpack, agents, make_agent = [], trunk.Agent.unpack, [], trunk.Agent.__init__
     monkeypatch.setattr(
         trunk.Agent, "unpack", lambda agent, x: acted.append(x.detach().clone()) or unpack(agent, x)
     )
-    monkeypatch.setattr(trunk.Agent, "actor", actor)
-    agents, make_agent = [], trunk.Agent.__init__
     monkeypatch.setattr(trunk.Agent, "__init__", lambda self, *x: make_agent(self, *x) or agents.append(self))
-    size = {"total_timesteps": 20, "learning_starts": 20} if trunk is sac else {"total_timesteps": 2560}
+    size = {"total_timesteps": 200} if trunk is sac else {"total_timesteps": 2560}
     run(trunk, rollout_weights=weights, sigma_init=0.1, **size, learning_rate=1e-30)
     mean, noise = agents[0].weights().detach(), (acted[0] - agents[0].weights().detach()) / 0.1
     if weights == "mean":
@@ -367,7 +365,7 @@ def test_evaluations_on_the_way_change_nothing_and_do_not_count_as_time(trunk, m
     for name, x in probes.load(plain)["agent"].items():
         assert torch.equal(probes.load(folder)["agent"][name], x)
     assert all(float(row[3]) < 1000 for row in rows if row[1] == "charts/wall_time")
-    assert all(float(row[3]) > 10 for row in rows if row[1] == "charts/SPS")
+    assert [float(row[3]) for row in rows if row[1] == "charts/SPS"][-1] > 10
 
 
 def test_success_is_printed_and_logged_where_it_is_reported(capsys):

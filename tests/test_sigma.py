@@ -1,4 +1,4 @@
-"""The variational part of VarShare: weights, KL, re-centring, sigma and what is logged of them; its controls."""
+"""The variational part of VarShare: weights, KL, re-centring, sigma, what is logged of them; controls."""
 
 import math
 from types import SimpleNamespace
@@ -274,7 +274,7 @@ def logged(trunk, agent, args, theta_start):
 
 
 def test_what_is_logged_of_the_method(trunk):
-    """Sharing does not depend on the gauge unless theta is frozen: theta + c, mu_m - c is the same network."""
+    """Sharing does not depend on the gauge, unless theta is frozen: theta + c, mu_m - c is the same."""
     agent, measured = probes.make_agent(trunk, probes.BOX), {}
     agent.live.copy_(torch.rand(agent.mu.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
     start = 0.9 * agent.theta.detach()
