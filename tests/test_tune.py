@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
 import probes
 import pytest
@@ -141,13 +140,10 @@ def test_an_interrupted_search_goes_on_where_it_was(runs, monkeypatch):
     monkeypatch.setattr(launch, "run", run)
     assert tune.search(whole)
     study = tune.Search(whole, "task-blind", tune.open_storage(tune.STORAGE)).study
-    failed = [
-        t for t in study.trials if t.state == optuna.trial.TrialState.FAIL and "crashed" not in t.user_attrs
-    ]
+    failed = [t for t in study.trials if t.state.name == "FAIL" and "crashed" not in t.user_attrs]
     again = [t for t in study.trials if "failed_trial" in t.system_attrs]
-    assert failed and sorted(t.params["learning-rate"] for t in failed) == sorted(
-        t.params["learning-rate"] for t in again
-    )
+    failed, again = (sorted(t.params["learning-rate"] for t in trials) for trials in (failed, again))
+    assert failed and failed == again
     trials = read("trials.csv")
     assert trials.steps.sum() <= 14 * 3 * STEPS and not trials.settings.duplicated().any()
     before = len(runs)
@@ -206,11 +202,8 @@ def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
 
 def test_spaces_and_flags_are_read_as_they_are_written():
     space = parse_space("learning-rate 0.001..0.1 log; cagrad-c 0.1..0.9; embedding-size 2|4")
-    assert (space["learning-rate"].low, space["learning-rate"].high, space["learning-rate"].log) == (
-        1e-3,
-        0.1,
-        True,
-    )
+    rate = space["learning-rate"]
+    assert (rate.low, rate.high, rate.log) == (1e-3, 0.1, True)
     assert not space["cagrad-c"].log and space["embedding-size"].choices == ("2", "4")
     assert parse_space("") == {} and parse_flags("") == {}
     for text in ("--beta 0.1", "--norm-obs", "--tasks 0 1 --cuda --exp-name a@b"):

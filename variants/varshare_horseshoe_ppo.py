@@ -358,8 +358,10 @@ def minibatch_backward(agent, mb: Batch, noise: Tensor, args) -> dict:
     learn_sigma(agent, agent.mu.grad, args)
     kl_of_mu = (agent.mu / E_z).square().sum(1) / (2 * args.sigma_prior**2)
     kl_loss = args.beta / args.samples_per_task * kl_of_mu
-    z_loss = (h * variance.expm1() * agent.mu.square()).sum(1) / 2  # the noise of z_m in z_m mu_m / E z_m
-    (kl_loss + z_loss).sum().backward()
+    noise_of_z = variance.expm1() * agent.mu.square()  # in z_m mu_m / E z_m
+    z_loss = (h * noise_of_z).sum(1) / 2
+    penalty = kl_loss + z_loss
+    penalty.sum().backward()
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return {name: x.detach() for name, x in stats.items()}
 
@@ -376,20 +378,27 @@ def learn_scales(agent, args):
     U = agent.by_unit(agent.mu.square()) / args.sigma_prior**2
     T = agent.by_unit(h * agent.sigma.square())
     R = agent.by_unit(h * agent.mu.square())
-    _, var_a, var_b, _ = agent.scales.unbind(1)
+    var_a = agent.scales[:, 1]
+    var_b = agent.scales[:, 2]
     for _ in range(3):
         S2 = (var_a + var_b) / 4
         M = torch.zeros_like(U)
         for bit in range(30):  # D rises with M, and what M is at these E a and E 1/b falls with D
             loss = T * (2 * M + S2).exp()
-            D = (loss - U * (-2 * M).exp()).clamp(-0.999999, 0.999999)
+            pull = U * (-2 * M).exp()
+            D = loss - pull
+            D = D.clamp(-0.999999, 0.999999)
             best = (3 * var_b - var_a) / 8 - D.atanh()
-            M += 6 / 2**bit * (best - M).sign()
+            step = 6 / 2**bit
+            M += step * (best - M).sign()
         data = (D + loss + R * S2.exp()) / 4
-        var_a = 1 / ((1 - D) / 2 + data).clamp(min=0.1)
-        var_b = 1 / ((1 + D) / 2 + data).clamp(min=0.1)
+        E_a = (1 - D) / 2
+        E_inv_b = (1 + D) / 2
+        var_a = 1 / (E_a + data).clamp(min=0.1)
+        var_b = 1 / (E_inv_b + data).clamp(min=0.1)
     M = (3 * var_b - var_a) / 8 - D.atanh()
-    kl = (var_a + var_b) / 4 - ((1 - D) * (1 + D) * var_a * var_b).log() / 2
+    volume = 4 * E_a * E_inv_b * var_a * var_b
+    kl = (var_a + var_b) / 4 - volume.log() / 2
     agent.scales = torch.stack((M, var_a, var_b, kl), 1)
 
 
@@ -424,7 +433,8 @@ def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
 def log_method(run, agent, args):
     """Log what is the method's own."""
     E_z, variance = agent.z()
-    kl = gaussian_kl(agent.mu / E_z, agent.sigma, args.sigma_prior) + agent.scales[:, 3].sum(1)
+    kl = gaussian_kl(agent.mu / E_z, agent.sigma, args.sigma_prior)
+    kl += agent.scales[:, 3].sum(1)
     run.log("varshare/kl", kl)
     run.log("varshare/kl_loss", kl * args.beta / args.samples_per_task)
     theta = agent.unpack(agent.theta.unsqueeze(0))
@@ -432,7 +442,8 @@ def log_method(run, agent, args):
     sigma = agent.unpack(agent.sigma)
     live = agent.unpack(agent.live)
     noise = (E_z * agent.sigma).square() * variance.exp()
-    off = agent.by_unit(agent.mu.square() - noise) < 0
+    excess = agent.by_unit(agent.mu.square() - noise)
+    off = excess < 0
     for name, x in agent.unpack(off[:, agent.unit].float()).items():
         if not name.endswith(".weight"):
             run.log(f"varshare/off/{name.removesuffix('.bias')}", x.mean(1))

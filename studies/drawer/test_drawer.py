@@ -1,10 +1,12 @@
 """The script pulls what the policy leaves."""
 
 import numpy as np
+import pytest
 
 from studies.drawer import __main__ as drawer
 
 
+@pytest.mark.slow
 def test_a_hand_that_is_far_from_the_handle_opens_nothing(monkeypatch):
     monkeypatch.setattr(drawer, "ACTS", 5)
     seen = []

@@ -200,10 +200,7 @@ def test_steps_count_from_the_task_and_a_run_that_never_learns_counts_as_long_as
     assert np.isinf(x.steps("fine-tuning", 0)).all()
     assert x.mean_steps("fine-tuning").tolist() == [100] * 10
     found = x.comparisons()
-    assert {r: c.verdict for r, c in found.items()} == dict.fromkeys(
-        ("scratch", "fine-tuning", "task-blind"), "faster"
-    )
-    assert found["scratch"].interval.center == -20
+    assert [c.verdict for c in found.values()] == ["faster"] * 3 and found["scratch"].interval.center == -20
     answer, text = loo_report.claim_7(x)
     assert answer.startswith("supported; against full fine-tuning: faster")
     assert "| Scratch | -20 [-20, -20] |" in text
@@ -239,9 +236,8 @@ def test_faster_in_fewer_runs_is_not_faster():
     for task in range(5):
         x.curves["residual", task].loc[:] = 0.0 if task == 4 else 100.0
     assert x.mean_steps("residual").tolist() == [20] * 10
-    assert x.comparisons()["scratch"].verdict.startswith(
-        "faster, but Residual adaptation gets there in fewer runs"
-    )
+    fewer = "faster, but Residual adaptation gets there in fewer runs"
+    assert x.comparisons()["scratch"].verdict == fewer
 
 
 @pytest.mark.parametrize("lost", [[(3, "residual-4")], [(3, "residual-4"), (2, "scratch-0")]])
@@ -260,6 +256,4 @@ def test_novelty_is_a_range_of_the_other_tasks():
     params = [{"gravity": g, "goal": x} for g, x in ((1.0, 0.5), (2.0, -1.0), (9.0, 0.0))]
     assert loo_report.novelty(0, params) == "goal beyond, gravity beyond"
     assert loo_report.novelty(1, params) == "goal beyond, physics between"
-    assert loo_report.novelty(2, params) == "goal between, gravity beyond"
-    same = [x | {"gravity": 1.0} for x in params]
-    assert loo_report.novelty(2, same) == "goal between"
+    assert loo_report.novelty(2, [x | {"gravity": 1.0} for x in params]) == "goal between"

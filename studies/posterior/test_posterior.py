@@ -1,6 +1,6 @@
 """Models played with other weights and in other physics, and what the tables say."""
 
-import sys
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,23 @@ from studies.posterior import figures, play, runs, tables
 varshare = probes.load_script("varshare_ppo.py")
 
 
-@pytest.fixture
-def model(monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """A trained agent and the return of its own evaluation."""
-    monkeypatch.setattr(play, "EPISODES", 2)
-    monkeypatch.setattr(sys, "argv", ["script.py"])  # which errors name
-    folder = probes.run(varshare)
-    rows = [row for row in probes.read_heartbeat(folder) if row[1:3] == ("eval/episodic_return", "mean")]
-    agent = load_agent(probes.load(folder), varshare, envs.make("cartpole10", 1))
-    return agent, float(rows[-1][3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        folder = probes.run(varshare)
+        agent = load_agent(probes.load(folder), varshare, envs.make("cartpole10", 1))
+        return agent, probes.evaluation(folder)["mean"]
+
+
+@pytest.fixture
+def model(trained, monkeypatch):
+    """The same, to be changed, and to be played in fewer ways."""
+    for name, value in {"EPISODES": 2, "NOISE": (0.05, 0.4), "PRUNED": (0.5, 1.0)}.items():
+        monkeypatch.setattr(play, name, value)
+    agent, expected = trained
+    return deepcopy(agent), expected
 
 
 def test_what_is_played_is_what_it_says(model):
