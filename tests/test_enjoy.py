@@ -342,7 +342,7 @@ def test_plays_the_model_of_every_script(script, capsys):
             assert play(Args(folder, weights, episodes=2))[1].shape == (10, 2)
         else:
             capsys.readouterr()
-            expected = f"--weights {weights} needs a distribution of the weights"
+            expected = f"--weights {weights} needs a distribution of weights"
             assert expected in refused(capsys, Args(folder, weights))
 
 

@@ -418,7 +418,15 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
             torch.testing.assert_close(ended["target"][0], saved["theta"] + saved["mu"][2])
 
 
-@pytest.mark.parametrize("name", probes.ALL_SCRIPTS)
+FROZEN = [
+    x
+    if x in ("varshare_ppo.py", "varshare_sac.py") or x.startswith("base")
+    else pytest.param(x, marks=pytest.mark.slow)
+    for x in probes.ALL_SCRIPTS
+]
+
+
+@pytest.mark.parametrize("name", FROZEN)
 def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(name):
     script = probes.load_script(name)
     if not hasattr(script.Args, "freeze_theta"):
@@ -492,6 +500,7 @@ def test_learns_cartpole10(name):
     assert probes.evaluation(run(script, **LEARN))["mean"] > LEARNED.get(probes.stem(script), 200)
 
 
+@pytest.mark.learns
 def test_sac_learns_cartpole10():
     args = sac.Args(env_id="cartpole10", total_timesteps=14_000, eval_episodes=5, run_name="cartpole10")
     assert probes.evaluation(sac.train(args))["mean"] > 200
@@ -511,7 +520,7 @@ def test_goals_need_task_information():
     assert probes.evaluation(run(task_blind, "blind", **changes))["mean"] < 180
 
 
-# the size and the step size that a variant needs to learn goals in 256,000 steps
+# what a variant must reach on goals in 256,000 steps
 LEARNS = {
     "horseshoe": 250,
     "annealed": 250,

@@ -43,7 +43,7 @@ def torchs(name, x):
         return policies.Gaussian(mean, logstd[..., :1, :]), Independent(
             Normal(mean, logstd[..., :1, :].exp().expand_as(mean)), 1
         )
-    scale, bias = torch.tensor([2.0, 0.5]).double(), torch.tensor([1.0, -1.0]).double()
+    scale, bias = torch.tensor([2.0, 0.3]).double(), torch.tensor([1.0, -1.0]).double()
     base = Normal(mean, (-5 + 0.5 * 7 * (logstd.tanh() + 1)).exp())
     squash = [TanhTransform(), AffineTransform(bias, scale)]
     expected = Independent(TransformedDistribution(base, squash), 1)
