@@ -26,8 +26,7 @@ SECONDS = "charts/wall_time"
 NORMS = ("varshare/mu_norm", "varshare/theta_moved")
 SHARING = "varshare/sharing_ratio/"
 NOT_TRAINED = ("return_stats", "target", "action_scale", "action_bias", "obs_norm", "value_norm", "live")
-NOT_TRAINED += ("sigma", "h_sum", "h_count")  # sigma is made of mu's gradients
-NOT_TRAINED += ("sigma_prior", "scales")  # of the prior
+NOT_TRAINED += ("sigma", "h_sum", "h_count", "sigma_prior", "scales")  # made of gradients, or of the prior
 KEY = ["env", "method", "setting", "seed"]
 COLUMNS = [*KEY, "metric", "task", "step", "value"]
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pandas as pd
 import probes
 import pytest
+import torch
 
 from bench import launch
 from bench.__main__ import report, search
+from bench.collect import parameters
 from bench.methods import METHODS, read_methods, write_flags
 from bench.suites import Suite
 
@@ -88,7 +90,10 @@ def test_methods_are_scripts_with_settings_that_they_have():
     for method in (METHODS | controls).values():
         assert (probes.ROOT / method.script).is_file() and method.title and method.what
         assert not method.parent or (probes.ROOT / method.parent).is_file()
-        args = probes.load_script(method.script).Args()
+        script = probes.load_script(method.script)
+        args, agent = script.Args(), script.Agent(probes.spaces(), probes.settings(script), torch.Generator())
+        _, counted = parameters(agent.state_dict())
+        assert counted == sum(x.numel() for x in agent.parameters())
         for name in (*method.flags, *method.space):
             assert hasattr(args, name.replace("-", "_")), (method.name, name)
         for name, x in method.space.items():
