@@ -377,7 +377,7 @@ def test_low_rank_gradients_are_autograds_of_the_objective_with_full_matrices(mo
 
 
 def test_no_matrix_of_every_task_is_ever_formed():
-    """Neither in an update nor to act; the most is what a hidden layer hands on."""
+    """Neither in an update, nor to act or to log; the most is what a hidden layer hands on."""
     size, tasks, samples = 256, 100, 6
     args = lora.Args(hidden_sizes=(size, size), rank=2, num_steps=samples, envs_per_task=1, num_minibatches=1)
     agent = lora.Agent(probes.spaces(num_tasks=tasks), args, torch.Generator().manual_seed(0))
@@ -386,6 +386,7 @@ def test_no_matrix_of_every_task_is_ever_formed():
     with LargestTensor() as largest:
         update(lora, agent, args, batch)
         agent.policy(agent.unpack(agent.weights()), obs)
+        logged(lora, agent, args, agent.theta.detach().clone())
     assert agent.mu.numel() <= largest.most < tasks * size**2 / 5
 
 
