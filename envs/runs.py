@@ -43,7 +43,6 @@ from envs.models import read, save
 from envs.settings import RunArgs, fail
 
 ROOT = Path(__file__).resolve().parents[1]
-# settings that may differ between a run and its resumption
 MAY_DIFFER = "run_name resume checkpoint_interval track capture_video wandb_project_name wandb_entity".split()
 LOGS = 50  # of a run, at most; every third is printed
 CHARTS = ("episodic_return", "episodic_length", "success_rate")  # as `Episodes` and `Evaluation` order them

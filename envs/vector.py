@@ -161,11 +161,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
                 f"expected one seed for each of the {self.num_envs} environments, got {len(seeds)}"
             )
         self.episode_returns[:] = self.episode_lengths[:] = 0
-        return self._reset(seeds, options), {}
-
-    def _reset(self, seeds: list[int | None], options: dict[str, Any] | None) -> np.ndarray:
-        """Start every environment anew; observations (n, obs) float32."""
-        raise NotImplementedError
+        return self._reset(seeds, options), {}  # the subclass's: observations (n, obs) float32
 
     def get_state(self) -> dict[str, Any] | None:
         """Everything needed to continue bit for bit (numbers, strings and lists only), None if impossible."""
