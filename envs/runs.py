@@ -343,13 +343,6 @@ class Run:
         """Evaluate for the last time, save the model, print both and what to do next; returns the folder."""
         played = self.evaluate(self.args.eval_episodes)
         self._save("model", {"agent": self.state["agent"].state_dict()})
-        films = []
-        if self.stages:  # the first episode of every task
-            from envs.video import film_agent
-
-            seeds = spread_seeds(self.args.seed, 1, played.returns.size)[:: self.args.eval_episodes]
-            folder = self.folder / "videos"
-            films = film_agent(self.state["agent"], self.stages, self.task_names, seeds, folder)
         self.close()
         reported = not np.isnan(played.successes).all()  # few environments do
         rows = [*zip(self.task_names, played.returns, played.successes)]
@@ -358,8 +351,13 @@ class Run:
             line = f"{task:>24}  return {x.mean():8.1f} +- {x.std():<7.1f}"
             print(f"{line}  success {np.nanmean(success):4.0%}" if reported else line.rstrip())
         print(f"saved  {self.folder}")
-        for path in films:
-            print(f"film   {path}")
+        if self.stages:  # the first episode of every task
+            from envs.video import film_agent
+
+            seeds = spread_seeds(self.args.seed, 1, played.returns.size)[:: self.args.eval_episodes]
+            folder = self.folder / "videos"
+            for path in film_agent(self.state["agent"], self.stages, self.task_names, seeds, folder):
+                print(f"film   {path}")
         print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
         return self.folder
 

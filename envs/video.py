@@ -10,6 +10,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -83,7 +84,8 @@ def in_policy_units(stage: gym.Env) -> gym.Env:
         return stage
     if (space.low == -1).all() and (space.high == 1).all():
         return stage
-    return RescaleAction(stage, -1.0, 1.0)
+    ones = np.ones(space.shape, space.dtype)  # of its dtype, else Gymnasium warns
+    return RescaleAction(stage, -ones, ones)
 
 
 def draw_tile(picture: np.ndarray, name: str, status: str) -> Image.Image:
@@ -98,7 +100,7 @@ def draw_tile(picture: np.ndarray, name: str, status: str) -> Image.Image:
     return framed
 
 
-def record(act: Callable[[np.ndarray], np.ndarray], stage: gym.Env, name: str, seed: int) -> Reel:
+def record(act: Callable[[np.ndarray], Any], stage: gym.Env, name: str, seed: int) -> Reel:
     """Film one episode, cut after as many steps as its environment is registered with."""
     obs, _ = stage.reset(seed=seed)
     limit = stage.spec.max_episode_steps or MAX_STEPS
@@ -143,10 +145,11 @@ def film(
     small_reels, totals = [], []
     for i, stage in enumerate(stages):
 
-        def act(obs: np.ndarray, i: int = i, space: gym.Space = stage.action_space) -> np.ndarray:
+        def act(obs: np.ndarray, i: int = i, space: gym.Space = stage.action_space) -> int | np.ndarray:
             of_all = torch.zeros(len(stages), 1, len(obs))  # which the policy takes
             of_all[i, 0] = torch.as_tensor(obs)
-            return greedy(policy(of_all)[i, 0], space).cpu().numpy()
+            action = greedy(policy(of_all)[i, 0], space)
+            return action.cpu().numpy() if isinstance(space, Box) else action.item()
 
         reel = record(act, stage, names[i], seeds[i])
         save_film(folder / stems[i], [(tile,) for tile in reel.tiles], reel.duration)
@@ -190,7 +193,7 @@ def in_step(reels: list[Reel]) -> tuple[list[tuple[Image.Image, ...]], float]:
 
 def side_by_side(tiles: tuple[Image.Image, ...]) -> Image.Image:
     """Tiles in rows."""
-    columns, (width, height) = min(COLUMNS, len(tiles)), tiles[0].size
+    columns, width, height = min(COLUMNS, len(tiles)), tiles[0].width, max(tile.height for tile in tiles)
     sheet = Image.new("RGB", (width * columns, height * math.ceil(len(tiles) / columns)), "white")
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
