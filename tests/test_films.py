@@ -34,6 +34,7 @@ class Screen(gym.Env):
 
     def step(self, action):
         self.steps += 1
+        assert self.steps < 100  # so that a film without an end fails
         self.actions.append(action)
         info = {} if self.success is None else {"success": self.steps >= self.success}
         return np.full(1, self.steps), 0.5, False, False, info
@@ -103,9 +104,9 @@ def shown(monkeypatch):
 
 
 def film(stages, folder, names=("a", "b", "c")):
-    """Of a policy whose action is far beyond the bounds for the first task, 0 for the others."""
-    far = torch.tensor([100.0, -100.0]) * (torch.arange(len(stages)) == 0).view(-1, 1, 1)
-    return video.film(lambda obs: far, stages, names[: len(stages)], range(len(stages)), folder)
+    """Of a policy that goes half of the way to one bound and beyond the other."""
+    policy = torch.tensor([0.5, -100.0]).expand(len(stages), 1, 2)
+    return video.film(lambda obs: policy, stages, names[: len(stages)], range(len(stages)), folder)
 
 
 def test_a_frame_shows_step_return_and_success_and_actions_are_in_the_environments_units(tmp_path, shown):
@@ -116,7 +117,7 @@ def test_a_frame_shows_step_return_and_success_and_actions_are_in_the_environmen
     expected = [f"step {t}   return {t / 2:.1f}" for t in range(20)] + ["step 20 (end)   return 10.0"]
     outcomes = ["", *["   no success"] * 14, *["   success"] * 6]
     assert shown == [line + outcome for line, outcome in zip(expected, outcomes)]
-    np.testing.assert_allclose(stages[0].unwrapped.actions, [[8, -2]] * 20)
+    np.testing.assert_allclose(stages[0].unwrapped.actions, [[5, -2]] * 20)
     frames = imageio_ffmpeg.read_frames(str(paths[0]))
     meta = next(frames)
     assert meta["source_size"] == (video.WIDTH, 348) and meta["fps"] == 5 and meta["codec"] == "h264"
