@@ -68,7 +68,8 @@ def open_stages(env_id: str, tasks: Sequence[int]) -> list[gym.Env]:
         picture = stages[0].render()
     except Exception as error:  # whatever is missing to draw with
         hint = " (where there is no display MuJoCo needs EGL)" if "mujoco" in sys.modules else ""
-        raise ValueError(f"{env_id} cannot be filmed here: {error}{hint}") from error
+        reason = " ".join(str(error).split())  # in one line
+        raise ValueError(f"{env_id} cannot be filmed here: {reason}{hint}") from error
     if not isinstance(picture, np.ndarray):
         raise ValueError(f"{env_id} cannot be filmed: render() gives no picture but {type(picture).__name__}")
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:

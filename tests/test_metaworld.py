@@ -198,7 +198,7 @@ assert (pictures[0] != pictures[1]).any()
 
 def test_without_a_display_a_film_is_refused_before_the_run(monkeypatch):
     def fail_to_render(self):
-        raise AttributeError("no context")
+        raise AttributeError("no\ncontext")
 
     monkeypatch.setattr(metaworld.FastSawyer, "render", fail_to_render)
     with pytest.raises(ValueError, match=r"mt10 cannot be filmed here: no context \(.*MuJoCo needs EGL\)"):
