@@ -131,11 +131,6 @@ class Agent(nn.Module):
             self.target_entropy = args.target_entropy * math.log(self.act_dim)
         else:
             self.target_entropy = -args.target_entropy * self.act_dim
-            space = envs.single_action_space
-            low = torch.tensor(space.low)
-            high = torch.tensor(space.high)
-            self.register_buffer("action_scale", (high - low) / 2, persistent=False)
-            self.register_buffer("action_bias", (high + low) / 2, persistent=False)
 
     def init_weights(self, obs_dim, hidden, rng) -> Weights:
         """One draw of all weights of a task."""
@@ -169,7 +164,7 @@ class Agent(nn.Module):
         out = mlp(obs, W, "actor", self.num_hidden)
         if self.discrete:
             return Categorical(out)
-        return SquashedGaussian(out, self.action_scale, self.action_bias)
+        return SquashedGaussian(out)
 
     def critics(self, W: Weights, *inputs: Tensor) -> Tensor:
         """Q of both, (critic, task, sample, action): of obs for every action, or of obs and an action."""
@@ -187,8 +182,7 @@ class Agent(nn.Module):
         """Uniform actions made of `action_noise`."""
         if self.discrete:
             return noise.argmax(-1)
-        uniform = torch.special.erf(noise / math.sqrt(2))
-        return self.action_bias + self.action_scale * uniform
+        return torch.special.erf(noise / math.sqrt(2))
 
 
 def gaussian_kl(mu: Tensor, sigma: Tensor, sigma_prior: float) -> Tensor:

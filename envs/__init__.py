@@ -19,7 +19,15 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, check_task, select_tasks
+from envs.vector import (
+    LoopVectorEnv,
+    TaskVectorEnv,
+    TaskVectorWrapper,
+    UnitActions,
+    check_task,
+    check_tasks,
+    select_tasks,
+)
 
 __all__ = ["ENV_IDS", "make", "make_single"]
 
@@ -56,10 +64,12 @@ def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) ->
         tasks: indices of the tasks to build, in this order; None builds all.
 
     Returns:
-        A vector environment with the attributes and infos of `envs.vector.TaskVectorEnv`.
+        A vector environment with the attributes and infos of `envs.vector.TaskVectorEnv`. Box actions are in
+        units in which the bounds of the environment are -1 and 1.
 
     Raises:
-        ValueError: one line on what is wrong with the id, the numbers, the spaces, or the installation.
+        ValueError: one line on what is wrong with the id, the numbers, the spaces, the tasks' names and
+            parameters, what a reset and a step of the environment give, or the installation.
     """
     if isinstance(envs_per_task, bool) or not isinstance(envs_per_task, int) or envs_per_task < 1:
         raise ValueError(f"envs_per_task must be a positive integer, got {envs_per_task!r}")
@@ -69,10 +79,17 @@ def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) ->
     num_envs = len(chosen) * envs_per_task
     with _one_line_errors(env_id):
         if num_tasks is None:
-            return LoopVectorEnv(num_envs, lambda _: _make(spec), [spec.id], [{}])
-        kwargs = {} if tasks is None else {"tasks": chosen}
-        env = gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
-        return env if isinstance(env, TaskVectorEnv) else TaskVectorWrapper(env, len(chosen))
+            limit = spec.max_episode_steps
+            env = LoopVectorEnv(num_envs, lambda _: _make(spec), [spec.id], [{}], max_episode_steps=limit)
+        else:
+            kwargs = {} if tasks is None else {"tasks": chosen}
+            env = gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
+        if isinstance(env, TaskVectorEnv):  # a subclass may have changed them
+            env.task_names, env.task_params = check_tasks(env.task_names, env.task_params)
+        else:
+            env = TaskVectorWrapper(env, len(chosen))
+            env.try_out()
+        return env if env.discrete else UnitActions(env)
 
 
 def make_single(env_id: str, task: int = 0, render_mode: str | None = None) -> gym.Env:
@@ -130,7 +147,7 @@ def _one_line_errors(env_id: str) -> Iterator[None]:
     """Turn what building an environment can raise into a ValueError of one line."""
     try:
         yield
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+    except (gym.error.Error, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot build {env_id}: {_first_line(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from envs.vector import final_success
 
 # (task, episode) each; successes are NaN where environments do not report any
 Evaluation = namedtuple("Evaluation", "returns lengths successes")
+MAX_STEPS = 10_000  # of an episode, where an environment is registered without a max_episode_steps
 
 
 def spread_seeds(seed: int, stream: int, num_envs: int) -> list[int]:
@@ -37,7 +39,8 @@ def play_episodes(
 ) -> Evaluation:
     """Play one episode in each environment, with deterministic actions.
 
-    One episode an environment, not the first episodes to end, which would favour short ones.
+    One episode an environment, not the first episodes to end, which would favour short ones. An episode
+    that does not end is cut after the steps that its environment is registered with, or `MAX_STEPS`.
 
     Args:
         policy: observations (task, env, obs) -> what `greedy` takes, (task, env, action).
@@ -49,16 +52,22 @@ def play_episodes(
     obs, _ = envs.reset(seed=list(seeds))
     returns, lengths, successes = np.full((3, envs.num_envs), np.nan)
     running = np.ones(envs.num_envs, dtype=bool)
-    while running.any():
+    limit, step = envs.max_episode_steps or MAX_STEPS, 0
+    while running.any() and step < limit:
         policies = policy(torch.from_numpy(obs).view(envs.num_tasks, envs.envs_per_task, -1))
         actions = greedy(policies, envs.single_action_space)
         obs, _, terminated, truncated, infos = envs.step(actions.flatten(0, 1).cpu().numpy())
+        step += 1
         first = (terminated | truncated) & running
         if first.any():
             episode = infos["final_info"]["episode"]
             returns[first], lengths[first] = episode["r"][first], episode["l"][first]
             successes[first] = np.broadcast_to(final_success(infos), envs.num_envs)[first]
             running &= ~first
+    if running.any():
+        returns[running], lengths[running] = envs.episode_returns[running], envs.episode_lengths[running]
+        line = f"evaluation: {running.sum()} of {envs.num_envs} episodes were cut after {limit:,} steps"
+        print(f"{line}; an environment is registered with its max_episode_steps", file=sys.stderr)
     return Evaluation(*(x.reshape(envs.num_tasks, -1) for x in (returns, lengths, successes)))
 
 

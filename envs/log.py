@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -32,10 +33,12 @@ class Log:
         """
         self.task_names = task_names
         self.writer, self.scalars = SummaryWriter(str(folder), purge_step=step + 1), []
-        self.file = open(folder / "heartbeat.csv", "a", newline="")
+        # without a buffer of its own, which could not be got rid of when the disk is full
+        self.file = open(folder / "heartbeat.csv", "ab", buffering=0)
         self.file.truncate(size)
         self.file.seek(0, os.SEEK_END)  # truncating leaves the position, which `size` is read from
-        self.csv = csv.writer(self.file)
+        self.text = io.StringIO()
+        self.csv = csv.writer(self.text)
         if not size:
             self.csv.writerow(("global_step", "metric", "task", "value"))
             rows = [f"|{name}|{value}|" for name, value in settings.items()]
@@ -55,12 +58,19 @@ class Log:
         """Write what was added, and return heartbeat.csv's size in bytes.
 
         TensorBoard gets all of it at once, because every event costs 0.1 ms.
+
+        Raises:
+            OSError: the disk is full.
         """
+        data = self.text.getvalue().encode()
+        while data:  # what is written at a time may be less than all
+            data = data[self.file.write(data) :]
+        self.text.seek(0)
+        self.text.truncate()
         if self.scalars:
             self.writer.file_writer.add_summary(Summary(value=self.scalars), step)
             self.scalars = []
         self.writer.flush()
-        self.file.flush()  # for plots of a run that is going on
         return self.file.tell()
 
     def close(self) -> None:

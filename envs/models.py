@@ -20,12 +20,20 @@ POSTERIOR = ("sigma", "h_sum", "h_count")  # tensors of an agent that its mean w
 
 
 def save(path: Path, kind: str, content: dict[str, Any]) -> None:
-    """Write a "model" or a "checkpoint", whole or not at all."""
+    """Write a "model" or a "checkpoint", whole or not at all.
+
+    Raises:
+        OSError: the disk is full; what was there before is left as it was.
+    """
     unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as file:
-        torch.save({**content, "kind": kind, "format": FORMAT}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save({**content, "kind": kind, "format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # PyTorch's own says nothing of the disk
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"no space left for {path.name}") from error
     os.replace(unfinished, path)
 
 
@@ -35,6 +43,9 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about the file, which is refused in a line anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a spoilt file, or one of another origin, can fail in any way
+        fail(f"{path} cannot be read: it is spoilt, or no {kind} of this project ({type(error).__name__})")
+    try:
         if not isinstance(content, dict):
             raise TypeError("not the content of a saved agent")
         found = content["kind"]
@@ -42,7 +53,7 @@ def read(path: Path, kind: str) -> dict[str, Any]:
             fail(f"{path} is of an earlier version of this project")
         if not all(isinstance(x, Tensor) for x in content["agent"].values()) or "args" not in content:
             raise TypeError("not the content of a saved agent")
-    except Exception as error:  # a file of another origin can fail in any way
+    except (AttributeError, KeyError, TypeError) as error:
         fail(f"{path} is not a {kind} of this project ({type(error).__name__})")
     if found != kind:
         fail(f"{path} is a {found}, not a {kind}")

@@ -62,21 +62,20 @@ class Gaussian:
 
 
 class SquashedGaussian:
-    """bias + scale * tanh(u) with independent normal u, as in SAC (Haarnoja et al. 2018, appendix C).
+    """tanh(u) with independent normal u, as in SAC (Haarnoja et al. 2018, appendix C).
 
     Args of the constructor: the network's output (..., 2 * action), means and what the log standard
-    deviations are made of, from -5 to 2 as CleanRL's; scale and bias (action,).
+    deviations are made of, from -5 to 2 as CleanRL's.
     """
 
-    def __init__(self, out: Tensor, scale: Tensor, bias: Tensor):
+    def __init__(self, out: Tensor):
         self.loc, logstd = out.chunk(2, -1)
         self.logstd = -5 + 3.5 * (logstd.tanh() + 1)
-        self.scale, self.bias = scale, bias
 
     @property
     def mean(self) -> Tensor:
         """The action of the mean of u, (..., action)."""
-        return self.bias + self.scale * self.loc.tanh()
+        return self.loc.tanh()
 
     def sample(self, noise: Tensor) -> Tensor:
         """Actions (..., action), from normal noise of that shape."""
@@ -85,6 +84,6 @@ class SquashedGaussian:
     def sample_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and their log-density (...)."""
         u = self.loc + self.logstd.exp() * noise
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.scale.log()  # of scale * tanh(u)
+        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # of tanh(u)
         log_density = -0.5 * noise.square() - self.logstd - LOG_SQRT_2PI - log_slope
-        return self.bias + self.scale * u.tanh(), log_density.sum(-1)
+        return u.tanh(), log_density.sum(-1)

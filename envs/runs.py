@@ -4,7 +4,8 @@
     runs/NAME/heartbeat.csv   every logged number: global_step, metric, task ("mean": all tasks), value
     runs/NAME/events.*        the same for TensorBoard
     runs/NAME/checkpoint.pt   what --resume continues from
-    runs/NAME/model.pt        the trained agent; its presence says that the run is finished
+    runs/NAME/model.pt        the trained agent
+    runs/NAME/evaluation.csv  its evaluation, episode by episode; its presence says that the run is finished
     runs/latest               a file with the name of the newest
 
 What is logged and kept is the script's business; here is only how.
@@ -12,20 +13,24 @@ What is logged and kept is the script's business; here is only how.
 
 from __future__ import annotations
 
+import csv
 import gc
+import itertools
 import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -37,6 +42,7 @@ from tqdm import tqdm
 from envs import make
 from envs.evaluation import Evaluation, evaluate, spread_seeds
 from envs.folders import point_latest_to
+from envs.generators import generators_of, generators_state, seed_generators, set_generators_state
 from envs.log import Log
 from envs.metrics import Episodes, Metrics
 from envs.models import read, save
@@ -44,8 +50,13 @@ from envs.settings import RunArgs, fail
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_DIFFER = "run_name resume checkpoint_interval track capture_video wandb_project_name wandb_entity".split()
+KEPT = ("iteration", "seconds", "envs", "generators", "heartbeat_bytes")  # in a checkpoint of any script
 LOGS = 50  # of a run, at most; every third is printed
 CHARTS = ("episodic_return", "episodic_length", "success_rate")  # as `Episodes` and `Evaluation` order them
+
+
+class Interrupted(Exception):
+    """A signal to stop came while the agent was evaluated."""
 
 
 def build(function: Callable[..., Any], *args: Any) -> Any:
@@ -57,11 +68,15 @@ def build(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def make_envs(args: RunArgs, envs_per_task: int) -> gym.vector.VectorEnv:
-    """The environments that --env-id and --tasks name, or a complaint about these."""
+    """The environments that --env-id and --tasks name, or a complaint about these.
+
+    The global generators are seeded before, because environments may draw from them.
+    """
     if args.capture_video:
         from envs.video import draw_without_screen  # needs packages that few runs do
 
         draw_without_screen()
+    seed_generators(args.seed)
     return build(make, args.env_id, envs_per_task, args.tasks or None)
 
 
@@ -98,6 +113,7 @@ class Run:
         """Find the folder and check it, but write nothing yet; `script` is the script's __file__."""
         args.exp_name = args.exp_name or Path(script).stem
         self.args, self.task_names = args, list(envs.task_names)
+        self.evaluating = False
         self.stop: list[int] = []  # signals received: the first saves and leaves, the second ends the process
         self.config = {
             "script": Path(os.path.relpath(script, ROOT)).as_posix(),
@@ -111,13 +127,13 @@ class Run:
         }
         self.folder = self._find_folder()
         self._check_folder()
-        self.finished = (self.folder / "model.pt").exists()
+        self.finished = (self.folder / "evaluation.csv").exists()
         self.checkpoint: dict[str, Any] = {}
         if self.finished:
             print(f"{self.folder} is finished")
         elif (self.folder / "checkpoint.pt").exists():
             self.checkpoint = read(self.folder / "checkpoint.pt", "checkpoint")
-            if lost := {"iteration", "seconds", "envs", "heartbeat_bytes"} - self.checkpoint.keys():
+            if lost := set(KEPT) - self.checkpoint.keys():
                 fail(f"{self.folder / 'checkpoint.pt'} does not fit: it has no {min(lost)}")
         self.resumes = bool(self.checkpoint)
         self.iteration = self.checkpoint.get("iteration", 0)
@@ -133,7 +149,8 @@ class Run:
             self._acquire_lock()
 
     def _find_folder(self) -> Path:
-        stem = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
+        stem = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}"
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)  # what every file system, scp and W&B take
         earlier = sorted(Path("runs").glob(f"{stem}__*/config.json"), key=lambda p: p.stat().st_mtime)
         if self.args.resume and not self.args.run_name and earlier:
             return earlier[-1].parent  # the newest of the same experiment and seed
@@ -150,7 +167,7 @@ class Run:
         if not config_file.exists():
             return
         try:
-            earlier = dict(json.loads(config_file.read_text())["args"])
+            earlier = dict(json.loads(config_file.read_text(encoding="utf-8"))["args"])
         except (ValueError, TypeError, KeyError):
             fail(f"{config_file} is spoilt: move the folder away to start anew")
         if unknown := self.config["args"].keys() - earlier.keys():
@@ -196,6 +213,8 @@ class Run:
             state["episodes"].discounted.zero_()  # of episodes that are gone
             stream = 1 + self.iteration if self.resumes else 0  # 1 is the evaluation's
             obs, _ = envs.reset(seed=spread_seeds(self.args.seed, stream, envs.num_envs))
+        if self.resumes:
+            set_generators_state(self.checkpoint.pop("generators"))
         self._open(self.iteration * steps)
         if self.iteration < num_iterations:  # else only the final evaluation is left
             self._begin_iteration()
@@ -211,13 +230,25 @@ class Run:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             fail(f"{self.folder / 'checkpoint.pt'} does not fit: {name} ({' '.join(str(error).split())})")
 
+    def _make_folder(self) -> None:
+        """Its own: of two runs that start in the same second one gets a number behind its name."""
+        given, first = self.args.run_name or self.args.resume, self.folder
+        for number in itertools.count(2):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=bool(given))
+                break
+            except FileExistsError:
+                self.folder = first.with_name(f"{first.name}-{number}")
+        self.lock = FileLock(self.folder / "lock")
+
     def _open(self, step: int) -> None:
         """Open the folder's files at `step`: what was logged later is dropped."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._acquire_lock()  # again, if it was there before
         point_latest_to(self.folder)
         if not (self.folder / "config.json").exists():
-            (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2))
+            text = json.dumps(self.config, indent=2, ensure_ascii=False)
+            (self.folder / "config.tmp").write_text(text, encoding="utf-8")
             os.replace(self.folder / "config.tmp", self.folder / "config.json")
         if self.args.track:
             import wandb  # a slow import that few need
@@ -229,7 +260,7 @@ class Run:
         self.output = Log(self.folder, self.task_names, self.config["args"], step, size)
         hidden, total = not sys.stderr.isatty(), self.num_iterations * self.steps
         self.bar = tqdm(total=total, initial=step, unit="step", unit_scale=True, disable=hidden)
-        self.global_step = step
+        self.global_step = self.saved_step = step
         self.start_clock()
         self.last_time = self.last_save = time.perf_counter()
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -239,6 +270,8 @@ class Run:
         if self.stop:
             os._exit(128 + signum)
         self.stop.append(signum)
+        if self.evaluating:  # which may take long, and is repeated
+            raise Interrupted
 
     def _begin_iteration(self) -> None:
         self.iteration += 1
@@ -254,7 +287,8 @@ class Run:
         """Save a checkpoint if it is time, and leave if a signal came or a number is not finite."""
         self.bar.update(self.steps)
         if self.log_due or self.eval_due:
-            self.output.flush(self.global_step)
+            with self._writing():
+                self.output.flush(self.global_step)
         if self.iteration == self.first_iteration:
             gc.freeze()  # what lives now stays: a full collection would go through it for 0.1 s
             self.start_clock()
@@ -266,21 +300,37 @@ class Run:
         if save_due:
             self._save_checkpoint(now)
         if save_due and self.stop:  # else the signal came since the line above: the next one saves
-            self.close()
-            print(f"stopped at step {self.global_step}: continue with --resume --run-name {self.folder.name}")
-            sys.exit(128 + self.stop[0])
+            self._leave()
         if not self.last:
             self._begin_iteration()
+
+    def _leave(self) -> NoReturn:
+        """End the process that was told to stop."""
+        self.close()
+        print(f"stopped at step {self.saved_step}: continue with --resume --run-name {self.folder.name}")
+        sys.exit(128 + self.stop[0])
 
     def _save_checkpoint(self, now: float) -> None:
         self.seconds, self.last_time, self.last_save = self._wall_time(), now, now
         content = {name: _state(x) for name, x in self.state.items()}
         content |= {"iteration": self.iteration, "seconds": self.seconds, "envs": self.envs.get_state()}
-        self._save("checkpoint", content)
+        self._save("checkpoint", content | {"generators": generators_state()})
+        self.saved_step = self.global_step
 
     def _save(self, kind: str, content: dict[str, Any]) -> None:
-        size = self.output.flush(self.global_step)
-        save(self.folder / f"{kind}.pt", kind, self.config | content | {"heartbeat_bytes": size})
+        with self._writing():
+            size = self.output.flush(self.global_step)
+            save(self.folder / f"{kind}.pt", kind, self.config | content | {"heartbeat_bytes": size})
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Leave with a line if the disk is full."""
+        try:
+            yield
+        except OSError as error:
+            self.close()
+            reason = error.strerror or error
+            sys.exit(f"{self.folder}: {reason}. The last good checkpoint stays: continue with --resume")
 
     def _is_finite(self) -> bool:
         """Of all tensors kept, except statistics of episodes, whose NaN says that there was none yet."""
@@ -329,9 +379,17 @@ class Run:
     def evaluate(self, episodes: int) -> Evaluation:
         """Log an evaluation of the agent, so many episodes of each task; the clocks do not count its time."""
         start = time.perf_counter()
-        envs = make_envs(self.args, episodes)
-        played = evaluate(self.state["agent"], envs, self.args.seed)
-        envs.close()
+        self.evaluating = True
+        try:
+            if self.stop:
+                raise Interrupted
+            with generators_of(self.args.seed, 1):
+                envs = build(make, self.args.env_id, episodes, self.args.tasks or None)
+                played = evaluate(self.state["agent"], envs, self.args.seed)
+                envs.close()
+        except Interrupted:
+            self._leave()
+        self.evaluating = False
         spent = time.perf_counter() - start
         self.clock, self.last_time = (self.clock[0], self.clock[1] + spent), self.last_time + spent
         for name, x in zip(CHARTS, played):
@@ -341,8 +399,11 @@ class Run:
 
     def finish(self) -> Path:
         """Evaluate for the last time, save the model, print both and what to do next; returns the folder."""
-        played = self.evaluate(self.args.eval_episodes)
         self._save("model", {"agent": self.state["agent"].state_dict()})
+        played = self.evaluate(self.args.eval_episodes)
+        with self._writing():
+            self.output.flush(self.global_step)
+            self._write_evaluation(played)
         self.close()
         reported = not np.isnan(played.successes).all()  # few environments do
         rows = [*zip(self.task_names, played.returns, played.successes)]
@@ -360,6 +421,18 @@ class Run:
                 print(f"film   {path}")
         print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
         return self.folder
+
+    def _write_evaluation(self, played: Evaluation) -> None:
+        """evaluation.csv, whole or not at all."""
+        unfinished = self.folder / "evaluation.tmp"
+        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("task", "episode", "return", "length", "success"))
+            for task, *rows in zip(self.task_names, *played):
+                for episode, (x, length, success) in enumerate(zip(*rows)):
+                    reported = "" if math.isnan(success) else int(success)
+                    writer.writerow((task, episode, x, int(length), reported))
+        os.replace(unfinished, self.folder / "evaluation.csv")
 
     def close(self) -> None:
         """Close the files; Ctrl-C is Python's own again."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ def check_args(args: RunArgs) -> None:
         fail(f"--num-threads must be at most {os.cpu_count()}, this machine's cores, not {args.num_threads}")
     if args.run_name in (".", "..", "latest") or Path(args.run_name).name != args.run_name:
         fail(f"--run-name is the name of a folder below runs/, not {args.run_name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]*", args.run_name):
+        fail(f"--run-name may have letters, digits and ._- only, not {args.run_name!r}")
     if getattr(args, "freeze_theta", False) and not args.load:
         fail("--freeze-theta needs a theta from --load")
     if args.cuda and not torch.cuda.is_available():

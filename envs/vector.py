@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -41,8 +42,8 @@ def check_task(num_tasks: int, task: int) -> None:
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     """Refuse what a plain network can neither read nor act in.
 
-    Observations must be a flat Box. Actions must be Discrete from 0, or a flat Box with finite bounds. Else a
-    ValueError says what they are.
+    Observations must be a flat Box. Actions must be Discrete from 0, or a flat Box of floats with finite
+    bounds. Else a ValueError says what they are.
     """
     for name, space in (("observations", observation_space), ("actions", action_space)):
         discrete = isinstance(space, Discrete) and name == "actions"
@@ -50,15 +51,123 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
             wanted = "Discrete or a one-dimensional Box" if name == "actions" else "a one-dimensional Box"
             got = type(space).__name__ + (f" of shape {space.shape}" if space.shape else "")
             raise ValueError(f"{name} must be {wanted}, got {got}")
-    if isinstance(action_space, Discrete) and action_space.start != 0:
-        raise ValueError(f"discrete actions must start at 0, got {action_space}")
-    if isinstance(action_space, Box) and not action_space.is_bounded():
-        raise ValueError(f"actions must have finite bounds, got {action_space}")
+    if isinstance(action_space, Discrete):
+        if action_space.start != 0:
+            raise ValueError(f"discrete actions must start at 0, got {action_space}")
+        return
+    if action_space.dtype.kind != "f":
+        raise ValueError(f"actions of a Box must be floats, got {action_space.dtype}")
+    with np.errstate(over="ignore"):
+        width = action_space.high.astype(np.float32) - action_space.low.astype(np.float32)
+    if not (np.isfinite(width).all() and (width > 0).all()):
+        raise ValueError(f"actions must have finite bounds, low below high, got {one_line(action_space)}")
 
 
-def clip_actions(actions: np.ndarray, space: gym.Space) -> np.ndarray:
-    """Box actions within their bounds, as Gymnasium's ClipAction: a Gaussian policy knows no bounds."""
-    return np.clip(actions, space.low, space.high) if isinstance(space, Box) else actions
+def one_line(x: object) -> str:
+    """Its text; that of an array can have several lines."""
+    return " ".join(str(x).split())
+
+
+def describe(space: gym.Space, bounds: bool) -> dict[str, Any]:
+    """What two spaces have to have in common, by name."""
+    found = {"type": type(space).__name__, "n": getattr(space, "n", None)}
+    found |= {"shape": space.shape, "dtype": str(space.dtype)}
+    if bounds and isinstance(space, Box):
+        found["bounds"] = [space.low.tolist(), space.high.tolist()]
+    return found
+
+
+def common_spaces(envs: Sequence[gym.Env], names: Sequence[str]) -> tuple[gym.Space, gym.Space]:
+    """The observation and the action space that all of these single environments have.
+
+    Args:
+        envs: the environments of all tasks.
+        names: name of the task of each.
+
+    Raises:
+        ValueError: which task has other spaces than the first, and what differs. Bounds of observations may:
+            no network looks at them, and the widest are returned.
+    """
+    for env, name in zip(envs, names):
+        check_spaces(env.observation_space, env.action_space)
+        for what in ("observation", "action"):
+            mine, first = (describe(getattr(x, f"{what}_space"), what == "action") for x in (env, envs[0]))
+            for key, value in mine.items():
+                if value != first.get(key):
+                    text = f"{key} {value} in task {name}, {first.get(key)} in {names[0]}"
+                    raise ValueError(f"the {what}s of the tasks differ: {text}")
+    space = envs[0].observation_space
+    low = np.min([env.observation_space.low for env in envs], 0)
+    high = np.max([env.observation_space.high for env in envs], 0)
+    return Box(low, high, dtype=space.dtype), envs[0].action_space
+
+
+def plain(value: Any) -> Any:
+    """A parameter of a task as numbers, strings and lists of Python's own, which any file can hold.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    if isinstance(value, dict):
+        return {str(key): plain(x) for key, x in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise ValueError(f"task_params must be numbers and texts, got {type(value).__name__}")
+
+
+def check_tasks(names: Sequence[str], params: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict]]:
+    """Names and parameters of tasks in plain Python.
+
+    A name is the key of a task in logs, models, figures and names of files.
+
+    Raises:
+        ValueError: a name is no printable text, is there twice or has a meaning of its own; or see `plain`.
+    """
+    if len(names) != len(params):
+        raise ValueError(f"{len(names)} task_names, but {len(params)} task_params")
+    names = [str(name) if isinstance(name, str) else name for name in names]
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable() or name.strip() != name or not name:
+            raise ValueError(f"task_names must be printable text, got {name!r}")
+        if name in ("mean", "all-tasks") or "|" in name:
+            raise ValueError(f"no task can be called {name!r}: the word, or |, has a meaning of its own")
+        if names.count(name) > 1:
+            raise ValueError(f"task_names must differ, got {name!r} twice")
+    return names, [plain(dict(x)) for x in params]
+
+
+def try_out(env: gym.Env, name: str) -> None:
+    """Refuse a single environment that does not keep to Gymnasium's interface, by a reset and a step.
+
+    Raises:
+        ValueError: what is to change.
+    """
+    about = f"an environment of task {name}"
+    try:
+        inspect.signature(env.unwrapped.reset).bind(seed=0, options=None)
+    except TypeError as error:
+        raise ValueError(f"{about}: reset must take seed and options as keywords ({error})") from error
+    result = env.reset()  # without a seed, which a later reset without one would go on from
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"{about}: reset must return (observation, info)")
+    space = env.action_space
+    action = 0 if isinstance(space, Discrete) else ((space.low + space.high) / 2).astype(space.dtype)
+    after = env.step(action)
+    if not isinstance(after, tuple) or len(after) != 5:
+        raise ValueError(f"{about}: step must return (observation, reward, terminated, truncated, info)")
+    shape = env.observation_space.shape
+    for found in (np.shape(result[0]), np.shape(after[0])):
+        if found != shape:
+            raise ValueError(f"{about}: its observations have shape {found}, its space {shape}")
+    for what, x in zip(("reward", "terminated", "truncated"), after[1:4]):
+        if np.shape(x) != ():
+            raise ValueError(f"{about}: {what} must be a single value, got shape {np.shape(x)}")
 
 
 def final_success(infos: dict[str, Any]) -> np.ndarray | float:
@@ -115,7 +224,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
             max_episode_steps: steps after which an episode is truncated, None if the environments do it.
 
         Raises:
-            ValueError: num_envs or tasks are not as above, or the spaces are not supported.
+            ValueError: num_envs or tasks are not as above, the spaces are not supported; or `check_tasks`.
         """
         chosen = select_tasks(len(task_names), tasks)
         if num_envs < 1 or num_envs % len(chosen):
@@ -124,8 +233,9 @@ class TaskVectorEnv(gym.vector.VectorEnv):
             )
         check_spaces(observation_space, action_space)
         self.num_envs, self.num_tasks, self.envs_per_task = num_envs, len(chosen), num_envs // len(chosen)
-        self.task_names = [task_names[task] for task in chosen]
-        self.task_params = [dict(task_params[task]) for task in chosen]
+        names, params = check_tasks(task_names, task_params)
+        self.task_names = [names[task] for task in chosen]
+        self.task_params = [params[task] for task in chosen]
         self.discrete = isinstance(action_space, Discrete)
         self.obs_dim = observation_space.shape[0]
         self.act_dim = int(action_space.n) if self.discrete else action_space.shape[0]
@@ -203,18 +313,26 @@ class LoopVectorEnv(TaskVectorEnv):
         spaces = first.observation_space, first.action_space
         super().__init__(num_envs, task_names, task_params, *spaces, chosen, max_episode_steps)
         self.envs = [first, *(make_env(chosen[i // self.envs_per_task]) for i in range(1, num_envs))]
+        names = np.repeat(self.task_names, self.envs_per_task).tolist()
+        observations, _ = common_spaces(self.envs, names)  # the widest bounds
+        self.single_observation_space = Box(observations.low, observations.high, dtype=np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        for env, name in zip(self.envs[:: self.envs_per_task], self.task_names):
+            try_out(env, name)
 
     def _reset(self, seeds: list[int | None], options: dict[str, Any] | None) -> np.ndarray:
         rows = [env.reset(seed=seed, options=options)[0] for env, seed in zip(self.envs, seeds)]
         return np.array(rows, dtype=np.float32)
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step every environment; actions that are floats are clipped to the bounds of the action space."""
+        """Step every environment."""
         # Lists first, arrays once at the end: storing numbers one by one in an array takes longer.
-        single_actions = actions.tolist() if self.discrete else clip_actions(actions, self.action_space)
+        single_actions = actions.tolist() if self.discrete else actions
         steps = [env.step(action) for env, action in zip(self.envs, single_actions, strict=True)]
         rows, reward_list, terminated_list, truncated_list, info_list = zip(*steps)
-        observations = np.concatenate(rows, dtype=np.float32, casting="same_kind").reshape(self.num_envs, -1)
+        observations = np.concatenate(rows, dtype=np.float32, casting="same_kind").reshape(
+            self.num_envs, self.obs_dim
+        )
         rewards = np.array(reward_list, dtype=np.float64)
         terminated = np.array(terminated_list, dtype=np.bool_)
         truncated = np.array(truncated_list, dtype=np.bool_)
@@ -256,7 +374,14 @@ class TaskVectorWrapper(TaskVectorEnv):
         params = getattr(env.unwrapped, "task_params", [{}] * num_tasks)
         if not len(names) == len(params) == num_tasks:
             raise ValueError(f"{num_tasks} tasks need as many task_names and task_params")
-        super().__init__(env.num_envs, names, params, env.single_observation_space, env.single_action_space)
+        spaces = env.single_observation_space, env.single_action_space
+        check_spaces(*spaces)
+        if singles := getattr(env.unwrapped, "envs", None):  # as SyncVectorEnv has them
+            common_spaces(
+                singles, np.repeat(check_tasks(names, params)[0], len(singles) // num_tasks).tolist()
+            )
+        limit = env.spec.max_episode_steps if env.spec else None
+        super().__init__(env.num_envs, names, params, *spaces, max_episode_steps=limit)
         self.env, self.spec = env, env.spec
 
     @property
@@ -268,17 +393,34 @@ class TaskVectorWrapper(TaskVectorEnv):
         """Start every environment anew; observations (n, obs) float32 and the environment's own infos."""
         self.episode_returns[:] = self.episode_lengths[:] = 0
         observations, infos = self.env.reset(seed=seed, options=options)
-        return observations.astype(np.float32), infos
+        return self._check_observations(observations), infos
+
+    def try_out(self) -> None:
+        """A reset and a step, which raise a ValueError if what they give cannot be used."""
+        self.reset()
+        actions = [0] * self.num_envs if self.discrete else [self.single_action_space.low] * self.num_envs
+        self.step(np.array(actions))
+
+    def _check_observations(self, observations: np.ndarray) -> np.ndarray:
+        if np.shape(observations) != (self.num_envs, self.obs_dim):
+            wanted = f"({self.num_envs}, {self.obs_dim})"
+            raise ValueError(f"{self.env}: observations must be {wanted}, got {np.shape(observations)}")
+        return np.asarray(observations, dtype=np.float32)
 
     def step(self, actions: np.ndarray) -> Step:
         """Step every environment, with the infos of `TaskVectorEnv` added to the environment's own.
 
         Raises:
-            ValueError: an episode ended and the environment gave no `final_obs`.
+            ValueError: its arrays have other shapes, or no `final_obs` when an episode ends.
         """
-        actions = clip_actions(actions, self.action_space)
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        observations = observations.astype(np.float32)
+        result = self.env.step(actions)
+        if len(result) != 5:
+            raise ValueError(f"{self.env}: step must return 5 values, terminated and truncated apart")
+        observations, rewards, terminated, truncated, infos = result
+        for name, x in zip(("rewards", "terminated", "truncated"), result[1:4]):
+            if np.shape(x) != (self.num_envs,):
+                raise ValueError(f"{self.env}: {name} must be ({self.num_envs},), got shape {np.shape(x)}")
+        observations = self._check_observations(observations)
         final_obs, ended = observations.copy(), np.flatnonzero(terminated | truncated)
         if ended.size and "final_obs" not in infos:
             raise ValueError(f"{self.env} ended an episode without giving final_obs in its infos")
@@ -292,3 +434,34 @@ class TaskVectorWrapper(TaskVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environment."""
         self.env.close(**kwargs)
+
+
+class UnitActions(gym.vector.VectorActionWrapper):
+    """Lets Box actions be in units in which the environment's bounds are -1 and 1, and clips them there.
+
+    A Gaussian policy starts around 0 with a standard deviation of 1, and knows no bounds. The attributes are
+    those of the `TaskVectorEnv` inside.
+    """
+
+    def __init__(self, env: TaskVectorEnv) -> None:
+        """Wrap an environment with Box actions."""
+        super().__init__(env)
+        self.low, self.high = env.single_action_space.low, env.single_action_space.high
+        self.in_units = (self.low == -1).all() and (self.high == 1).all()
+        self.single_action_space = Box(-1.0, 1.0, self.low.shape, np.float32)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the environment."""
+        if name.startswith("_") or name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def actions(self, actions: np.ndarray) -> np.ndarray:
+        """From -1 to 1, (n, act), to the environment's bounds."""
+        actions = np.clip(actions, -1.0, 1.0)
+        if self.in_units:
+            return actions
+        share = (actions.astype(np.float64) + 1) / 2
+        scaled = (1 - share) * self.low + share * self.high
+        return scaled.astype(self.low.dtype)

@@ -20,7 +20,7 @@ from gymnasium.wrappers import RescaleAction
 from torch import Tensor
 
 from envs import make_single
-from envs.evaluation import greedy
+from envs.evaluation import MAX_STEPS, greedy
 from envs.settings import fail
 
 try:
@@ -30,7 +30,6 @@ except ImportError as error:  # training needs neither, so they are not part of 
     fail(f"films need Pillow and imageio-ffmpeg ({error}): pip install -e '.[video]'")
 
 MAX_FRAMES = 400  # of a film, an even number; the longer the episode, the fewer of its steps are shown
-MAX_STEPS = 10_000  # of an episode whose environment has no max_episode_steps
 FRAMES_PER_SECOND = 25  # at most
 LAST_FRAME = 1500  # ms
 WIDTH = 480  # of a film of one task, pixels; in the film of all tasks it is half of that

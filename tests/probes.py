@@ -112,7 +112,7 @@ def flags(settings):
 # Agents and batches
 
 TASKS, OBS, HIDDEN = 3, 5, (7, 6)
-DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1.0, 3.0, (2,))  # of Box the bias is 1, the scale 2
+DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1.0, 1.0, (2,))
 BOTH = pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["Discrete", "Box"])
 
 
@@ -475,13 +475,13 @@ class Opposites(Probe):
 
 
 class TurnsToNaN(Probe):
-    """The reward is 1 for 80 steps, NaN from then on."""
+    """The reward is 1 for 80 steps, and the one in which it is tried out, NaN from then on."""
 
     steps = 0
 
     def reward(self, actions):
         self.steps += 1
-        return np.full(self.num_envs, 1.0 if self.steps <= 80 else np.nan)
+        return np.full(self.num_envs, 1.0 if self.steps <= 81 else np.nan)
 
 
 for _probe in (*Probe.__subclasses__(), Terminated):

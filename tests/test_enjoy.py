@@ -325,16 +325,16 @@ def test_refuses_what_is_not_a_model(run, tmp_path, monkeypatch, capsys):
     assert "model.pt does not exist" in refused(capsys, Args(tmp_path))
     shutil.copy(run / "config.json", tmp_path)
     assert "not finished" in refused(capsys, Args(tmp_path))
-    assert "is not a model" in refused(capsys, Args(run / "heartbeat.csv"))
+    assert "cannot be read" in refused(capsys, Args(run / "heartbeat.csv"))
     assert "checkpoint" in refused(capsys, Args(run / "checkpoint.pt"))
     torch.save([1, 2], "list.pt")
     assert "is not a model" in refused(capsys, Args(Path("list.pt")))
     Path("half.pt").write_bytes((run / "model.pt").read_bytes()[:1000])
-    assert "is not a model" in refused(capsys, Args(Path("half.pt")))
+    assert "spoilt" in refused(capsys, Args(Path("half.pt")))
     Path("pickle.pt").write_bytes(pickle.dumps({"kind": "model", "agent": Trap()}, protocol=2))
     torch.save({"kind": "model", "agent": Trap()}, "trap.pt")
     for name in ("pickle.pt", "trap.pt"):
-        assert "is not a model" in refused(capsys, Args(Path(name)))
+        assert "no model of this project" in refused(capsys, Args(Path(name)))
     assert not Path("trapped").exists()
 
 

@@ -168,7 +168,8 @@ FORCES = [
 @pytest.mark.parametrize("name", FORCES)
 def test_probe_gaussian_policy_finds_the_best_force(name):
     at, _ = learn(probes.load_script(name), "RewardOfForce")
-    np.testing.assert_allclose(at(-1.0, 1.0)[1], [[-1, 1]], atol=0.25)
+    # its bounds are -4 and 4, the policy's units -1 and 1
+    np.testing.assert_allclose(4 * at(-1.0, 1.0)[1], [[-1, 1]], atol=0.25)
 
 
 def test_probe_truncation_is_not_an_end_and_termination_is():

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from probes import BOTH, DISCRETE, HIDDEN, OBS, TASKS
 from test_varshare_ppo import torchs
 from torch.distributions import (
-    AffineTransform,
     Categorical,
     Independent,
     Normal,
@@ -67,8 +66,8 @@ def losses_task_by_task(agent, weights, b, args):
         def squashed(row, obs, noise):  # an action, and its log-probability
             mean, logstd = forward(agent, row, "actor", obs).chunk(2, -1)
             base = Normal(mean, (-5 + 0.5 * 7 * (logstd.tanh() + 1)).exp())
-            squash = [TanhTransform(), AffineTransform(agent.action_bias, agent.action_scale)]
-            action = agent.action_bias + agent.action_scale * (base.mean + base.stddev * noise).tanh()
+            squash = [TanhTransform()]
+            action = (base.mean + base.stddev * noise).tanh()
             return action, Independent(TransformedDistribution(base, squash), 1).log_prob(action)
 
         if agent.discrete:
