@@ -19,15 +19,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from envs.vector import (
-    LoopVectorEnv,
-    TaskVectorEnv,
-    TaskVectorWrapper,
-    UnitActions,
-    check_task,
-    check_tasks,
-    select_tasks,
-)
+from envs.checks import check_task, check_tasks, select_tasks
+from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, UnitActions
 
 __all__ = ["ENV_IDS", "make", "make_single"]
 

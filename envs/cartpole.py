@@ -15,7 +15,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from gymnasium.utils import seeding
 
-from envs.vector import Step, TaskVectorEnv, check_task
+from envs.checks import check_task
+from envs.vector import Step, TaskVectorEnv
 
 FIELDS = ("gravity", "masscart", "masspole", "length")  # m/s^2, kg, kg, m; length is half the pole's
 PHYSICS = (

@@ -15,7 +15,8 @@ from gymnasium.envs.box2d import lunar_lander
 from gymnasium.envs.box2d.lunar_lander import FPS, LEG_DOWN, SCALE, LunarLander
 from gymnasium.utils import EzPickle
 
-from envs.vector import LoopVectorEnv, check_task
+from envs.checks import check_task
+from envs.vector import LoopVectorEnv
 
 # Largest force of the wind in N, and largest torque of the turbulence in N m, by gravity in m/s^2. No task is
 # hopeless: the mean return of Gymnasium's hand-written controller over 100 episodes is from 38 to 285 with

@@ -18,7 +18,8 @@ import numpy as np
 from metaworld import env_dict
 from metaworld.utils import reward_utils
 
-from envs.vector import LoopVectorEnv, check_task
+from envs.checks import check_task
+from envs.vector import LoopVectorEnv
 
 GOALS = 50  # training goals of every task
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on

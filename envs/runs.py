@@ -154,7 +154,11 @@ class Run:
         earlier = sorted(Path("runs").glob(f"{stem}__*/config.json"), key=lambda p: p.stat().st_mtime)
         if self.args.resume and not self.args.run_name and earlier:
             return earlier[-1].parent  # the newest of the same experiment and seed
-        return Path("runs", self.args.run_name or f"{stem}__{int(time.time())}")
+        if self.args.run_name:
+            return Path("runs", self.args.run_name)
+        folder = Path("runs", f"{stem}__{int(time.time())}")
+        more = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+        return next(x for x in itertools.chain([folder], more) if not x.exists())
 
     def _check_folder(self) -> None:
         """Refuse a folder that is in the way, or that is not of a run with these settings."""
@@ -231,14 +235,14 @@ class Run:
             fail(f"{self.folder / 'checkpoint.pt'} does not fit: {name} ({' '.join(str(error).split())})")
 
     def _make_folder(self) -> None:
-        """Its own: of two runs that start in the same second one gets a number behind its name."""
-        given, first = self.args.run_name or self.args.resume, self.folder
-        for number in itertools.count(2):
+        """Its own: another run may have started in the same second."""
+        given = bool(self.args.run_name or self.args.resume)
+        while True:
             try:
-                self.folder.mkdir(parents=True, exist_ok=bool(given))
+                self.folder.mkdir(parents=True, exist_ok=given)
                 break
             except FileExistsError:
-                self.folder = first.with_name(f"{first.name}-{number}")
+                self.folder = self._find_folder()
         self.lock = FileLock(self.folder / "lock")
 
     def _open(self, step: int) -> None:

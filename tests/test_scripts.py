@@ -296,7 +296,7 @@ def test_files_of_a_run(either):
     assert torch.__version__.startswith(config["versions"]["torch"].split("+")[0])
     model = probes.load(folder)
     assert model["kind"] == "model" and model["task_names"] == names
-    files = {"checkpoint.pt", "config.json", "heartbeat.csv", "lock", "model.pt"}
+    files = {"checkpoint.pt", "config.json", "evaluation.csv", "heartbeat.csv", "lock", "model.pt"}
     assert {p.name for p in folder.iterdir() if "tfevents" not in p.name} == files
 
 

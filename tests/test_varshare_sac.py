@@ -173,10 +173,9 @@ def test_the_policy_of_each_task_is_its_networks_and_random_actions_are_uniform(
         assert torch.equal(agent.random_actions(noise), noise.argmax(2))
         return
     expected, _ = torchs("SquashedGaussian", out)
-    expected.scale, expected.bias = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0])
     torch.testing.assert_close(agent.actor(W, obs).sample(noise), expected.sample(noise))
     torch.testing.assert_close(agent.policy(W, obs), expected.mean)
-    torch.testing.assert_close(agent.random_actions(noise), 4 * Normal(0, 1).cdf(noise) - 1)
+    torch.testing.assert_close(agent.random_actions(noise), 2 * Normal(0, 1).cdf(noise) - 1)
 
 
 # Buffer, targets, updates
@@ -185,7 +184,7 @@ def test_the_policy_of_each_task_is_its_networks_and_random_actions_are_uniform(
 class Counting(probes.Probe):
     """The reward is the number of the step, and a half more in the second environment."""
 
-    steps = 0
+    steps = -1  # it is tried out with one
 
     def reward(self, actions):
         self.steps += 1
@@ -297,8 +296,10 @@ def test_probe_truncation_is_not_an_end():
 @pytest.mark.slow
 def test_probe_the_best_force():
     at, _ = probes.learn(sac, "RewardOfForce", total_timesteps=6000)
-    q, force = at(-1.0, 1.0, actions=(-1.0, 1.0))
-    np.testing.assert_allclose(force, [[-1, 1]], atol=0.25)
+    q, force = at(-1.0, 1.0, actions=(-0.25, 0.25))
+    np.testing.assert_allclose(
+        4 * force, [[-1, 1]], atol=0.25
+    )  # bounds are -4 and 4, the policy's units -1 and 1
     np.testing.assert_allclose(q[0, :, 0], [0, 0], atol=0.3)
 
 

@@ -1,0 +1,169 @@
+"""What is refused of environments, in one line each: spaces, names and parameters of tasks, the interface."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+
+def select_tasks(num_tasks: int, tasks: Sequence[int] | None) -> list[int]:
+    """Check a choice of task indices and return it as a list (all tasks for None).
+
+    Raises:
+        ValueError: no task, a duplicate, or an index that is not an integer in [0, num_tasks).
+    """
+    try:
+        chosen = [operator.index(task) for task in (range(num_tasks) if tasks is None else tasks)]
+    except TypeError as error:
+        raise ValueError(f"tasks must be a sequence of integers, got {tasks!r}") from error
+    if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(num_tasks)):
+        limits = f"from 0 to {num_tasks - 1}, got {chosen}"
+        raise ValueError(f"tasks must be one or more different integers {limits}")
+    return chosen
+
+
+def check_task(num_tasks: int, task: int) -> None:
+    """Raise a ValueError if the index of a task is not an integer in [0, num_tasks)."""
+    if task not in range(num_tasks):
+        raise ValueError(f"task must be an integer from 0 to {num_tasks - 1}, got {task!r}")
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse what a plain network can neither read nor act in.
+
+    Observations must be a flat Box. Actions must be Discrete from 0, or a flat Box of floats with finite
+    bounds. Else a ValueError says what they are.
+    """
+    for name, space in (("observations", observation_space), ("actions", action_space)):
+        discrete = isinstance(space, Discrete) and name == "actions"
+        if not discrete and not (isinstance(space, Box) and len(space.shape) == 1):
+            wanted = "Discrete or a one-dimensional Box" if name == "actions" else "a one-dimensional Box"
+            got = type(space).__name__ + (f" of shape {space.shape}" if space.shape else "")
+            raise ValueError(f"{name} must be {wanted}, got {got}")
+    if isinstance(action_space, Discrete):
+        if action_space.start != 0:
+            raise ValueError(f"discrete actions must start at 0, got {action_space}")
+        return
+    if action_space.dtype.kind != "f":
+        raise ValueError(f"actions of a Box must be floats, got {action_space.dtype}")
+    with np.errstate(over="ignore"):
+        width = action_space.high.astype(np.float32) - action_space.low.astype(np.float32)
+    if not (np.isfinite(width).all() and (width > 0).all()):
+        raise ValueError(f"actions must have finite bounds, low below high, got {one_line(action_space)}")
+
+
+def one_line(x: object) -> str:
+    """Its text; that of an array can have several lines."""
+    return " ".join(str(x).split())
+
+
+def describe(space: gym.Space, bounds: bool) -> dict[str, Any]:
+    """What two spaces have to have in common, by name."""
+    found = {"type": type(space).__name__, "n": getattr(space, "n", None)}
+    found |= {"shape": space.shape, "dtype": str(space.dtype)}
+    if bounds and isinstance(space, Box):
+        found["bounds"] = [space.low.tolist(), space.high.tolist()]
+    return found
+
+
+def common_spaces(envs: Sequence[gym.Env], names: Sequence[str]) -> tuple[gym.Space, gym.Space]:
+    """The observation and the action space that all of these single environments have.
+
+    Args:
+        envs: the environments of all tasks.
+        names: name of the task of each.
+
+    Raises:
+        ValueError: which task has other spaces than the first, and what differs. Bounds of observations may:
+            no network looks at them, and the widest are returned.
+    """
+    for env, name in zip(envs, names):
+        check_spaces(env.observation_space, env.action_space)
+        for what in ("observation", "action"):
+            mine, first = (describe(getattr(x, f"{what}_space"), what == "action") for x in (env, envs[0]))
+            for key, value in mine.items():
+                if value != first.get(key):
+                    text = f"{key} {value} in task {name}, {first.get(key)} in {names[0]}"
+                    raise ValueError(f"the {what}s of the tasks differ: {text}")
+    space = envs[0].observation_space
+    low = np.min([env.observation_space.low for env in envs], 0)
+    high = np.max([env.observation_space.high for env in envs], 0)
+    return Box(low, high, dtype=space.dtype), envs[0].action_space
+
+
+def plain(value: Any) -> Any:
+    """A parameter of a task as numbers, strings and lists of Python's own, which any file can hold.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    if isinstance(value, dict):
+        return {str(key): plain(x) for key, x in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise ValueError(f"task_params must be numbers and texts, got {type(value).__name__}")
+
+
+def check_tasks(names: Sequence[str], params: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict]]:
+    """Names and parameters of tasks in plain Python.
+
+    A name is the key of a task in logs, models, figures and names of files.
+
+    Raises:
+        ValueError: a name is no printable text, is there twice or has a meaning of its own; or see `plain`.
+    """
+    if len(names) != len(params):
+        raise ValueError(f"{len(names)} task_names, but {len(params)} task_params")
+    names = [str(name) if isinstance(name, str) else name for name in names]
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable() or name.strip() != name or not name:
+            raise ValueError(f"task_names must be printable text, got {name!r}")
+        if name in ("mean", "all-tasks") or "|" in name:
+            raise ValueError(f"no task can be called {name!r}: the word, or |, has a meaning of its own")
+        if names.count(name) > 1:
+            raise ValueError(f"task_names must differ, got {name!r} twice")
+    return names, [plain(dict(x)) for x in params]
+
+
+def try_out(env: gym.Env, name: str) -> None:
+    """Refuse a single environment that does not keep to Gymnasium's interface, by a reset and a step.
+
+    Raises:
+        ValueError: what is to change.
+    """
+    about, shape = f"an environment of task {name}", env.observation_space.shape
+    try:
+        inspect.signature(env.unwrapped.reset).bind(seed=0, options=None)
+    except TypeError as error:
+        raise ValueError(f"{about}: reset must take seed and options as keywords ({error})") from error
+    result = env.reset()  # without a seed, which a later reset without one would go on from
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"{about}: reset must return (observation, info)")
+    if np.shape(result[0]) != shape:
+        raise ValueError(
+            f"{about}: reset gives observations of shape {np.shape(result[0])}, its space is {shape}"
+        )
+    space = env.action_space
+    action = 0 if isinstance(space, Discrete) else ((space.low + space.high) / 2).astype(space.dtype)
+    after = env.step(action)
+    if not isinstance(after, tuple) or len(after) != 5:
+        raise ValueError(f"{about}: step must return (observation, reward, terminated, truncated, info)")
+    if np.shape(after[0]) != shape:
+        raise ValueError(
+            f"{about}: step gives observations of shape {np.shape(after[0])}, its space is {shape}"
+        )
+    for what, x in zip(("reward", "terminated", "truncated"), after[1:4]):
+        if np.shape(x) != ():
+            raise ValueError(f"{about}: {what} must be a single value, got shape {np.shape(x)}")
