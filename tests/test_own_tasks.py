@@ -139,6 +139,18 @@ def test_environments_of_a_vector_environment_of_gymnasiums_are_compared_too(own
     assert "\n" not in str(error.value)
 
 
+def test_single_environments_inside_a_vector_environment_of_ones_own_are_compared(own):
+    class Inside(probes.Probe):
+        num_tasks = 2
+
+        def __init__(self, num_envs=2):
+            super().__init__(num_envs)
+            self.envs = [Own(), Own(action_space=gym.spaces.Discrete(4))]
+
+    with pytest.raises(ValueError, match="differ: n 4 in task task1, 2 in task0"):
+        envs.make(own(vector=Inside), 1)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -435,6 +447,18 @@ def test_names_of_runs_are_letters_digits_and_dots(own, monkeypatch):
     for folder in folders:
         assert re.fullmatch(r"own_module-Own0-v0__m-thode-a-b__1__1000000000(-\d)?", folder.name)
         assert (folder / "evaluation.csv").exists()
+
+
+def test_a_folder_that_another_run_took_in_the_meantime_is_left_to_it(own, monkeypatch):
+    monkeypatch.setattr(runs.time, "time", lambda: 1e9)
+    env_id, agent = own({}), varshare.Agent
+
+    def take_folder(*args):
+        Path("runs", f"{env_id}__varshare_ppo__1__1000000000").mkdir(parents=True, exist_ok=True)
+        return agent(*args)
+
+    monkeypatch.setattr(varshare, "Agent", take_folder)
+    assert train(env_id, run_name="").name == f"{env_id}__varshare_ppo__1__1000000000-2"
 
 
 @pytest.mark.slow
