@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
 from envs.models import read
-from envs.settings import fail
+from envs.settings import exit_on_bad_input, fail
 from envs.video import open_stages, record, save_films
 
 ROOT = Path(__file__).resolve().parent
@@ -183,4 +183,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    args = tyro.cli(Args, description=__doc__)
+    with exit_on_bad_input():
+        main(args)

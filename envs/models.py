@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.settings import fail
+from envs.settings import InputError, fail
 
 FORMAT = 4  # of models and checkpoints
 
@@ -40,6 +40,8 @@ def read(path: Path, kind: str) -> dict[str, Any]:
             fail(f"{path} is of an earlier version of this project")
         if not all(isinstance(x, Tensor) for x in content["agent"].values()) or "args" not in content:
             raise TypeError("not the content of a saved agent")
+    except InputError:
+        raise
     except Exception as error:  # a file of another origin can fail in any way
         fail(f"{path} is not a {kind} of this project ({type(error).__name__})")
     if found != kind:
