@@ -3,6 +3,7 @@
     python enjoy.py runs/NAME                                          # mean weights, 20 episodes per task
     python enjoy.py runs/NAME --weights ensemble --ensemble-size 5     # average of 5 draws of the weights
     python enjoy.py runs/NAME --tasks 0 3 --capture-video              # two of the tasks, filmed
+    python enjoy.py runs/NAME --export models/NAME                     # a small model to give away
 
 The model names the script that wrote it, whose `Args` and `Agent` are used. Actions are deterministic. With
 mean weights and the run's own seed and number of episodes the result is the run's own final evaluation.
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
-from envs.models import read
+from envs.folders import find_run
+from envs.models import POSTERIOR, mean_weights, read, save
 from envs.settings import exit_on_bad_input, fail
-from envs.video import open_stages, record, save_films
 
 ROOT = Path(__file__).resolve().parent
 ENVS_PER_TASK = 50  # episodes of a task at a time
@@ -37,14 +38,15 @@ WEIGHTS_AT_A_TIME = 2**25  # and at most as many weights, 128 MB
 class Args:
     """What to play."""
 
-    run: tyro.conf.Positional[Path]  # folder of a finished run, or a model.pt
+    run: tyro.conf.Positional[Path]  # folder of a finished run or of a saved model, or a model.pt
     weights: Literal["mean", "sample", "ensemble"] = "mean"  # the latter two are drawn for every episode
     ensemble_size: int = 5  # draws whose policies an ensemble averages
     episodes: int = 20  # per task
     tasks: tuple[int, ...] = ()  # indices of the environment's tasks; by default all that the model knows
     seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
-    capture_video: bool = False  # film the first episode of every task (GIF), one by one and side by side
+    capture_video: bool = False  # film the first episode of every task, one by one and side by side
     video_dir: Path | None = None  # where to; by default videos/ in the run's folder
+    export: Path | None = None  # instead of playing, write the mean weights alone to this new folder
 
 
 def build(function: Callable, *args: Any) -> Any:
@@ -57,6 +59,7 @@ def build(function: Callable, *args: Any) -> Any:
 
 def read_model(run: Path) -> dict[str, Any]:
     """The model of a run's folder, or in a file."""
+    run = find_run(run)
     path = run / "model.pt" if run.is_dir() else run
     if not path.exists():
         unfinished = (run / "config.json").exists()
@@ -82,10 +85,12 @@ def read_args(model: dict[str, Any], script: ModuleType) -> Any:
 
 
 def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.VectorEnv) -> nn.Module:
-    """The script's agent, of all the model's tasks, with the model's weights."""
+    """The script's agent, of all the model's tasks, with the model's weights; without its sigma that is 0."""
     try:
         agent = script.Agent(envs, read_args(model, script), torch.Generator())
-        agent.load_state_dict(model["agent"])
+        missing = agent.state_dict().keys() & set(POSTERIOR) - model["agent"].keys()
+        zeros = {name: torch.zeros_like(agent.state_dict()[name]) for name in missing}
+        agent.load_state_dict(model["agent"] | zeros)
     except (TypeError, RuntimeError) as error:
         fail(f"the model does not fit today's {model['script']} ({' '.join(str(error).split())[:200]})")
     return agent.requires_grad_(False)
@@ -115,6 +120,10 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
     for name, least in (("episodes", 1), ("ensemble_size", 1), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if args.capture_video:
+        from envs.video import draw_without_screen, film, open_stages  # needs packages that playing does not
+
+        draw_without_screen()
     model = read_model(args.run)
     script, env_id = load_script(model["script"]), model["args"]["env_id"]
     suite = build(make, env_id, 1).task_names
@@ -134,6 +143,8 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
         fail(
             f"--weights {args.weights} needs a distribution of weights, which {model['script']} does not have"
         )
+    if args.weights != "mean" and "sigma" not in model["agent"]:
+        fail(f"--weights {args.weights} needs sigma: {args.run} has mean weights only")
     names = make_envs(1, tasks).task_names
     stages = build(open_stages, env_id, tasks) if args.capture_video else []
     torch.set_num_threads(model["args"]["num_threads"])
@@ -154,17 +165,30 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
             noise = torch.stack(noise, 1)
         if stages and start == 0:
             policy = player(agent, rows, noise if noise is None else noise[:, :1])
-            reels, duration, _ = record(policy, stages, names, seeds[:, 0].tolist())
-            folder = (args.run if args.run.is_dir() else args.run.parent) / "videos"
-            films = save_films(args.video_dir or folder, names, reels, duration)
+            run = find_run(args.run)
+            folder = args.video_dir or (run if run.is_dir() else run.parent) / "videos"
+            films, _ = film(policy, stages, names, seeds[:, 0].tolist(), folder)
         env = make_envs(part.shape[1], tasks)
         results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))
         env.close()
     return names, *(np.concatenate(x, axis=1) for x in zip(*results)), films
 
 
+def export(args: Args) -> None:
+    """Write a model of mean weights only."""
+    path = args.export / "model.pt"
+    if path.exists():
+        fail(f"{path} exists")
+    model = mean_weights(read_model(args.run))
+    args.export.mkdir(parents=True, exist_ok=True)
+    save(path, "model", model)
+    print(f"saved  {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
 def main(args: Args) -> None:
-    """Play and print."""
+    """Play and print, or export."""
+    if args.export:
+        return export(args)
     names, returns, lengths, successes, films = play(args)
     weights = {"mean": "mean weights", "sample": "sampled weights"}.get(
         args.weights, f"ensembles of {args.ensemble_size} sampled weights"

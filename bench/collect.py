@@ -19,6 +19,7 @@ import pandas as pd
 
 from bench.launch import Job
 from bench.methods import fail, parse_flags
+from envs.folders import find_run
 
 HEADER = "global_step,metric,task,value"  # of heartbeat.csv
 EVALUATION, SUCCESS, TRAINING_SUCCESS = "eval/episodic_return", "eval/success_rate", "charts/success_rate"
@@ -63,8 +64,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder."""
-    if folder.is_symlink():  # runs/latest
-        folder = folder.parent / folder.readlink()
+    folder = find_run(folder)
     for name in ("heartbeat.csv", "config.json"):
         if not (folder / name).is_file():
             fail(f"{folder} is not the folder of a run: it has no {name}")

@@ -7,19 +7,26 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 
 class Log:
-    """Appends (global_step, metric, task, value) to heartbeat.csv, and the same to TensorBoard."""
+    """Appends (global_step, metric, task, value) to heartbeat.csv, and the same to TensorBoard.
 
-    def __init__(self, folder: Path, task_names: Sequence[str], step: int, size: int):
+    TensorBoard has the settings as a table too, and the values of single tasks in groups of their own, as
+    charts_by_task/episodic_return/{task}, so that charts/ can be looked at with any number of tasks.
+    """
+
+    def __init__(
+        self, folder: Path, task_names: Sequence[str], settings: dict[str, Any], step: int, size: int
+    ):
         """Open the files of a run's folder.
 
         Args:
-            folder, task_names: of the run.
+            folder, task_names, settings: of the run.
             step: at which it starts or continues: what TensorBoard has of later steps is dropped.
             size: bytes of heartbeat.csv to keep, 0 to start anew.
         """
@@ -31,14 +38,18 @@ class Log:
         self.csv = csv.writer(self.file)
         if not size:
             self.csv.writerow(("global_step", "metric", "task", "value"))
+            rows = [f"|{name}|{value}|" for name, value in settings.items()]
+            self.writer.add_text("hyperparameters", "\n".join(["|setting|value|", "|-|-|", *rows]))
 
     def add(self, step: int, metric: str, per_task: Iterable[float], overall: float) -> None:
         """Take in a value for each task (NaN: none yet), and one for all."""
         rows = [(task, float(x)) for task, x in zip(self.task_names, per_task) if not math.isnan(x)]
         self.csv.writerows((step, metric, *row) for row in [*rows, ("mean", overall)])
         self.scalars.append(Summary.Value(tag=metric, simple_value=overall))
-        if metric.startswith(("charts/", "eval/")):  # of the rest TensorBoard gets the mean only
-            self.scalars += [Summary.Value(tag=f"{metric}/{task}", simple_value=x) for task, x in rows]
+        group, _, name = metric.partition("/")
+        if group in ("charts", "eval"):  # of the rest TensorBoard gets the mean only
+            tags = (f"{group}_by_task/{name}/{task}" for task, _ in rows)
+            self.scalars += [Summary.Value(tag=tag, simple_value=x) for tag, (_, x) in zip(tags, rows)]
 
     def flush(self, step: int) -> int:
         """Write what was added, and return heartbeat.csv's size in bytes.

@@ -191,7 +191,7 @@ class FastSawyer(copy_module("metaworld.sawyer_xyz_env").SawyerXYZEnv):
         return all(0 < sum(force[contact.efc_address[of_object & pad]].tolist()) for pad in pads)
 
     def render(self) -> np.ndarray:
-        """A picture (240, 240, 3) uint8, in render mode rgb_array; the camera hangs upside down."""
+        """A picture (480, 480, 3) uint8, in render mode rgb_array; the camera hangs upside down."""
         self.put_state()
         mujoco.mj_forward(self.model, self.data)
         viewer = self.mujoco_renderer._get_viewer(self.render_mode)
@@ -227,7 +227,7 @@ def load_benchmark(benchmark: str, reward: str) -> list[FastSawyer]:
     for original in getattr(env_dict, f"{benchmark}_V3").values():
         task_class = getattr(copy_module(original.__module__), original.__name__)
         task_class.__bases__ = (FastSawyer,)
-        drawn = {"width": 240, "height": 240, "camera_name": "corner2"}
+        drawn = {"width": 480, "height": 480, "camera_name": "corner2"}
         firsts.append(task_class(reward_function_version=reward, **drawn))
         quality = firsts[-1].model.vis.quality
         quality.shadowsize, quality.offsamples = 1024, 0  # films without a GPU take a third of the time

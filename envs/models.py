@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from envs.folders import find_run
 from envs.settings import InputError, fail
 
 FORMAT = 4  # of models and checkpoints
+POSTERIOR = ("sigma", "h_sum", "h_count")  # tensors of an agent that its mean weights do not need
 
 
 def save(path: Path, kind: str, content: dict[str, Any]) -> None:
@@ -49,14 +51,21 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
+def mean_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """What `read` gave, without what only drawn weights and further training need."""
+    agent = {name: x for name, x in model["agent"].items() if name not in POSTERIOR}
+    return model | {"agent": agent}
+
+
 @torch.no_grad()
 def load_agent(agent: nn.Module, args: Any, task_names: Sequence[str]) -> None:
     """Copy the saved model --load, of a run's folder or in a file, into an agent.
 
     Every shared tensor is copied, and of the tensors and modules in `agent.per_task`, (task, ...), the rows
-    of the tasks that the model knows by name; the rows of other tasks stay as they are.
+    of the tasks that the model knows by name; the rows of other tasks stay as they are. So does sigma if the
+    model has mean weights only.
     """
-    path = Path(args.load)
+    path = find_run(Path(args.load))
     saved = read(path / "model.pt" if path.is_dir() else path, "model")
     for flag in ("norm_obs", "norm_value", "norm_critic"):
         if (theirs := saved["args"].get(flag, False)) != getattr(args, flag, False):
@@ -65,6 +74,8 @@ def load_agent(agent: nn.Module, args: Any, task_names: Sequence[str]) -> None:
             fail(f"{path} was trained {how} --{name}: add {cure}")
     known = {task: row for row, task in enumerate(saved["task_names"])}
     for name, value in agent.state_dict().items():
+        if name in POSTERIOR and name not in saved["agent"]:
+            continue
         rows = name.partition(".")[0] in agent.per_task
         old = saved["agent"].get(name, torch.empty(0))
         if old.shape[rows:] != value.shape[rows:]:

@@ -5,7 +5,7 @@
     runs/NAME/events.*        the same for TensorBoard
     runs/NAME/checkpoint.pt   what --resume continues from
     runs/NAME/model.pt        the trained agent; its presence says that the run is finished
-    runs/latest               a link to the newest
+    runs/latest               a file with the name of the newest
 
 What is logged and kept is the script's business; here is only how.
 """
@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +36,7 @@ from tqdm import tqdm
 
 from envs import make
 from envs.evaluation import Evaluation, evaluate, spread_seeds
+from envs.folders import point_latest_to
 from envs.log import Log
 from envs.metrics import Episodes, Metrics
 from envs.models import read, save
@@ -58,6 +58,10 @@ def build(function: Callable[..., Any], *args: Any) -> Any:
 
 def make_envs(args: RunArgs, envs_per_task: int) -> gym.vector.VectorEnv:
     """The environments that --env-id and --tasks name, or a complaint about these."""
+    if args.capture_video:
+        from envs.video import draw_without_screen  # needs packages that few runs do
+
+        draw_without_screen()
     return build(make, args.env_id, envs_per_task, args.tasks or None)
 
 
@@ -121,7 +125,7 @@ class Run:
         self.first_iteration = self.iteration + 1
         self.stages: list[gym.Env] = []
         if args.capture_video:
-            from envs.video import open_stages  # needs Pillow, which few runs do
+            from envs.video import open_stages
 
             self.stages = build(open_stages, args.env_id, args.tasks or range(len(self.task_names)))
         self.lock = FileLock(self.folder / "lock")
@@ -211,7 +215,7 @@ class Run:
         """Open the folder's files at `step`: what was logged later is dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._acquire_lock()  # again, if it was there before
-        _link(self.folder.parent / "latest", self.folder.name)
+        point_latest_to(self.folder)
         if not (self.folder / "config.json").exists():
             (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2))
             os.replace(self.folder / "config.tmp", self.folder / "config.json")
@@ -221,7 +225,8 @@ class Run:
             place = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity or None}
             what = {"id": self.folder.name, "config": self.config, "sync_tensorboard": True}
             wandb.init(**place, **what, resume="allow")
-        self.output = Log(self.folder, self.task_names, step, self.checkpoint.get("heartbeat_bytes", 0))
+        size = self.checkpoint.get("heartbeat_bytes", 0)
+        self.output = Log(self.folder, self.task_names, self.config["args"], step, size)
         hidden, total = not sys.stderr.isatty(), self.num_iterations * self.steps
         self.bar = tqdm(total=total, initial=step, unit="step", unit_scale=True, disable=hidden)
         self.global_step = step
@@ -338,12 +343,6 @@ class Run:
         """Evaluate for the last time, save the model, print both and what to do next; returns the folder."""
         played = self.evaluate(self.args.eval_episodes)
         self._save("model", {"agent": self.state["agent"].state_dict()})
-        films = []
-        if self.stages:  # the first episode of every task
-            from envs.video import film
-
-            seeds = spread_seeds(self.args.seed, 1, played.returns.size)[:: self.args.eval_episodes]
-            films = film(self.state["agent"], self.stages, self.task_names, seeds, self.folder / "videos")
         self.close()
         reported = not np.isnan(played.successes).all()  # few environments do
         rows = [*zip(self.task_names, played.returns, played.successes)]
@@ -352,8 +351,13 @@ class Run:
             line = f"{task:>24}  return {x.mean():8.1f} +- {x.std():<7.1f}"
             print(f"{line}  success {np.nanmean(success):4.0%}" if reported else line.rstrip())
         print(f"saved  {self.folder}")
-        for path in films:
-            print(f"film   {path}")
+        if self.stages:  # the first episode of every task
+            from envs.video import film_agent
+
+            seeds = spread_seeds(self.args.seed, 1, played.returns.size)[:: self.args.eval_episodes]
+            folder = self.folder / "videos"
+            for path in film_agent(self.state["agent"], self.stages, self.task_names, seeds, folder):
+                print(f"film   {path}")
         print(f"plots  python report.py {self.folder}\nplay   python enjoy.py {self.folder}")
         return self.folder
 
@@ -371,14 +375,6 @@ def _state(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x
     return x.state_dict() if hasattr(x, "state_dict") else x.get_state()
-
-
-def _link(path: Path, target: str) -> None:
-    """Let a symbolic link point to another target, without a moment in which there is none."""
-    new = path.with_name(f"{path.name}-{target}")
-    with suppress(OSError):  # of a file system that has no such links: nothing but comfort is lost
-        new.symlink_to(target)
-        os.replace(new, path)
 
 
 def _git_commit() -> str | None:

@@ -19,6 +19,7 @@ import probes
 import pytest
 import torch
 from probes import parse
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from envs.settings import ENVIRONMENTS, check_args
 
@@ -248,16 +249,19 @@ def test_tracking_needs_a_key_and_goes_to_the_project_and_entity(capsys, monkeyp
     assert (options["project"], options["entity"], options["id"]) == ("varshare", "team", "mine")
 
 
-def test_the_newest_run_is_linked_and_filmed(capsys):
+def test_the_newest_run_is_named_and_filmed(capsys):
     tasks = ["--tasks", "3", "5", "--capture-video"]
     for name, more in (("first", []), ("second", tasks)):
         probes.main(varshare, *TINY_PPO, "--run-name", name, *more)
-        assert Path("runs/latest").is_symlink() and Path("runs/latest").resolve().name == name
-    names = json.loads(Path("runs/latest/config.json").read_text())["task_names"]
-    films = sorted(Path("runs/latest/videos").iterdir())
-    assert [film.stem for film in films] == sorted([*names, "all-tasks"])
-    assert f"film   {Path('runs/second/videos') / names[0]}.gif" in capsys.readouterr().out
+        assert Path("runs/latest").read_text() == f"{name}\n"
+    names = json.loads(Path("runs/second/config.json").read_text())["task_names"]
+    films = {film.name for film in Path("runs/second/videos").iterdir()}
+    assert films == {f"{name}.{kind}" for name in (*names, "all-tasks") for kind in ("mp4", "gif")}
+    assert f"film   {Path('runs/second/videos') / names[0]}.mp4" in capsys.readouterr().out
     assert not Path("runs/first/videos").exists()
+    found = EventMultiplexer().AddRunsFromDirectory("runs").Reload().Runs()  # as TensorBoard does
+    assert found.keys() == {"first", "second"}  # each once
+    probes.main(varshare, *TINY_PPO, "--run-name", "third", "--load", "runs/latest")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -231,42 +231,76 @@ def test_table(run, capsys):
     assert mean.split()[:4] == ["mean", "over", "tasks", f"{returns.mean():.1f}"]
 
 
-def test_films(run, tmp_path, monkeypatch, capsys):
-    recorded, record = [], video.record
-    monkeypatch.setattr(enjoy, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
-    names, returns, lengths, _, films = play(
-        Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True)
-    )
-    (reels, duration, totals), longest = recorded[0], lengths[:, 0].max()
-    skip = 2  # of 50 steps a second
-    assert np.array_equal(totals, returns[:, 0])  # the first episode of the table
-    assert films == [run / "videos" / f"{name}.gif" for name in (*names, "all-tasks")]
-    assert [len(reel) for reel in reels] == [1 + np.ceil(longest / skip)] * 2
-    for film, length in zip(films, (*lengths[:, 0], longest)):
-        with Image.open(film) as image:
-            assert image.n_frames == 1 + np.ceil(length / skip)  # from the first to the last state
-            assert image.info["duration"] == duration == 40 and film.stat().st_size < 2e6
-            assert image.width == video.WIDTH * (1 + (film.stem == "all-tasks"))
-            first = np.asarray(image.convert("RGB"))
-            image.seek(image.n_frames - 1)
-            assert image.info["duration"] == 1500
-            assert first.std() > 0 and not np.array_equal(first, np.asarray(image.convert("RGB")))
+def test_films_are_of_the_first_episodes_of_the_table(run, tmp_path, capsys):
+    args = Args(run, "sample", episodes=2, tasks=(3, 0), capture_video=True)
+    names, _, lengths, _, films = play(args)
+    assert films == [run / "videos" / f"{name}.mp4" for name in (*names, "all-tasks")]
+    for path, length in zip(films, (*lengths[:, 0], lengths[:, 0].max())):
+        with Image.open(path.with_suffix(".gif")) as image:
+            assert image.n_frames == 1 + np.ceil(length / 2)  # from the first to the last state, 50 a second
+            assert image.width == video.WIDTH and path.stat().st_size < 2e6
     assert capsys.readouterr().err == ""
-
-    monkeypatch.setattr(video, "MAX_FRAMES", 4)  # a long episode shows fewer steps for longer
-    other = Args(run, "sample", episodes=1, tasks=(0,), capture_video=True, video_dir=tmp_path / "a" / "b")
-    films = play(other)[4]
-    (reels, duration, _) = recorded[-1]
-    assert films[0].parent == tmp_path / "a" / "b" and len(films) == 1
-    assert len(reels[0]) <= 5 and duration >= 80
+    other = Args(run / "model.pt", episodes=1, tasks=(0,), capture_video=True, video_dir=tmp_path / "a" / "b")
+    assert play(other)[4] == [tmp_path / "a" / "b" / f"{names[1]}.mp4"]
 
 
 def test_a_film_of_continuous_actions(pendulum, monkeypatch):
     monkeypatch.setattr(video, "FRAMES_PER_SECOND", 1.5)  # of 30 steps, one in 20
     _, _, _, _, films = play(Args(pendulum / "model.pt", episodes=1, capture_video=True))
-    with Image.open(films[0]) as image:
-        assert films == [pendulum / "videos/Pendulum-v1.gif"] and image.n_frames == 11
-        assert image.width == 2 * video.WIDTH
+    assert films == [pendulum / "videos/Pendulum-v1.mp4"]
+    with Image.open(films[0].with_suffix(".gif")) as image:
+        assert image.n_frames == 11
+
+
+def test_an_exported_model_has_the_mean_weights_alone(run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "models/given-away"
+    enjoy.main(Args(run, export=folder))
+    path = folder / "model.pt"
+    assert capsys.readouterr().out == f"saved  {path}, {path.stat().st_size / 1e6:.1f} MB\n"
+    whole, model = read_model(run), read_model(folder)
+    dropped = whole["agent"].keys() - model["agent"].keys()
+    assert dropped == {"sigma", "h_sum", "h_count"} and model["agent"].keys() < whole["agent"].keys()
+    assert path.stat().st_size < 0.5 * (run / "model.pt").stat().st_size
+    assert np.array_equal(play(Args(folder, episodes=2))[1], play(Args(run, episodes=2))[1])
+    for weights in ("sample", "ensemble"):
+        assert "has mean weights only" in refused(capsys, Args(folder, weights))
+    with pytest.raises((SystemExit, ValueError)):
+        enjoy.main(Args(run, export=folder))
+    assert read_model(folder).keys() == model.keys()
+    small = {"env_id": "cartpole10", "num_steps": 32, "total_timesteps": 2560}
+    agent = train(tmp_path, **small, load=str(folder), run_name="loaded")  # continues with the task's own mu
+    start = train(tmp_path, **small, load=str(run), run_name="whole")
+    mu = [read_model(x)["agent"]["mu"] for x in (agent, start, folder)]
+    assert mu[0].isfinite().all() and (mu[0] - mu[2]).norm() < 0.5 * mu[2].norm()
+    assert read_model(agent)["agent"]["sigma"].std() > 0
+
+
+def test_the_newest_run_is_played_by_the_name_of_latest(run, monkeypatch, capsys):
+    latest, folders = run.parent / "latest", []
+    assert latest.read_text() == f"{run.name}\n"
+    expected = play(Args(run, episodes=1))[1]
+    monkeypatch.setattr(video, "film", lambda *args: (folders.append(args[-1]), None))
+    assert np.array_equal(play(Args(latest, episodes=1, capture_video=True))[1], expected)
+    assert folders == [run / "videos"]
+    latest.write_text("gone\n")
+    assert "runs/gone does not exist" in refused(capsys, Args(latest))
+    latest.write_text(f"{run.name}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        ("goals10", 435.9),
+        ("goals-physics10", 386.7),
+        pytest.param("mt10", 3922.3, marks=pytest.mark.slow),
+    ],
+)
+def test_the_saved_models_play_as_their_page_says(name, score):
+    page = (ROOT / "models/README.md").read_text()
+    assert f"| {score} |" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+    returns = play(Args(ROOT / "models" / name))[1]
+    assert returns.shape == (10, 20) and returns.mean() == pytest.approx(score, rel=0.05)
+    assert sum(path.stat().st_size for path in ROOT.glob("models/*/model.pt")) < 3e6
 
 
 class Trap:

@@ -270,15 +270,22 @@ def test_files_of_a_run(either):
     )
 
     events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
-    per_task = {m for m in metrics if m.startswith(("charts/episodic", "eval/"))}
-    assert set(events.Tags()["scalars"]) == metrics | {f"{m}/{name}" for m in per_task for name in names}
-    for metric in metrics:
-        logged = [(int(row[0]), float(row[3])) for row in rows if row[1] == metric and row[2] == "mean"]
-        scalars = [(e.step, e.value) for e in events.Scalars(metric)]
+    tags = {(metric, "mean"): metric for metric in metrics}
+    for metric in (m for m in metrics if m.startswith(("charts/episodic", "eval/"))):
+        group, name = metric.split("/")
+        tags |= {(metric, task): f"{group}_by_task/{name}/{task}" for task in names}
+    assert set(events.Tags()["scalars"]) == set(tags.values())
+    for key, tag in tags.items():
+        logged = [(int(row[0]), float(row[3])) for row in rows if row[1:3] == key]
+        scalars = [(e.step, e.value) for e in events.Scalars(tag)]
         np.testing.assert_allclose(scalars, logged, rtol=1e-6)
 
     config = json.loads((folder / "config.json").read_text())
     small = probes.SMALL_SAC if either is sac else probes.SMALL
+    (text,) = events.Tensors("hyperparameters/text_summary")
+    (table,) = text.tensor_proto.string_val
+    settings = [f"|{name}|{value}|" for name, value in config["args"].items()]
+    assert text.step == 0 and table.decode().splitlines() == ["|setting|value|", "|-|-|", *settings]
     changes = {"run_name": "run", "tasks": [4, 2], "exp_name": probes.stem(either), **size}
     assert config["args"] | {"hidden_sizes": (16,)} == vars(either.Args(**small | changes))
     assert (probes.ROOT / config["script"]).samefile(either.__file__)
