@@ -27,7 +27,7 @@ from envs import make
 from envs.evaluation import play_episodes, spread_seeds
 from envs.folders import find_run
 from envs.models import POSTERIOR, mean_weights, read, save
-from envs.settings import fail
+from envs.settings import exit_on_bad_input, fail
 
 ROOT = Path(__file__).resolve().parent
 ENVS_PER_TASK = 50  # episodes of a task at a time
@@ -207,4 +207,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    args = tyro.cli(Args, description=__doc__)
+    with exit_on_bad_input():
+        main(args)

@@ -29,7 +29,7 @@ from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm, scale_rewards
 from envs.policies import Categorical, Gaussian, action_noise
 from envs.runs import Run, make_envs, set_up_torch
-from envs.settings import RunArgs, check_args, fail, parse_args
+from envs.settings import RunArgs, args_maker, check_args, fail, run_command
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
@@ -65,6 +65,8 @@ class Args(RunArgs):
         """N_m, the samples of each task in a rollout."""
         return self.num_steps * self.envs_per_task
 
+
+make_args = args_maker(Args, "ppo", {})
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # each (step, task, env, ...); obs has a step more; final_obs is the last observation of an episode, else 0
@@ -412,4 +414,4 @@ def train(args: Args) -> Path:
 
 
 if __name__ == "__main__":
-    train(parse_args(Args, "ppo", {}, __doc__))
+    run_command(train, make_args, __doc__)

@@ -24,6 +24,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ class Run:
         """Find the folder and check it, but write nothing yet; `script` is the script's __file__."""
         args.exp_name = args.exp_name or Path(script).stem
         self.args, self.task_names = args, list(envs.task_names)
+        self.handlers: dict[int, Any] = {}  # those of before
         self.evaluating = False
         self.stop: list[int] = []  # signals received: the first saves and leaves, the second ends the process
         self.config = {
@@ -267,8 +269,8 @@ class Run:
         self.global_step = self.saved_step = step
         self.start_clock()
         self.last_time = self.last_save = time.perf_counter()
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._on_signal)
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            self.handlers = {x: signal.signal(x, self._on_signal) for x in (signal.SIGINT, signal.SIGTERM)}
 
     def _on_signal(self, signum: int, _: Any) -> None:
         if self.stop:
@@ -439,13 +441,13 @@ class Run:
         os.replace(unfinished, self.folder / "evaluation.csv")
 
     def close(self) -> None:
-        """Close the files; Ctrl-C is Python's own again."""
+        """Close the files; signals are handled as before."""
         gc.unfreeze()
         self.bar.close()
         self.output.close()
         self.lock.release(force=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
 
 
 def _state(x: Any) -> Any:

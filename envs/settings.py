@@ -4,7 +4,10 @@
 class Args(RunArgs):  # a script's own settings on top
     gamma: UnitFloat = 0.99  # discount
 
-args = parse_args(Args, "ppo", {}, __doc__)
+make_args = args_maker(Args, "ppo", {})  # in Python: train(make_args("cartpole10", seed=2))
+
+if __name__ == "__main__":
+    run_command(train, make_args, __doc__)
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -76,26 +81,64 @@ ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+class InputError(ValueError):
+    """Bad input, with one line on what is wrong; the command line prints it and exits with code 2."""
+
+
 def fail(message: str) -> NoReturn:
-    """Bad input: one line on stderr, exit code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    """Refuse the input: raises `InputError`."""
+    raise InputError(message)
 
 
-def parse_args(args_class: type, algorithm: str, own: dict[str, dict[str, Any]], doc: str | None) -> Any:
-    """Read the command line into `args_class`, over what the environment it names needs.
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """For the command line: an `InputError` becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # which may be ASCII's, where a task has a Greek name
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def args_maker(args_class: type, algorithm: str, own: dict[str, dict[str, Any]]) -> Callable[..., Any]:
+    """The function `make_args` of a script.
 
     Args:
-        args_class: a script's settings, a dataclass that extends `RunArgs`.
+        args_class: the script's settings, a dataclass that extends `RunArgs`.
         algorithm: a key of `ENVIRONMENTS`, "ppo" or "sac".
         own: defaults of the method's own settings, by environment.
-        doc: description of the script, for --help.
     """
+
+    def make_args(env_id: str = args_class.env_id, **settings: Any) -> Any:
+        """The script's `Args` for an environment: the same as the command line's with these flags.
+
+        Args:
+            env_id: as --env-id.
+            settings: fields of `Args`; they win over what the environment needs.
+
+        Raises:
+            TypeError: there is no such setting.
+        """
+        defaults = ENVIRONMENTS[algorithm].get(env_id, {}) | own.get(env_id, {})
+        return args_class(env_id=env_id, **defaults | settings)
+
+    return make_args
+
+
+def parse_args(make_args: Callable[..., Any], doc: str | None) -> Any:
+    """Read the command line, over what the environment it names needs; `doc` is for --help."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--env-id", "--env_id", default=args_class.env_id)
-    env_id = peek.parse_known_args()[0].env_id
-    defaults = ENVIRONMENTS[algorithm].get(env_id, {}) | own.get(env_id, {})
-    return tyro.cli(args_class, default=args_class(env_id=env_id, **defaults), description=doc)
+    peek.add_argument("--env-id", "--env_id", default=make_args().env_id)
+    default = make_args(peek.parse_known_args()[0].env_id)
+    return tyro.cli(type(default), default=default, description=doc)
+
+
+def run_command(train: Callable[[Any], Path], make_args: Callable[..., Any], doc: str | None) -> Path:
+    """What a script does on the command line; bad input is one line on stderr and exit code 2."""
+    with exit_on_bad_input():
+        return train(parse_args(make_args, doc))
 
 
 def check_args(args: RunArgs) -> None:

@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode
 from torch.distributions import Categorical, Independent, Normal
 
 import envs
+from envs.settings import parse_args
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,13 +89,13 @@ def is_sac(script):
 def parse(script, *argv):
     """What `python script.py *argv` reads as its settings."""
     sys.argv = [script.__file__, *argv]
-    own = getattr(script, "ENV_DEFAULTS", {})
-    return script.parse_args(script.Args, stem(script)[-3:], own, script.__doc__)
+    return parse_args(script.make_args, script.__doc__)
 
 
 def main(script, *argv):
     """What `python script.py *argv` does, in this process."""
-    return script.train(parse(script, *argv))
+    sys.argv = [script.__file__, *argv]
+    return script.run_command(script.train, script.make_args, script.__doc__)
 
 
 def flags(settings):

@@ -23,6 +23,7 @@ from torch.distributions import (
 
 from envs import runs
 from envs.replay import ReplayBuffer
+from envs.settings import InputError
 
 sac = probes.load_script("varshare_sac.py")
 make_agent, settings = partial(probes.make_agent, sac), partial(probes.settings, sac)
@@ -265,10 +266,9 @@ def test_targets_follow_the_mean_weights_once_in_every_update(saves):
             assert torch.equal(new["target"], old["target"])
 
 
-def test_a_buffer_that_cannot_fit_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_a_buffer_that_cannot_fit_is_refused():
+    with pytest.raises(InputError, match="GiB"):
         run(total_timesteps=10**13, buffer_size=10**12)
-    assert stop.value.code == 2 and "GiB" in capsys.readouterr().err
 
 
 # Probes, and what it learns

@@ -37,7 +37,7 @@ from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm, scale_rewards
 from envs.policies import Categorical, Gaussian, action_noise
 from envs.runs import Run, make_envs, set_up_torch
-from envs.settings import RunArgs, check_args, fail, parse_args
+from envs.settings import RunArgs, args_maker, check_args, fail, run_command
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
@@ -84,6 +84,7 @@ class Args(RunArgs):
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
 ENV_DEFAULTS = {"lunarlander20-goals": dict(beta=0.0001, sigma_prior=0.01)}
+make_args = args_maker(Args, "ppo", ENV_DEFAULTS)
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # each (step, task, env, ...); obs has a step more; final_obs is the last observation of an episode, else 0
@@ -492,4 +493,4 @@ def train(args: Args) -> Path:
 
 
 if __name__ == "__main__":
-    train(parse_args(Args, "ppo", ENV_DEFAULTS, __doc__))
+    run_command(train, make_args, __doc__)

@@ -36,7 +36,7 @@ from envs.normalisation import RunningNorm
 from envs.policies import Categorical, SquashedGaussian, action_noise
 from envs.replay import ReplayBuffer
 from envs.runs import Run, make_envs, set_up_torch
-from envs.settings import RunArgs, check_args, fail, parse_args
+from envs.settings import RunArgs, args_maker, check_args, fail, run_command
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
@@ -76,6 +76,7 @@ class Args(RunArgs):
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
 LANDER = dict(beta=0.01)
 ENV_DEFAULTS = {"lunarlander20": LANDER, "lunarlander20-continuous": LANDER, "lunarlander20-goals": LANDER}
+make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # (task, sample, ...); noise (2, task, sample, action) is of continuous actions at next_obs and at obs
@@ -402,4 +403,4 @@ def train(args: Args) -> Path:
 
 
 if __name__ == "__main__":
-    train(parse_args(Args, "sac", ENV_DEFAULTS, __doc__))
+    run_command(train, make_args, __doc__)
