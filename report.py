@@ -5,10 +5,12 @@
     python report.py results/suites/NAME          table and figures of a suite, from its committed CSVs
 
 Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png. What it has not
-logged is left out, and a run that is not finished is drawn as far as it went. Of several runs on the same
-tasks also their evaluations on the way (--eval-interval) in one figure, compared.png beside the plots of the
-first. Of a suite: table.md, curves.png, tasks.png, sharing.png and variants.png. Intervals and verdicts are
-those of bench/statistics.py. A method is what --exp-name says, by default the script's name.
+logged is left out, and a run that is not finished is drawn as far as it went.
+
+Several runs on the same tasks are compared too, grouped by script and settings, over seeds: a table, and
+compared.png beside the plots of the first, of evaluations on the way (--eval-interval) or without these of
+training. Of a suite: table.md, curves.png, tasks.png, sharing.png and variants.png. Intervals and verdicts
+are those of bench/statistics.py. A suite's method is what --exp-name says.
 """
 
 import math
@@ -21,7 +23,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.collect import EVALUATION, SHARING, Run, read_run
+from bench.collect import SHARING, Run, read_run
+from bench.compare import write_comparison
 from bench.figures import BLUE, CYCLE, GREEN, MAX_CURVES, ORANGE, SKY, STYLE, heat, label_steps, write_suite
 from bench.methods import fail
 
@@ -227,27 +230,6 @@ def plot_run(run: Run) -> list[Path]:
     return paths
 
 
-def plot_together(runs: list[Run]) -> list[Path]:
-    """Evaluations of several runs, mean over tasks, in compared.png beside the plots of the first.
-
-    Nothing of a single run, of runs on different tasks, or if they were not evaluated on the way.
-    """
-    tasks = {(run.config["args"]["env_id"], *run.tasks) for run in runs}
-    evaluated = [run.values(EVALUATION) for run in runs]
-    if len(runs) < 2 or len(tasks) > 1 or min(map(len, evaluated)) < 2:
-        return []
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    ax = figure.subplots()
-    for run, values, color in zip(runs, evaluated, CYCLE * len(runs)):
-        ax.plot(values["mean"], color=color, lw=1.8, marker=".", ms=4, label=run.folder.name)
-    ax.set(title=runs[0].config["args"]["env_id"], ylabel="return of the evaluation, mean over tasks")
-    label_steps(ax)
-    ax.legend(fontsize=8, loc="best")
-    path = runs[0].folder / "plots/compared.png"
-    figure.savefig(path)
-    return [path]
-
-
 def main(folders: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     """Draw the plots of runs, or make the report of a suite.
 
@@ -262,8 +244,10 @@ def main(folders: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     runs = [read_run(folder) for folder in folders]
     with rc_context(STYLE):
         paths = [path for run in runs for path in plot_run(run)]
-        paths += plot_together(runs)
     print(*paths, sep="\n")
+    if len(runs) > 1:
+        print(runs[0].folder / "plots/compared.png")
+        print(write_comparison(runs, runs[0].folder / "plots"))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,27 @@ def plan(suite: SuiteArg) -> None:
     print(f"{suite.name:25} {done:3} of {runs:3} runs done, {steps / 1e6:5.0f} M steps left, {time}")
 
 
+def compare(
+    scripts: tyro.conf.Positional[tuple[str, ...]],
+    env_id: str = "cartpole-goals10",
+    seeds: int = 5,
+    steps: int = 300_000,
+    name: str = "",
+) -> bool:
+    """Run scripts side by side over seeds and compare them: a figure and a table in results/compare/.
+
+    Args:
+        scripts: paths, each with its flags in quotes, e.g. varshare_ppo.py "forks/my_idea.py --beta 0.01"
+        env_id: any environment that a script takes
+        seeds: of each script, 1, 2, ...
+        steps: of a run, all tasks together
+        name: of the folder below results/compare/, by default the environment's
+    """
+    from bench.compare import run_comparison
+
+    return run_comparison(list(scripts), env_id, seeds, steps, name)
+
+
 def job(path: tyro.conf.Positional[Path], number: tyro.conf.Positional[int]) -> bool:
     """The run of a line, from 1, of the file that `runs` wrote for Slurm."""
     line = path.read_text().splitlines()[number - 1]
@@ -75,6 +96,6 @@ def job(path: tyro.conf.Positional[Path], number: tyro.conf.Positional[int]) -> 
 
 if __name__ == "__main__":
     launch.set_up()
-    functions = (search, runs, report, commands, plan, job)
+    functions = (search, runs, report, commands, plan, compare, job)
     result = tyro.extras.subcommand_cli_from_dict({f.__name__: f for f in functions})
     raise SystemExit(result is False)

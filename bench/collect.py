@@ -49,7 +49,7 @@ class Run:
     def finished(self) -> bool:
         """The final evaluation is logged, and the model saved."""
         evaluated = ((self.log["metric"] == EVALUATION) & (self.log["task"] == "mean")).any()
-        return evaluated and (self.folder / "model.pt").exists()
+        return evaluated and (self.folder / "evaluation.csv").exists()
 
     def metrics(self, prefix: str = "") -> list[str]:
         """Names of the metrics that begin so, in the order of the log."""
@@ -62,6 +62,12 @@ class Run:
         return table[[name for name in (*self.tasks, "mean") if name in table]]
 
 
+def read_log(source: Path | io.StringIO) -> pd.DataFrame:
+    """heartbeat.csv; a task may be called NA or 1, which are no missing value and no number."""
+    texts = {"metric": str, "task": str}
+    return pd.read_csv(source, dtype=texts, keep_default_na=False, na_values={"value": ["nan"]})
+
+
 def read_run(folder: Path) -> Run:
     """Read a run's folder."""
     folder = find_run(folder)
@@ -72,7 +78,7 @@ def read_run(folder: Path) -> Run:
     if not text.startswith(f"{HEADER}\n"):
         fail(f"{folder / 'heartbeat.csv'} is not the log of a run: its first line is not {HEADER}")
     whole_lines = text[: text.rindex("\n")]  # the last one may be being written
-    log = pd.read_csv(io.StringIO(whole_lines))
+    log = read_log(io.StringIO(whole_lines))
     run = Run(folder, json.loads((folder / "config.json").read_text()), log)
     if not run.finished:  # nor may the numbers of the last step be complete
         run.log = run.log[run.log["global_step"] < run.log["global_step"].max()]
@@ -171,7 +177,7 @@ def config_of(job: Job) -> dict:
     row |= {"steps": int(flags["total-timesteps"]), "searched_on": "", "command": job.command}
     if not job.finished:
         return row | {"commit": "", "hardware": ""}
-    config = json.loads(Path("runs", job.name, "config.json").read_text())
+    config = json.loads(Path("runs", job.name, "config.json").read_text(encoding="utf-8"))
     return row | {"commit": config["git_commit"], "hardware": config["hardware"]}
 
 

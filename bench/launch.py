@@ -7,6 +7,7 @@ is skipped, an interrupted one continues from its checkpoint.
 
 import multiprocessing
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -49,7 +50,7 @@ class Job(NamedTuple):
     def finished(self) -> bool:
         """Its model is saved, of this command."""
         folder = Path("runs", self.name)
-        saved = (folder / "model.pt").exists() and (folder / "command").exists()
+        saved = (folder / "evaluation.csv").exists() and (folder / "command").exists()
         return saved and (folder / "command").read_text().strip() == self.command
 
 
@@ -57,7 +58,8 @@ def job(name: str, method: str, env: str, steps: int, seed: int, settings: Setti
     """The run of a method, which may be named method@setting, with its fixed flags and these settings."""
     found = methods[method.partition("@")[0]]
     given = {"exp-name": method, "env-id": env, "total-timesteps": str(steps), "seed": str(seed)}
-    return Job(f"{name}__{seed}", found.script, write_flags(given | found.flags | settings))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}__{seed}")  # as scripts want the name of a run
+    return Job(name, found.script, write_flags(given | found.flags | settings))
 
 
 def _main(script: str, argv: list[str], output: str) -> None:
@@ -183,7 +185,7 @@ def submit(name: str, jobs: Iterable[Job], after: list[str]) -> None:
     if left:  # sbatch refuses an empty array
         Path("runs").mkdir(exist_ok=True)
         number, path = tempfile.mkstemp(".tsv", f"{name}-", "runs")  # its own, as jobs read it later
-        with open(number, "w") as file:
+        with open(number, "w", encoding="utf-8") as file:
             file.writelines("\t".join(job) + "\n" for job in left)
         at_a_time = f"%{jobs_at_a_time()}" if os.environ.get("JOBS") else ""
         size = ["--array", f"1-{len(left)}{at_a_time}"]

@@ -68,7 +68,7 @@ def parse_space(text: str) -> dict[str, BaseDistribution]:
 
 def read_methods(path: Path) -> dict[str, Method]:
     """All methods of a file by name, in its order."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     parsed = [{"flags": parse_flags(row["flags"]), "space": parse_space(row["space"])} for row in rows]
     return {row["name"]: Method(**row | more) for row, more in zip(rows, parsed)}

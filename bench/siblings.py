@@ -110,7 +110,7 @@ def differences(script: str) -> dict[str, int]:
 def read_lock() -> dict[str, dict[str, int]]:
     """script -> definition -> lines that differ, as agreed upon."""
     found: dict[str, dict[str, int]] = {}
-    with open(LOCK, newline="") as file:
+    with open(LOCK, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             found.setdefault(row["script"], {})[row["definition"]] = int(row["changed"])
     return found
@@ -155,7 +155,7 @@ def table(folders: tuple[str, ...]) -> str:
 def main() -> None:
     """Write what scripts change of their parents, and the tables of scripts."""
     rows = [(script, *row) for script in compared() for row in differences(script).items()]
-    with open(LOCK, "w", newline="") as file:
+    with open(LOCK, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("script", "definition", "changed"), *rows])
     for name, folders in TABLES.items():
         text = (ROOT / name).read_text()

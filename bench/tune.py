@@ -29,7 +29,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from bench import launch
-from bench.collect import EVALUATION, SUCCESS
+from bench.collect import EVALUATION, SUCCESS, read_log
 from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
 from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
 
@@ -201,7 +201,7 @@ class Search:
 
 def read_scores(job: launch.Job, suite: Suite) -> tuple[float, float]:
     """Of a finished run: the final evaluation, and the mean of all evaluations, both means over tasks."""
-    log = pd.read_csv(Path("runs", job.name, "heartbeat.csv"))
+    log = read_log(Path("runs", job.name, "heartbeat.csv"))
     metric, unit = (SUCCESS, 100) if suite.score == "success" else (EVALUATION, 1)
     values = unit * log[(log.metric == metric) & (log.task == "mean")].value
     if values.empty:

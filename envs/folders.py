@@ -19,5 +19,5 @@ def point_latest_to(folder: Path) -> None:
 def find_run(path: Path) -> Path:
     """The path itself, or the newest run's folder if it is runs/latest."""
     if path.name == "latest" and path.is_file():
-        return path.with_name(path.read_text().strip())
+        return path.with_name(path.read_text(encoding="utf-8").strip())
     return path

@@ -470,6 +470,6 @@ def _git_commit() -> str | None:
 
 
 def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     name = info.partition("model name\t: ")[2].partition("\n")[0] or platform.processor()
     return f"{name}, {os.cpu_count()} cores"

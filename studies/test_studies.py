@@ -87,7 +87,7 @@ def write_run(job, values):
         lines += [f"{step},eval/episodic_return,{task},{value}" for task in ("a", "mean")]
         lines.append(f"{step},charts/SPS,mean,7")
     (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
-    (folder / "model.pt").touch()
+    (folder / "evaluation.csv").touch()
 
 
 def report(runs: pd.DataFrame) -> str:

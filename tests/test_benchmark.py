@@ -188,11 +188,11 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(capsys):
     code, output = finish(benchmark("cartpole10", **TINY))
     assert code == 1
     assert f"failed: {spoilt.name} (exit code 2)" in output
-    assert "checkpoint.pt is not a checkpoint" in output  # the last line of its log
+    assert "checkpoint.pt cannot be read" in output  # the last line of its log
     assert "1/2 finished, 1 failed" in output
     table = Path("results/suites/cartpole10/table.md")
     assert "Missing: 1 run, for example hard-sharing, seed 2" in table.read_text()
-    finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*__*/model.pt")}
+    finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*__*/evaluation.csv")}
     assert len(finished) == 1
 
     (spoilt / "checkpoint.pt").unlink()  # mended: only this one is run again
@@ -246,7 +246,7 @@ def test_an_interrupted_grid_ends_its_runs_and_continues_to_the_same_result(here
         code, output = finish(process)
         while alive(here):
             time.sleep(0.05)
-        assert not (folder / "model.pt").exists() and not (folder / "failed").exists()
+        assert not (folder / "evaluation.csv").exists() and not (folder / "failed").exists()
         assert to_all or (code == 130 and "the same command continues" in output)
     code, output = finish(benchmark("cartpole10", **TINY | changes))
     assert code == 0, output
@@ -317,7 +317,7 @@ def test_slurm_gets_one_array_job_and_a_report_after_it(here):
     task = {"SLURM_ARRAY_TASK_ID": "2", "PATH": path}
     wrapped = array[array.index("--wrap") + 1]
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | task)
-    (model,) = Path("runs").glob("*__*/model.pt")
+    (model,) = Path("runs").glob("*__*/evaluation.csv")
     assert model.parent.name == "cartpole10__hard-sharing__2"
     wrapped = report[report.index("--wrap") + 1]
     subprocess.run(["bash", "-c", wrapped], check=True, env=os.environ | TINY | task)

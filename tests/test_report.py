@@ -32,11 +32,11 @@ def value(metric, step, task):
     return (sum(map(ord, metric)) % 7 + 1) / (1 + step / 100) + task
 
 
-def write_run(folder, num_tasks, finished=True, varshare=True, layers=LAYERS):
+def write_run(folder, num_tasks, finished=True, varshare=True, layers=LAYERS, seed=7):
     """The folder of a run, in the format of envs.runs; the first task has no episode at the first step."""
     folder.mkdir()
     names = [f"task-{i}" for i in range(num_tasks)]
-    config = {"script": "a.py", "args": {"env_id": "some-env", "seed": 7, "total_timesteps": 1000}}
+    config = {"script": "a.py", "args": {"env_id": "some-env", "seed": seed, "total_timesteps": 1000}}
     (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
@@ -67,7 +67,7 @@ def write_run(folder, num_tasks, finished=True, varshare=True, layers=LAYERS):
             for metric in evaluations:
                 write(step, metric)
         if finished:
-            (folder / "model.pt").touch()
+            (folder / "evaluation.csv").touch()
     return folder
 
 
@@ -78,14 +78,16 @@ def lines(ax):
 
 def test_writes_what_the_run_has_logged(tmp_path, capsys):
     """Two runs in one call: with everything, and of a method without residuals."""
-    folders = (write_run(tmp_path / "full", 3), write_run(tmp_path / "bare", 3, varshare=False))
+    folders = (write_run(tmp_path / "full", 3), write_run(tmp_path / "bare", 3, varshare=False, seed=8))
     point_latest_to(folders[1])
     report.main((folders[0], tmp_path / "latest"))
     names = ("returns", "success", "norms", "sigma", "sharing_ratio", "losses")
     full = [folders[0] / f"plots/{name}.png" for name in names]
     bare = [folders[1] / f"plots/{name}.png" for name in ("returns", "losses")]
     together = [folders[0] / "plots/compared.png"]
-    assert capsys.readouterr().out.splitlines() == [str(path) for path in full + bare + together]
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[: len(full + bare + together)] == [str(x) for x in full + bare + together]
+    assert printed.endswith((folders[0] / "plots/compared.md").read_text(encoding="utf-8") + "\n")
     assert sorted((folders[1] / "plots").iterdir()) == sorted(bare)
     for path in full + bare + together:
         with Image.open(path) as image:

@@ -85,6 +85,7 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
         agent["theta"] -= common
         agent["sigma"] = torch.ones(3, 5)
     torch.save({"kind": "model", "agent": agent}, folder / "model.pt")
+    (folder / "evaluation.csv").touch()
 
 
 def write_runs(
@@ -145,7 +146,7 @@ def test_a_suite_and_the_same_again_from_its_csvs(capsys):
             image.load()
 
     contents = {path.name: path.read_bytes() for path in out.iterdir()}
-    for path in (*out.glob("*.png"), out / "table.md", *Path("runs").glob("*/model.pt")):
+    for path in (*out.glob("*.png"), out / "table.md", *Path("runs").glob("*/evaluation.csv")):
         path.unlink()
     report.main((out,))
     assert capsys.readouterr().out == text + "\n"
@@ -233,7 +234,7 @@ def test_what_is_collected():
 def test_partial_results_are_reported_with_what_is_missing(capsys):
     suite = write_runs("suite", {"varshare": 100, "pcgrad": 90}, seeds=2)
     for name in ("varshare__1", "pcgrad__1"):
-        Path("runs", f"suite__{name}", "model.pt").unlink()
+        Path("runs", f"suite__{name}", "evaluation.csv").unlink()
     Path("runs/suite__pcgrad__2/command").write_text("of other settings\n")
     suite.collect()
     text = write_suite(suite.folder)
@@ -243,7 +244,7 @@ def test_partial_results_are_reported_with_what_is_missing(capsys):
     table = cells_of(text)
     assert list(table) == ["VarShare"] and table["VarShare"]["runs"] == "1"
     assert table["VarShare"]["mean"].endswith(" [-, -]")
-    Path("runs/suite__varshare__2/model.pt").unlink()
+    Path("runs/suite__varshare__2/evaluation.csv").unlink()
     other = Suite("suite", "cartpole10", methods=("varshare", "cagrad"))
     for bad, message in ((suite, "no run of suite has finished"), (other, "no settings of cagrad")):
         with pytest.raises(SystemExit) as stop:

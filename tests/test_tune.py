@@ -55,7 +55,7 @@ def runs(monkeypatch):
         lines += [f"{steps},eval/success_rate,mean,{1 - final / 200}"]  # the reverse of the return's order
         (folder / "heartbeat.csv").write_text("\n".join(lines) + "\n")
         (folder / "command").write_text(job.command)
-        (folder / "model.pt").touch()
+        (folder / "evaluation.csv").touch()
         return 0
 
     monkeypatch.setattr(launch, "run", run)
@@ -219,7 +219,7 @@ def test_runs_that_another_process_has_begun_are_waited_for(monkeypatch):
         if job.name == "a" and calls.count("a") < 3:
             return launch.BUSY
         (Path("runs") / job.name).mkdir(parents=True)
-        for name, text in (("model.pt", ""), ("command", job.command)):
+        for name, text in (("evaluation.csv", ""), ("command", job.command)):
             (Path("runs") / job.name / name).write_text(text)
         return 0
 

@@ -130,7 +130,7 @@ def test_no_verdict_where_task_blind_does_as_well():
     for name, blind in (("even", 100), ("uneven", 60)):
         write_suite(name, {"task-blind": blind, "varshare": 100, "l2soft": 99, "pcgrad": 50})
     text = report()
-    assert Path("results/studies/claims/table.md").read_text() == text
+    assert Path("results/studies/claims/table.md").read_text(encoding="utf-8") == text
     for claim in ("C1 VarShare and L2Soft beat the other baselines", "C2 VarShare and L2Soft are the same"):
         assert f"| {claim} | even | **this suite cannot tell** |" in text
         assert f"| {claim} | uneven | **supported** |" in text

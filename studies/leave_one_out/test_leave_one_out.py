@@ -120,7 +120,7 @@ def test_from_search_to_report(monkeypatch):
     assert dict(zip(best.regime, best.rate)) == suite.rates()
     loo.collect_runs(suite, (1,))
     text = loo_report.report(suite.name)
-    assert Path(loo.FOLDER, suite.name, "table.md").read_text() == text
+    assert Path(loo.FOLDER, suite.name, "table.md").read_text(encoding="utf-8") == text
     runs, configs = read(loo.FOLDER / suite.name)
     assert list(configs.setting) == ["scratch-4", "residual-4"]
     before = runs[runs.step == 0].groupby("metric").setting.apply(list)

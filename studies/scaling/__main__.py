@@ -94,7 +94,7 @@ def run(out: Path) -> None:
                     words = done.stdout.split()
                     rows.append((method, width, tasks, words[0], *(f"{float(x):.3g}" for x in words[1:])))
                 print(*rows[-1], flush=True)
-    with open(out / "scaling.csv", "w", newline="") as file:
+    with open(out / "scaling.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
 
 

@@ -34,7 +34,7 @@ def test_serial_compares_one_environment_with_eight():
 
 def test_the_spread_of_embeddings_is_over_that_of_their_draws():
     config = {"args": {"embedding_std": 0.5}, "task_names": ["a", "b"]}
-    Path("config.json").write_text(json.dumps(config))
+    Path("config.json").write_text(json.dumps(config), encoding="utf-8")
     torch.save({"agent": {"embedding": 2 * torch.tensor([[1.0, -1], [-1, 1]]) / 2**0.5 + 3}}, "model.pt")
     log = pd.DataFrame([(9, "eval/episodic_return", "mean", 1.0)])
     run = Run(Path(), config, log.set_axis(["global_step", "metric", "task", "value"], axis=1))
