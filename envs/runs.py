@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ from envs.settings import RunArgs, fail
 ROOT = Path(__file__).resolve().parents[1]
 MAY_DIFFER = "run_name resume checkpoint_interval track capture_video wandb_project_name wandb_entity".split()
 KEPT = ("iteration", "seconds", "envs", "generators", "heartbeat_bytes")  # in a checkpoint of any script
+SHOWN = 10  # names of tasks in the header
 LOGS = 50  # of a run, at most; every third is printed
 CHARTS = ("episodic_return", "episodic_length", "success_rate")  # as `Episodes` and `Evaluation` order them
 
@@ -115,7 +117,7 @@ class Run:
         args.exp_name = args.exp_name or Path(script).stem
         self.args, self.task_names = args, list(envs.task_names)
         self.handlers: dict[int, Any] = {}  # those of before
-        self.evaluating = False
+        self.evaluating, self.last = False, True  # if only the final evaluation is left
         self.stop: list[int] = []  # signals received: the first saves and leaves, the second ends the process
         self.config = {
             "script": Path(os.path.relpath(script, ROOT)).as_posix(),
@@ -222,9 +224,27 @@ class Run:
         if self.resumes:
             set_generators_state(self.checkpoint.pop("generators"))
         self._open(self.iteration * steps)
+        self._print_header()
         if self.iteration < num_iterations:  # else only the final evaluation is left
             self._begin_iteration()
         return obs
+
+    def _print_header(self) -> None:
+        """Say what runs, where, and from which step."""
+        names, total = self.task_names, self.num_iterations * self.steps
+        shown = " ".join(names[:SHOWN]) + f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
+        agent, own = self.state["agent"], 0
+        for name, x in agent.named_parameters():
+            own += x.numel() * (name.partition(".")[0] in agent.per_task)
+        shared = sum(x.numel() for x in agent.parameters()) - own
+        device = "GPU" if self.args.cuda else f"CPU, {self.args.num_threads} thread(s)"
+        print(f"{self.args.env_id}, {len(names)} task(s): {shown}")
+        print(
+            f"{self.config['script']} on {device}: parameters {shared:,} shared, {own // len(names):,} per task"
+        )
+        print(f"{total:,} steps -> {self.folder}; Ctrl-C saves, the same command with --resume continues")
+        if self.resumes:
+            print(f"continuing at step {self.global_step:,} of {total:,}")
 
     def _restore(self, name: str, x: Any) -> Any:
         """Bring back what the checkpoint holds by this name; of environments the observations."""
@@ -313,8 +333,19 @@ class Run:
     def _leave(self) -> NoReturn:
         """End the process that was told to stop."""
         self.close()
-        print(f"stopped at step {self.saved_step}: continue with --resume --run-name {self.folder.name}")
+        print(f"stopped at step {self.saved_step}: continue with {self._command()}")
         sys.exit(128 + self.stop[0])
+
+    def _command(self) -> str:
+        """What continues the run: the command that started it, or what is to be set if that was in Python."""
+        flags = ["--resume", "--run-name", self.folder.name]
+        if Path(sys.argv[0]).name != Path(self.config["script"]).name:
+            return shlex.join(flags)
+        if self.args.run_name:
+            flags = flags[:1]
+        if self.args.resume:
+            flags = flags[1:]
+        return shlex.join(["python", *sys.argv, *flags])
 
     def _save_checkpoint(self, now: float) -> None:
         self.seconds, self.last_time, self.last_save = self._wall_time(), now, now
@@ -373,13 +404,17 @@ class Run:
             elif reported:
                 self.log(f"charts/{name}", new, np.nanmean(latest))
         step, start = self.clock
-        self.log("charts/SPS", (self.global_step - step) / (time.perf_counter() - start))
+        speed = (self.global_step - step) / (time.perf_counter() - start)
+        self.log("charts/SPS", speed)
         self.log("charts/wall_time", self._wall_time())
         self.log("charts/learning_rate", learning_rate)
         if self.show_due:
             returns, _, successes = episodes.latest
             line = f"step {self.global_step:>9,}  return {returns.mean():7.1f}"
             line += f"  success {np.nanmean(successes):4.0%}" if reported else ""
+            if speed:  # 0 in the first iteration
+                left = (self.num_iterations * self.steps - self.global_step) / speed
+                line += f"  {speed:,.0f} steps/s  {tqdm.format_interval(left)} left"
             self.bar.write(f"{line}  tasks {' '.join(f'{x:.0f}' for x in returns)}")
 
     def evaluate(self, episodes: int) -> Evaluation:
@@ -401,6 +436,13 @@ class Run:
         for name, x in zip(CHARTS, played):
             if not np.isnan(x).all():  # few environments report success
                 self.log(f"eval/{name}", x.mean(1), np.nanmean(x))
+        if not self.last:
+            means = played.returns.mean(1)
+            line = (
+                f"step {self.global_step:>9,}  evaluation {means.mean():7.1f} +- {means.std():.1f} over tasks"
+            )
+            reported = not np.isnan(played.successes).all()
+            self.bar.write(f"{line}  success {np.nanmean(played.successes):4.0%}" if reported else line)
         return played
 
     def finish(self) -> Path:
@@ -415,7 +457,8 @@ class Run:
         rows = [*zip(self.task_names, played.returns, played.successes)]
         rows.append(("mean of tasks", played.returns.mean(1), played.successes.mean(1)))
         for task, x, success in rows:
-            line = f"{task:>24}  return {x.mean():8.1f} +- {x.std():<7.1f}"
+            over = "episodes" if task != "mean of tasks" else "tasks"
+            line = f"{task:>24}  return {x.mean():8.1f} +- {x.std():<7.1f} over {over}"
             print(f"{line}  success {np.nanmean(success):4.0%}" if reported else line.rstrip())
         print(f"saved  {self.folder}")
         if self.stages:  # the first episode of every task

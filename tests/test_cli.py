@@ -225,7 +225,7 @@ def test_a_folder_is_one_process_at_a_times_and_a_signal_from_outside_stops_it(c
     process.send_signal(signal.SIGCONT)
     out, err = process.communicate()
     assert (process.returncode, err) == (128 + signal.SIGINT, "")
-    assert re.match("stopped.*--resume --run-name mine$", out.splitlines()[-1])
+    assert re.match("stopped.*python .*varshare_ppo.py .*--run-name mine --resume$", out.splitlines()[-1])
     assert probes.load(Path("runs/mine"), "checkpoint")["iteration"] >= 1
     assert not Path("runs/mine/model.pt").exists()
     with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:  # it is free again
@@ -316,11 +316,15 @@ def test_a_real_command_line():
     (folder,) = Path("runs").glob("cartpole-goals10__*")
     assert re.fullmatch(r"cartpole-goals10__varshare_ppo__1__\d+", folder.name)
     lines = done.stdout.splitlines()
-    assert len(lines) == 4 + 11 + 3 and "\r" not in done.stdout
-    for line, step in zip(lines, ("1,920", "3,840", "5,760", "6,400")):
-        assert re.match(rf"step +{step}  return +(\d+\.\d|nan)  tasks( (\d+|nan)){{10}}$", line)
-    assert re.match(r" +mean of tasks  return +\d+\.\d \+- \d+\.\d$", lines[14])
-    assert lines[15] == f"saved  {folder}"
+    assert len(lines) == 3 + 4 + 11 + 3 and "\r" not in done.stdout
+    assert lines[0].startswith("cartpole-goals10, 10 task(s): goal-1.5 goal-1.2 ")
+    assert re.fullmatch(r"varshare_ppo.py on CPU, .*: parameters ([\d,]+) shared, \1 per task", lines[1])
+    assert lines[2].startswith(f"6,400 steps -> {folder}; ")
+    for line, step in zip(lines[3:], ("1,920", "3,840", "5,760", "6,400")):
+        how_fast = r"[\d,]+ steps/s  \d\d:\d\d left"
+        assert re.match(rf"step +{step}  return +(\d+\.\d|nan)  {how_fast}  tasks( (\d+|nan)){{10}}$", line)
+    assert re.match(r" +mean of tasks  return +\d+\.\d \+- \d+\.\d +over tasks$", lines[17])
+    assert lines[18] == f"saved  {folder}"
 
 
 def test_scripts_are_imported_without_side_effects(tmp_path):

@@ -381,7 +381,7 @@ def test_success_is_printed_and_logged_where_it_is_reported(capsys):
     changes |= {"total_timesteps": 256, "eval_interval": 128, "eval_episodes": 4, "eval_interval_episodes": 1}
     folder = run(varshare, **changes)
     printed = [line for line in capsys.readouterr().out.splitlines() if "+-" in line]
-    assert len(printed) == 3 and all(line.endswith("%") and "  success " in line for line in printed)
+    assert len(printed) == 1 + 3 and all(line.endswith("%") and "  success " in line for line in printed)
     rows = [row for row in probes.read_heartbeat(folder) if row[1] == "eval/success_rate"]
     tasks = (*envs.lunarlander.GOAL_NAMES[3:5], "mean")
     assert [(row[0], row[2]) for row in rows] == [(step, x) for step in ("128", "256") for x in tasks]
