@@ -239,9 +239,8 @@ class Run:
         shared = sum(x.numel() for x in agent.parameters()) - own
         device = "GPU" if self.args.cuda else f"CPU, {self.args.num_threads} thread(s)"
         print(f"{self.args.env_id}, {len(names)} task(s): {shown}")
-        print(
-            f"{self.config['script']} on {device}: parameters {shared:,} shared, {own // len(names):,} per task"
-        )
+        parameters = f"parameters {shared:,} shared, {own // len(names):,} per task"
+        print(f"{self.config['script']} on {device}: {parameters}")
         print(f"{total:,} steps -> {self.folder}; Ctrl-C saves, the same command with --resume continues")
         if self.resumes:
             print(f"continuing at step {self.global_step:,} of {total:,}")
