@@ -5,6 +5,7 @@
 #   bash benchmark.sh                   all suites below: the searches that are not done, the runs, reports, verdicts
 #   bash benchmark.sh plan              what of it is done, and how long the rest takes
 #   bash benchmark.sh SUITE             one suite: search, runs, report -> results/suites/SUITE/
+#   bash benchmark.sh my_tasks:pendulum4   an environment of your own -> results/suites/my_tasks-pendulum4/
 #   bash benchmark.sh portfolio         VarShare's variants on both suites of CartPoles with goals
 #   bash benchmark.sh search SUITE      its search alone, also if settings are committed -> results/search/
 #   bash benchmark.sh commands SUITE    the commands of its runs
@@ -14,7 +15,8 @@
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
 #
 # Environment variables:
-#   METHODS, SEEDS, STEPS, TRIALS   replace a suite's, e.g. METHODS="l2soft varshare" SEEDS=3; see bench/methods.csv
+#   METHODS, SEEDS, STEPS, TRIALS   replace a suite's, e.g. METHODS="l2soft varshare" SEEDS=3; see bench/methods.csv;
+#              the runs of the search are shortened as STEPS shortens the reported ones
 #   FLAGS      further flags of every run, e.g. FLAGS="--cuda"
 #   JOBS       runs at a time, one thread each (default: number of cores; with Slurm: no limit)
 #   OUT        folder of runs/ and results/ (default: the project's)
@@ -44,6 +46,7 @@ suites() { # what to do with each, and which alone: a suite's environment, its r
     on "$@" lunarlander20 --steps 2000000 --seeds 5 --methods $few --settings lunarlander20-goals
     on "$@" mt10 --steps 5000000 --seeds 3 --score success --methods $metaworld --rates 0.0003 0.001 0.003 --trial-steps 1000000
     on "$@" mt10-20M --env-id mt10 --steps 20000000 --seeds 2 --score success --methods varshare-recentred --settings mt10
+    [ -z "$own" ] || on "$@" "$which" --env-id "$own" --steps 1000000 --seeds 10 --methods $few --trials 12 --trial-steps 500000 --best 3
 }
 
 on() { # what, which ("" is all), then a line of the table above
@@ -53,7 +56,7 @@ on() { # what, which ("" is all), then a line of the table above
     [ "$what" != name ] || { echo "$1" && return; }
     [ "${what%% *}" != search ] || set -- "$@" ${STORAGE:+--storage "$STORAGE"}
     # shellcheck disable=SC2086 # METHODS is a list of words
-    python -m bench $what "$@" ${METHODS:+--methods $METHODS} ${SEEDS:+--seeds "$SEEDS"} ${STEPS:+--steps "$STEPS"} \
+    python -m bench $what "$@" ${METHODS:+--methods $METHODS} ${SEEDS:+--seeds "$SEEDS"} ${STEPS:+--length "$STEPS"} \
         ${TRIALS:+--trials "$TRIALS"} ${FLAGS:+--flags="$FLAGS"} || code=$?
     [ $code -le 1 ] || exit $code
     [ $code = 0 ] || failed=1 # a run has: the others go on
@@ -75,6 +78,8 @@ case ${1:-} in
     search | commands | report | plan) what=$1 which=${2:-} ;;
     *) what="" which=${1:-} ;;
 esac
+own="" # an environment that is not in the table: its suite has a name that can be a folder's
+case $which in *:*) own=$which which=${which//[^A-Za-z0-9._-]/-} ;; esac
 names=$(suites name "")
 grep -qx "${which:-.*}" <<<"$names" || { echo "benchmark.sh: unknown suite or study $which: bash benchmark.sh help" >&2 && exit 2; }
 if [ -n "$what" ]; then

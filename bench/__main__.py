@@ -63,7 +63,8 @@ def plan(suite: SuiteArg) -> None:
     searches = len(set(suite.methods) - suite.chosen.keys()) if suite.searched else 0
     steps = (runs - done) * suite.steps + searches * suite.steps_of_search
     hours = steps and steps * suite.seconds_per_step / 3600 / launch.jobs_at_a_time()
-    time = "for an unknown time" if math.isnan(hours) else f"some {hours:.1f} h on the machine of results/"
+    time = f"some {hours:.1f} h" if hours >= 1 else f"some {math.ceil(60 * hours)} min" if hours >= 0 else ""
+    time = f"{time} on the machine of results/" if time else "for a time that is not known before a run"
     print(f"{suite.name:25} {done:3} of {runs:3} runs done, {steps / 1e6:5.0f} M steps left, {time}")
 
 

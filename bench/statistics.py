@@ -149,7 +149,7 @@ def can_tell(runs: Runs, ceiling: float | None) -> tuple[bool, str]:
     if len(runs) < 2:
         return False, "there is nothing to compare"
     if BLIND not in runs:
-        return False, "there is no task-blind control to beat"
+        return False, "without task-blind it cannot be excluded that a network need not be told the task"
     height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
     best = max(others, key=lambda method: others[method].mean())
     interval, p, *_ = against(runs, BLIND)[best]

@@ -1,6 +1,7 @@
 """What a suite is: a row of benchmark.sh, environment, methods, budget and seeds; results/suites/NAME."""
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +35,18 @@ class Suite:
     best: int = 5  # settings that run again, on as many fresh seeds
     rates: tuple[str, ...] = ()  # step sizes, each tried once: all there is of a search, where a run is long
     flags: str = ""  # further ones of every run, e.g. "--cuda"
+    length: int = (
+        0  # steps of a reported run in place of `steps`; the runs of the search change in proportion
+    )
 
     def __post_init__(self) -> None:
         self.env_id = self.env_id or self.name
         self.settings = self.settings or self.name
+        if self.length:
+            self.trial_steps = max(1, self.trial_steps * self.length // self.steps)
+            self.steps = self.length
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name):
+            fail(f"the name of a suite is that of a folder: letters, digits and ._- only, not {self.name!r}")
         if lost := [method for method in self.methods if method not in METHODS]:
             fail(f"unknown method {lost[0]}, choose from {', '.join(METHODS)}")
         if not 1 <= self.best <= len(FRESH_SEEDS):

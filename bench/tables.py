@@ -129,7 +129,9 @@ def provenance(configs: pd.DataFrame) -> str:
 def make_table(x: Result) -> str:
     """The table of a suite: task-blind, then the others, best mean first."""
     returns = scores(x.runs, EVALUATION)
-    compared = against({m: s.means for m, s in x.by_method.items()}, BLIND)
+    control = BLIND if BLIND in x.by_method else best_first(x.by_method)[0]
+    compared = against({m: s.means for m, s in x.by_method.items()}, control)
+    against_what = f"minus {control}", "p (Holm)", f"against {control}"
     timed = all(s.timed for s in x.by_method.values())
     cost = x.runs[x.runs.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
     cost = cost.groupby("method").median()
@@ -146,7 +148,7 @@ def make_table(x: Result) -> str:
             row["success"] = f"{c[SUCCESS]:.0%}"
         if compared:
             cells = compared[method].cells() if method in compared else [""] * 3
-            row |= zip(("minus task-blind", "p (Holm)", "against task-blind"), cells)
+            row |= zip(against_what, cells)
         if timed:
             row["area under evaluations"] = mean_interval(s.area).text()
         if timed and x.target is not None:

@@ -52,6 +52,8 @@ class Search:
     def __init__(self, suite: Suite, method: str, storage: RDBStorage):
         self.suite, self.method = suite, method
         self.name = f"{suite.name}__{method}"
+        if suite.length:  # another search than that of the suite's own length
+            self.name += f"__{suite.trial_steps}"
         self.seeds = SEEDS[:1] if suite.rates else SEEDS
         self.space = METHODS[method].space
         if suite.rates:

@@ -137,10 +137,26 @@ def test_knobs():
     assert {option(command, "--seed") for command in runs} == {"1", "2"}
     for name, value in (("--total-timesteps", "7000"), ("--eval-interval", "700"), ("--gamma", "0.9")):
         assert {option(command, name) for command in runs} == {value}
+    shorter = Suite("cartpole10", steps=1_000_000, trial_steps=500_000, length=100_000)
+    assert (shorter.steps, shorter.trial_steps) == (100_000, 50_000)
     code, output = finish(benchmark("help"))
     assert code == 0 and "METHODS" in output and "set -e" not in output
     code, output = finish(benchmark("plan", "cartpole10"))
     assert code == 0 and output.startswith("cartpole10") and "0 of 100 runs done,   100 M steps" in output
+    code, output = finish(benchmark("plan", "cartpole10", STEPS="7000", SEEDS="1", METHODS="l2soft"))
+    assert code == 0 and "some 1 min" in output  # and never 0
+
+
+def test_an_environment_of_ones_own_is_a_suite():
+    code, output = finish(benchmark("plan", "my_tasks:pendulum4", METHODS="l2soft varshare"))
+    assert code == 0 and output.startswith("my_tasks-pendulum4 ") and "0 of  20 runs done" in output
+    assert "for a time that is not known before a run" in output
+    tiny = {"STEPS": "2560", "SEEDS": "1", "METHODS": "varshare", "FLAGS": SMALL}
+    with open(SETTINGS, "a") as file:
+        file.write("my_tasks-pendulum4,varshare,--learning-rate 0.001\n")
+    (command,) = commands("commands", "my_tasks:pendulum4", **tiny)
+    assert option(command, "--env-id") == "my_tasks:pendulum4"
+    assert option(command, "--run-name") == "my_tasks-pendulum4__varshare__1"
 
 
 @pytest.mark.parametrize(
