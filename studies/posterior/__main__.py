@@ -11,7 +11,7 @@ from matplotlib import rc_context
 
 from bench.figures import STYLE
 from studies import folder_of, run_study
-from studies.posterior.figures import plot_ladder, plot_use
+from studies.posterior.figures import plot_ladder, plot_sigma, plot_use
 from studies.posterior.play import play_all
 from studies.posterior.runs import STUDY, collect_sigma, jobs, rows_of
 from studies.posterior.tables import all_tables
@@ -25,7 +25,8 @@ def report(runs: pd.DataFrame) -> str:
     others, sigma = pd.read_csv(out / "played.csv"), pd.read_csv(out / "sigma.csv")
     with rc_context(STYLE):
         plot_ladder(runs).savefig(out / "ladder.png")
-        plot_use(runs, others, sigma).savefig(out / "posterior.png")
+        plot_sigma(sigma).savefig(out / "sigma.png")
+        plot_use(runs, others).savefig(out / "use.png")
     return all_tables(runs, others, sigma)
 
 
