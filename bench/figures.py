@@ -1,5 +1,6 @@
 """How figures look, the figures of a suite, and its report: table and figures from its CSVs."""
 
+import io
 import math
 import textwrap
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 
 from bench.collect import SHARING
 from bench.methods import METHODS, title_of
@@ -119,6 +121,14 @@ def describe_runs(numbers: Iterable[int]) -> str:
     if low >= FEW:
         return f"{text}, 95 % intervals"
     return f"{text}, thin lines are runs" + f", 95 % intervals from {FEW} runs on" * (high >= FEW)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A PNG of 256 colours, which look the same in a third of the size."""
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer)
+        image = Image.open(buffer).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def draw_curve(
@@ -236,7 +246,7 @@ def plot_tasks(x: Result) -> Figure | None:
             style = {"color": color_of(method), "clip_on": False}  # what is at 0 is seen whole
             ax.plot(values, np.full(len(values), i), "o", ms=3, alpha=0.6, mew=0, **style)
             ax.plot([values.mean()] * 2, [i - 0.35, i + 0.35], lw=2, **style)
-        ax.set_title(textwrap.fill(task, 22), fontsize=7)
+        ax.set_title(task if len(task) < 24 else textwrap.fill(task, 18), fontsize=7)
         ax.grid(visible=False, axis="y")
         if has_label_x(ax):
             ax.set_xlabel("success in %" if x.by_success else "final return")
@@ -329,5 +339,5 @@ def write_suite(folder: Path) -> str:
         figures |= {f"sharing_{method}": figure for method, figure in plot_sharing(x).items()}
         for name, figure in figures.items():
             if figure:
-                figure.savefig(folder / f"{name}.png")
+                save(figure, folder / f"{name}.png")
     return text

@@ -28,6 +28,7 @@ from bench.figures import (
     draw_method,
     label_steps,
     make_panels,
+    save,
     start_figure,
 )
 from bench.methods import METHODS, fail, title_of
@@ -285,10 +286,10 @@ def report(out: Path) -> str:
     same_settings = [x for x in results if identical and x.searched_on == identical[0].searched_on]
     with rc_context(STYLE):
         if figure := plot_residuals(same_settings):
-            figure.savefig(out / "residuals.png")
+            save(figure, out / "residuals.png")
         for x in results:
             if of_family(x.by_method, "varshare", algorithm="sac"):
-                plot_cost(x).savefig(out / f"cost_{x.name}.png")
+                save(plot_cost(x), out / f"cost_{x.name}.png")
     return text
 
 

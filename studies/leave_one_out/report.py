@@ -22,6 +22,7 @@ from bench.figures import (
     draw_curve,
     label_steps,
     make_panels,
+    save,
     start_figure,
 )
 from bench.statistics import BLIND, MARGIN, Comparison, compare, difference, mean_interval, median_interval
@@ -249,5 +250,5 @@ def report(suite: str) -> str:
     text += make_table(x)
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):
-        plot(x).savefig(folder / "loo.png")
+        save(plot(x), folder / "loo.png")
     return text

@@ -71,17 +71,17 @@ def plot_ladder(runs: pd.DataFrame) -> Figure:
         ax.set(title=f"{env}: {what}", ylabel="return, mean over tasks")
         label_steps(ax)
         begin_at(ax, bounds[0])
-    figure.suptitle(describe_runs(numbers))
+    figure.suptitle(f"what a learned sigma changes: {describe_runs(numbers)}")
     add_legend(figure)
     return figure
 
 
-def plot_sigma(sigma: pd.DataFrame) -> Figure:
+def plot_sigma(runs: pd.DataFrame, sigma: pd.DataFrame) -> Figure:
     """Sigma of every layer over training, and the prior's."""
     learned = sigma[sigma.method + "@" + sigma.setting == LEARNED]
-    envs = list(by_env(learned))
+    envs, number = dense(learned), runs[runs.method + "@" + runs.setting == LEARNED].seed.nunique()
     figure = start_figure(
-        "sigma of the live weights: median, and 1 to 99 %, means of runs", 1.0 + 2.3 * len(envs)
+        f"sigma of the live weights, median and 1 to 99 %: means of {number} runs", 1.0 + 2.3 * len(envs)
     )
     axes = figure.subplots(len(envs), 2, squeeze=False, sharex=True, sharey=True)
     for (env, network), ax in zip(((e, n) for e in envs for n in ("actor", "critic")), axes.flat):
@@ -121,8 +121,9 @@ def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
                 if what in curves and run in (POINT, LEARNED, WARM):
                     curve = curves[what].iloc[:-1]  # of the last nothing is kept
                     kept = 100 * (1 - curve.index)
-                    name = what.removeprefix("pruned ").replace("mu", r"$\mu$").replace("sigma", r"$\sigma$")
-                    pruned.plot(kept, curve, style, marker=".", color=color, label=f"{label}, {name}")
+                    pruned.plot(kept, curve, style, marker=".", color=color)
+        pruned.plot([], [], "k-", label=r"pruned by $|\mu|$")
+        pruned.plot([], [], "k--", label=r"pruned by $|\mu|$ / $\sigma$")
         noise.set(title=f"{env}: noise", xlabel="noise in the weights over their size")
         pruned.set(title=f"{env}: pruned", xlabel="% of the actor's residuals that are kept")
         pruned.set_xscale("log")
@@ -131,5 +132,5 @@ def plot_use(runs: pd.DataFrame, others: pd.DataFrame) -> Figure:
         for ax in (noise, pruned):
             ax.set_ylabel("return, mean over tasks")
             begin_at(ax, bounds_of(env)[0])
-    add_legend(figure, columns=3)
+    add_legend(figure)
     return figure

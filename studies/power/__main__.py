@@ -20,6 +20,7 @@ from bench.figures import (
     draw_method,
     label_steps,
     make_panels,
+    save,
     start_figure,
 )
 from bench.launch import Job
@@ -102,7 +103,7 @@ def report(runs: pd.DataFrame) -> str:
         summary.append([env, steps, answer, why])
         tables.append(f"## {env}, {steps} steps: {answer}\n\n{why}\n\n{table(group)}")
     with rc_context(STYLE):
-        plot(runs).savefig(folder_of("power") / "power.png")
+        save(plot(runs), folder_of("power") / "power.png")
     note = "The step size of each method is the best of those tried, on the same seeds. In brackets 95 % "
     note += "intervals, Student's t over runs; differences are paired by seed. "
     note += f"The same: within {MARGIN:.0%} of the best mean.\n"

@@ -17,7 +17,7 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench.figures import STYLE, add_legend, color_of, start_figure
+from bench.figures import STYLE, add_legend, color_of, save, start_figure
 from bench.methods import METHODS, ROOT, title_of
 from bench.tables import markdown
 from studies import folder_of
@@ -111,7 +111,7 @@ def report(out: Path) -> str:
     text = f"# A minibatch of {SAMPLES} samples of each task, one core\n\n{markdown(columns, lines)}"
     (out / "table.md").write_text(text)
     with rc_context(STYLE):
-        plot(data).savefig(out / "scaling.png")
+        save(plot(data), out / "scaling.png")
     return text
 
 

@@ -17,6 +17,7 @@ from bench.figures import (
     describe_runs,
     draw_method,
     label_steps,
+    save,
     start_figure,
 )
 from bench.launch import Job
@@ -83,7 +84,7 @@ def report(runs: pd.DataFrame) -> str:
     title = "## Contextual: spread of the embeddings at the end, 1 is that of the draws they start as"
     columns = ["environment", "environments of each task", "spread"]
     with rc_context(STYLE):
-        plot(runs).savefig(folder_of("serial") / "serial.png")
+        save(plot(runs), folder_of("serial") / "serial.png")
     return "\n".join([*tables, f"{title}\n\n{markdown(columns, spreads)}"])
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.figures import GREY, STYLE, color_of, start_figure
+from bench.figures import GREY, STYLE, color_of, save, start_figure
 from bench.methods import METHODS, parse_flags, title_of
 from bench.tables import markdown
 from studies import folder_of
@@ -144,7 +144,7 @@ def report(search: Path, out: Path) -> str:
             continue
         tables.append(f"## {suite}\n\n{settings_table(rows)}")
         with rc_context(STYLE):
-            plot_settings(of_suite, suite).savefig(out / f"{suite}.png")
+            save(plot_settings(of_suite, suite), out / f"{suite}.png")
     text = "\n".join(tables)
     (out / "table.md").write_text(text)
     return text

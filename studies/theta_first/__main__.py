@@ -18,6 +18,7 @@ from bench.figures import (
     describe_runs,
     draw_method,
     label_steps,
+    save,
     start_figure,
     with_residuals,
 )
@@ -65,7 +66,7 @@ def report(out: Path) -> str:
     rows = []
     for x in (Result(Path("results/suites", name)) for name in GOALS):
         with rc_context(STYLE):
-            plot(x).savefig(out / f"{x.name}.png")
+            save(plot(x), out / f"{x.name}.png")
         for method in with_residuals(x):
             shares = share(x, method)
             cells = [mean_interval(100 * shares.iloc[:, i]).text(2) for i in (0, -1)]
