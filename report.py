@@ -9,8 +9,9 @@ logged is left out, and a run that is not finished is drawn as far as it went.
 
 Several runs on the same tasks are compared too, grouped by script and settings, over seeds: a table, and
 compared.png beside the plots of the first, of evaluations on the way (--eval-interval) or without these of
-training. Of a suite: table.md, curves.png, tasks.png, sharing.png and variants.png. Intervals and verdicts
-are those of bench/statistics.py. A suite's method is what --exp-name says.
+training. Of a suite: table.md, curves.png, tasks.png, variants.png, and sharing_METHOD.png of every method
+with residuals. Intervals and verdicts are those of bench/statistics.py. A suite's method is what --exp-name
+says.
 """
 
 import math
@@ -21,11 +22,29 @@ import pandas as pd
 import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bench.collect import SHARING, Run, read_run
 from bench.compare import write_comparison
-from bench.figures import BLUE, CYCLE, GREEN, MAX_CURVES, ORANGE, SKY, STYLE, heat, label_steps, write_suite
+from bench.figures import (
+    BLUE,
+    CYCLE,
+    GREEN,
+    MAX_CURVES,
+    ORANGE,
+    SKY,
+    STYLE,
+    add_legend,
+    begin_at,
+    bounds_of,
+    heat,
+    label_steps,
+    make_panels,
+    own_share,
+    start_figure,
+    write_suite,
+)
 from bench.methods import fail
 
 NORMS = {  # what single methods log, such as a weight that is on a schedule, is drawn if it is there
@@ -40,24 +59,23 @@ NORMS = {  # what single methods log, such as a weight that is on a schedule, is
 }
 
 
-def start_figure(run: Run, width: float, height: float) -> Figure:
+def start(run: Run, height: float) -> Figure:
     """An empty figure; its title says which run it is of, and how far that went if it is not finished."""
     args, step = run.config["args"], run.log["global_step"].max()
-    title = f"{run.folder.name}:  {run.config['script']} on {args['env_id']}, seed {args['seed']}"
+    title = f"{run.folder.name}\n{run.config['script']} on {args['env_id']}, seed {args['seed']}"
     if not run.finished:
         title += f"  (not finished: {step:,} of {args['total_timesteps']:,} steps)"
-    figure = Figure(figsize=(max(6.0, width), height), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    return figure
+    return start_figure(title, height)
 
 
 def finish_axes(ax: Axes, run: Run, title: str, label_y: str = "") -> None:
     """What all axes over time have: a title, labels, and steps up to the run's total."""
-    ax.set(title=title, xlim=(0, run.config["args"]["total_timesteps"]), ylabel=label_y)
+    ax.set(title=title, ylabel=label_y)
     label_steps(ax)
+    ax.set_xlim(0, run.config["args"]["total_timesteps"])
 
 
-def plot_episodes(run: Run, name: str, label_y: str) -> Figure | None:
+def plot_episodes(run: Run, name: str, label_y: str, bounds: tuple[float, float]) -> Figure | None:
     """charts/NAME and eval/NAME: the mean over tasks, then every task in a panel of its own."""
     training = run.values(f"charts/{name}")
     evaluated = run.values(f"eval/{name}")
@@ -66,45 +84,47 @@ def plot_episodes(run: Run, name: str, label_y: str) -> Figure | None:
     panels = ["mean"]
     if len(run.tasks) > 1:
         panels += [task for task in run.tasks if task in training]
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = start_figure(run, 3.0 * columns, 0.6 + 2.2 * rows)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    figure = start(run, 1.0 + 1.7 * math.ceil(len(panels) / 4))
+    axes = make_panels(figure, len(panels), 4, sharex=True, sharey=True)
     for ax, panel in zip(axes, panels):
-        ax.plot(training["mean"], color="0.75", lw=1)
+        title = panel
+        if panel == "mean":
+            title = "mean over tasks" if len(run.tasks) > 1 else run.tasks[0]
+        else:
+            ax.plot(training["mean"], color="0.75", lw=1, label="mean over tasks")
         ax.plot(training[panel].dropna(), color=BLUE, lw=1.5, label="training, with exploration")
-        title = "mean over tasks" if panel == "mean" else panel
         if len(evaluated):
             ax.plot(evaluated[panel], "D", color="black", ms=4, label="evaluation, deterministic actions")
             title += f": {evaluated[panel].iloc[-1]:.4g}" if run.finished else ""
         finish_axes(ax, run, title)
-    for ax in axes[: len(panels) - columns]:
-        ax.set_xlabel("")
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
-    figure.supylabel(label_y, fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.supylabel(label_y)
+    add_legend(figure)
     low, high = training.stack().quantile(0.02), training.max().max()
     floor = low - 0.25 * (high - low)
     if training.min().min() < floor:  # an early crash shall not flatten all that follows
-        axes[0].set_ylim(bottom=floor)
+        begin_at(axes[0], floor)
+    begin_at(axes[0], bounds[0])
     return figure
 
 
 def plot_returns(run: Run) -> Figure | None:
     """Returns of training and evaluation."""
-    return plot_episodes(run, "episodic_return", "return per episode")
+    bounds = bounds_of(run.config["args"]["env_id"])
+    return plot_episodes(run, "episodic_return", "return per episode", bounds)
 
 
 def plot_success(run: Run) -> Figure | None:
     """Shares of episodes with success, if the environments report it."""
-    return plot_episodes(run, "success_rate", "success rate")
+    return plot_episodes(run, "success_rate", "share of episodes with success", (0.0, 1.0))
 
 
-def draw_tasks(ax: Axes, values: pd.DataFrame) -> None:
-    """The mean of the tasks and each of them; of many tasks their spread and the extreme ones instead."""
+def draw_tasks(ax: Axes, values: pd.DataFrame) -> str:
+    """The mean of the tasks and each of them; of many tasks their spread and the extreme ones instead.
+
+    Returns which ones these are.
+    """
     values = values.ffill()  # a task without an episode since the last log
-    by_task = values.drop(columns="mean")
+    by_task, extremes = values.drop(columns="mean"), ""
     number = by_task.shape[1]
     if 1 < number < MAX_CURVES:
         for color, (name, x) in zip(CYCLE[1:], by_task.items()):
@@ -113,11 +133,11 @@ def draw_tasks(ax: Axes, values: pd.DataFrame) -> None:
         low, high = by_task.quantile(0.1, axis=1), by_task.quantile(0.9, axis=1)
         ax.fill_between(values.index, low, high, color=SKY, alpha=0.35, lw=0, label="80 % of the tasks")
         highest, lowest = by_task.iloc[-1].idxmax(), by_task.iloc[-1].idxmin()
-        ax.plot(by_task[highest], color=ORANGE, lw=1, label=f"{highest}, highest at the end")
-        ax.plot(by_task[lowest], color=GREEN, lw=1, label=f"{lowest}, lowest at the end")
-    ax.plot(values["mean"], color=BLUE, lw=2, label="mean")
-    if number > 1:
-        ax.legend(fontsize=7, loc="best")
+        ax.plot(by_task[highest], color=ORANGE, lw=1, label="highest at the end")
+        ax.plot(by_task[lowest], color=GREEN, lw=1, label="lowest at the end")
+        extremes = f"\nhighest: {highest}\nlowest: {lowest}"
+    ax.plot(values["mean"], color=BLUE, lw=2, label="mean over tasks, or one for all")
+    return extremes
 
 
 def plot_panels(run: Run, titles: dict[str, str]) -> Figure | None:
@@ -125,13 +145,12 @@ def plot_panels(run: Run, titles: dict[str, str]) -> Figure | None:
     metrics = [metric for metric in titles if metric in run.metrics()]
     if not metrics:
         return None
-    columns = min(3, len(metrics))
-    rows = math.ceil(len(metrics) / columns)
-    figure = start_figure(run, 4.3 * columns, 0.6 + 2.9 * rows)
-    for i, metric in enumerate(metrics, 1):
-        ax = figure.add_subplot(rows, columns, i)
-        draw_tasks(ax, run.values(metric))
+    figure = start(run, 1.0 + 2.2 * math.ceil(len(metrics) / 3))
+    for ax, metric in zip(make_panels(figure, len(metrics), 3), metrics):
+        extremes = draw_tasks(ax, run.values(metric))
         finish_axes(ax, run, metric, titles[metric])
+        ax.set_title(metric + extremes, fontsize=7)
+    add_legend(figure)
     return figure
 
 
@@ -149,62 +168,87 @@ def plot_losses(run: Run) -> Figure | None:
     return figure
 
 
-def by_network(run: Run, prefix: str) -> list[list[str]]:
-    """For actor and critic the layers whose metrics begin so; as many as there are colours."""
-    networks: dict[str, list[str]] = {}
+def by_network(run: Run, prefix: str) -> dict[str, dict[str, str]]:
+    """Network -> layer in it -> metric that begins so; as many layers of all as there are colours."""
+    networks: dict[str, dict[str, str]] = {}
     for metric in run.metrics(prefix):
-        layer = metric.removeprefix(prefix)
-        networks.setdefault(layer.partition(".")[0], []).append(layer)
-    chosen = []
-    for layers in networks.values():
-        places = np.linspace(0, len(layers) - 1, MAX_CURVES)
-        chosen.append([layers[i] for i in sorted({round(x) for x in places})])
-    return chosen
+        network, _, layer = metric.removeprefix(prefix).partition(".")
+        networks.setdefault(network, {})[f"layer {layer}" if layer else network] = metric
+    every = list(dict.fromkeys(layer for layers in networks.values() for layer in layers))
+    places = np.linspace(0, len(every) - 1, min(len(every), MAX_CURVES))
+    chosen = {every[round(place)] for place in places}
+    return {net: {x: layers[x] for x in layers if x in chosen} for net, layers in networks.items()}
 
 
-def draw_layers(ax: Axes, run: Run, prefix: str, layers: list[str], label_y: str) -> None:
-    """A metric of layers, mean over tasks."""
-    for color, layer in zip(CYCLE, layers):
-        ax.plot(run.values(prefix + layer)["mean"], color=color, lw=1.5, label=layer)
-    finish_axes(ax, run, layers[0].partition(".")[0], label_y)
-    ax.legend(fontsize=8, loc="best")
+def layer_colors(networks: dict[str, dict[str, str]]) -> dict[str, str]:
+    """A colour for each layer, the same in all networks."""
+    return dict(zip(dict.fromkeys(layer for layers in networks.values() for layer in layers), CYCLE))
+
+
+def draw_prior(ax: Axes, run: Run, layers: dict[str, str], colors: dict[str, str]) -> None:
+    """sigma_prior of these layers over time; nothing where it is not that of single weights."""
+    args, style = run.config["args"], {"ls": ":", "lw": 1.2}
+    learned = {x: run.values(layers[x].replace("sigma_q50", "sigma_prior") + ".weight") for x in layers}
+    scheduled = run.values("varshare/sigma_prior")
+    if any(map(len, learned.values())):
+        for layer, prior in learned.items():
+            ax.plot(prior["mean"], color=colors[layer], label="learned prior, of the weights", **style)
+    elif len(scheduled):
+        ax.plot(scheduled["mean"], color="black", label="prior", **style)
+    elif "sigma_prior" in args and "rank" not in args:  # low rank: sigma is that of factors
+        ax.axhline(args["sigma_prior"], color="black", label="prior", **style)
 
 
 def plot_sigma(run: Run) -> Figure | None:
     """Sigma among the live weights of the layers over time, and the share of those that are dead."""
-    median = "varshare/sigma_q50/"
-    networks = by_network(run, median)
+    networks = by_network(run, "varshare/sigma_q50/")
     if not networks:
         return None
-    figure = start_figure(run, 4.0 * len(networks), 6.4)
-    axes = figure.subplots(2, len(networks), sharey="row", squeeze=False)
-    for above, below, layers in zip(*axes, networks):
-        draw_layers(above, run, median, layers, r"$\sigma$ of live weights: median, 1 to 99 %")
-        for color, layer in zip(CYCLE, layers):
-            low = run.values(f"varshare/sigma_q1/{layer}")["mean"]
-            high = run.values(f"varshare/sigma_q99/{layer}")["mean"]
-            above.fill_between(low.index, low, high, color=color, alpha=0.12, lw=0)
+    colors = layer_colors(networks)
+    figure = start(run, 5.6)
+    axes = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
+    for above, below, (network, layers) in zip(*axes, networks.items()):
+        for layer, metric in layers.items():
+            low, median, high = (run.values(metric.replace("q50", q))["mean"] for q in ("q1", "q50", "q99"))
+            above.plot(median, color=colors[layer], lw=1.5, label=layer)
+            above.fill_between(low.index, low, high, color=colors[layer], alpha=0.12, lw=0)
+            dead = run.values(metric.replace("sigma_q50", "dead"))["mean"]
+            below.plot(dead, color=colors[layer], lw=1.5, label=layer)
+        draw_prior(above, run, layers, colors)
         above.set_yscale("log")
-        draw_layers(below, run, "varshare/dead/", layers, "share of dead weights")
+        finish_axes(above, run, f"{network}: median, and 1 to 99 %")
+        finish_axes(below, run, network)
+    axes[0, 0].set_ylabel(r"$\sigma$ of live weights")
+    axes[1, 0].set_ylabel("share of dead weights")
+    begin_at(axes[1, 0], 0.0)
+    add_legend(figure, columns=6)
     return figure
 
 
 def plot_sharing(run: Run) -> Figure | None:
-    """Sharing ratio of the layers over time, and at the end for every task."""
+    """The residuals' share of the layers' squared norms over time, and at the end for every task.
+
+    One task shares nothing: its residuals are what all have in common.
+    """
     networks, metrics = by_network(run, SHARING), run.metrics(SHARING)
-    if not networks:
+    if not networks or len(run.tasks) < 2:
         return None
-    width = max(4.0 * len(networks), 3.0 + 0.5 * len(run.tasks))
-    height = 1.8 + 0.3 * len(metrics)
-    figure = start_figure(run, width, 3.6 + height)
-    grid = figure.add_gridspec(2, len(networks), height_ratios=[3.0, height])
-    for i, layers in enumerate(networks):
-        ax = figure.add_subplot(grid[0, i])
-        draw_layers(ax, run, SHARING, layers, "sharing ratio (1: fully shared)")
+    colors, height = layer_colors(networks), 1.2 + 0.24 * len(metrics)
+    figure = start(run, 3.6 + height)
+    above, below = figure.subfigures(2, 1, height_ratios=[2.6, height])
+    axes = above.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for ax, (network, layers) in zip(axes, networks.items()):
+        for layer, metric in layers.items():
+            ax.plot(10 ** own_share(run.values(metric)["mean"]), color=colors[layer], lw=1.5, label=layer)
+        ax.set_yscale("log")
+        finish_axes(ax, run, f"{network}: the residuals' share")
+    axes[0].set_ylabel("1 - sharing ratio")
+    add_legend(above)
     last = {metric.removeprefix(SHARING): run.values(metric)[run.tasks].iloc[-1] for metric in metrics}
-    table = pd.DataFrame(last).T  # (layer, task)
-    ax = figure.add_subplot(grid[1, :])
-    heat(ax, table, table.min().min(), 1.0, ".2f")
+    table = own_share(pd.DataFrame(last).T)  # (layer, task)
+    ax = below.subplots()
+    scale = Normalize(table.min().min(), table.max().max())
+    heat(ax, table, scale, "cividis", ".1f", r"$\log_{10}$ of the share")
     ax.set(title="each task at the end", ylabel="layer")
     return figure
 

@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 
 from bench import launch
 from bench.collect import EVALUATION, SECONDS, Run, read_run
-from bench.figures import CYCLE, FEW, STYLE, draw_curve, label_steps
+from bench.figures import (
+    CYCLE,
+    STYLE,
+    add_legend,
+    begin_at,
+    bounds_of,
+    describe_runs,
+    draw_curve,
+    label_steps,
+    save,
+    start_figure,
+)
 from bench.methods import ROOT, fail, parse_flags, write_flags
 from bench.statistics import compare, mean_interval
 from bench.tables import markdown
@@ -88,18 +99,18 @@ def plot(groups: dict[str, list[Run]]) -> Figure:
     """Return over steps of every group: of evaluations on the way, or if there are none of training."""
     evaluated = min(len(run.values(EVALUATION)) for runs in groups.values() for run in runs) > 1
     metric = EVALUATION if evaluated else TRAINING
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    env_id = next(iter(groups.values()))[0].config["args"]["env_id"]
+    bounds = bounds_of(env_id)
+    figure = start_figure(f"{env_id}: {describe_runs(map(len, groups.values()))}", 4.2)
     ax = figure.subplots()
     for color, (label, runs) in zip(CYCLE * len(groups), groups.items()):
         values = pd.DataFrame([run.values(metric)["mean"] for run in runs]).dropna(axis=1)
-        draw_curve(ax, values.columns, values, f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})", color)
+        draw_curve(ax, values.columns, values, label, color, bounds=bounds)
     what = "evaluation" if evaluated else "training, with exploration"
-    few = min(map(len, groups.values())) < FEW
-    env_id = next(iter(groups.values()))[0].config["args"]["env_id"]
-    ax.set(title=f"{env_id}: {'thin lines are runs' if few else '95 % intervals over runs'}")
     ax.set_ylabel(f"return of {what}, mean over tasks")
     label_steps(ax)
-    figure.legend(loc="outside lower center", fontsize=8)
+    begin_at(ax, bounds[0])
+    add_legend(figure, columns=2)
     return figure
 
 
@@ -111,7 +122,7 @@ def write_comparison(runs: list[Run], folder: Path) -> str:
     text = make_table(groups)
     (folder / "compared.md").write_text(text, encoding="utf-8")
     with rc_context(STYLE):
-        plot(groups).savefig(folder / "compared.png")
+        save(plot(groups), folder / "compared.png")
     return text
 
 

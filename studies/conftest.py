@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import probes
 import pytest
 
 from bench.figures import STYLE
@@ -15,10 +16,11 @@ STEPS = 1000
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Results are below an empty folder, and pictures drawn in a fraction of the time."""
+    """Results are below an empty folder, and figures checked, and drawn in a fraction of the time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)  # which `probes.parse` changes
     monkeypatch.setitem(STYLE, "savefig.dpi", 30)
+    probes.check_all_figures(monkeypatch)
     return tmp_path
 
 

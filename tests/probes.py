@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
+from matplotlib.figure import Figure
 from torch.distributions import Categorical, Independent, Normal
 
 import envs
@@ -543,3 +544,36 @@ def run(script, name="run", **changes):
     """A small run on cartpole10; returns its folder."""
     small = SMALL_SAC if is_sac(script) else SMALL
     return script.train(script.Args(**small | {"run_name": name} | changes))
+
+
+def check_figure(figure):
+    """Axes are labelled, those that share one once; legends lie outside the data, words within the page."""
+    title = figure.get_suptitle()
+    assert title
+    figure.draw_without_rendering()
+    legends = [legend for part in (figure, *figure.subfigs) for legend in part.legends]
+    for ax in figure.axes:
+        name = f"{title}: {ax.get_title()}"
+        parents = (figure, ax.get_figure(root=False))
+        labels_y = [x.get_ylabel() for x in ax.get_shared_y_axes().get_siblings(ax)]
+        assert any(labels_y) or any(x.get_supylabel() for x in parents), f"no label of y, {name}"
+        if ax.get_label() != "<colorbar>":
+            labels_x = [x.get_xlabel() for x in ax.get_shared_x_axes().get_siblings(ax)]
+            assert any(labels_x) or any(x.get_supxlabel() for x in parents), f"no label of x, {name}"
+        assert ax.get_legend() is None, f"a legend among the data, {name}"
+        for legend in legends:
+            assert not legend.get_window_extent().overlaps(ax.get_window_extent()), name
+    for words in (*figure.texts, *legends):
+        low, high = words.get_window_extent().intervalx
+        assert 0 <= low and high <= figure.bbox.width, f"wider than the page: {title}"
+
+
+def check_all_figures(monkeypatch):
+    """From now on every figure is checked before it is written."""
+    write = Figure.savefig
+
+    def savefig(figure, *args, **options):
+        check_figure(figure)
+        write(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)

@@ -80,7 +80,7 @@ def test_runs_that_were_not_evaluated_are_compared_by_training_which_is_said():
     text = compare.make_table(compare.group_runs(runs))
     assert "| a | 2 | 9.5 [9.5, 9.5]" in text and "last tenth of training" in text
     (ax,) = compare.plot(compare.group_runs(runs)).axes
-    assert "training" in ax.get_ylabel() and "environment steps" in ax.get_xlabel()
+    assert "training" in ax.get_ylabel() and "steps of all tasks" in ax.get_xlabel()
     np.testing.assert_allclose(ax.lines[0].get_xydata()[-1], (100, 10))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import probes
 import pytest
 import torch
 from PIL import Image
@@ -32,9 +33,10 @@ MU = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Runs and results are below an empty folder, and pictures drawn in a fraction of the time."""
+    """Runs and results are below an empty folder; figures are checked, and drawn in little time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(STYLE, "savefig.dpi", 20)
+    probes.check_all_figures(monkeypatch)
 
 
 def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
@@ -140,7 +142,7 @@ def test_a_suite_and_the_same_again_from_its_csvs(capsys):
     assert text.splitlines()[2].startswith("**This suite can tell methods apart**: the best method, CAGrad,")
     assert "16 runs, one core each (abacus; commit `abc`)" in text and "Missing" not in text
     pictures = sorted(path.name for path in out.glob("*.png"))
-    assert pictures == ["curves.png", "sharing.png", "tasks.png"]
+    assert pictures == ["curves.png", "sharing_l2soft.png", "sharing_varshare.png", "tasks.png"]
     for name in pictures:
         with Image.open(out / name) as image:
             image.load()
@@ -271,13 +273,13 @@ def test_methods_that_were_not_run_again_stay():
 
 
 def lines_of(ax):
-    """Curves of some axes by their label."""
-    return {line.get_label(): line for line in ax.get_lines()}
+    """Curves of some axes by their label; without thin ones of runs, which have none."""
+    return {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
 
 
 def test_no_axes_have_more_than_eight_curves():
     means = dict.fromkeys(PPO, 100.0) | {"l2soft-recentred": 120.0}
-    out = collected("suite", means, seeds=3)
+    out = collected("suite", means, seeds=5)
     runs, drawn = runs_of(out), []
     for ax in figures.plot_curves(Result(out)).axes:
         lines = lines_of(ax)
@@ -294,11 +296,15 @@ def test_no_axes_have_more_than_eight_curves():
     np.testing.assert_allclose(line.get_ydata(), expected)
 
 
-def test_two_runs_are_drawn_and_three_have_an_interval():
-    for seeds in (2, 3):
-        (ax,) = figures.plot_curves(Result(collected(f"suite{seeds}", {"varshare": 100.0}, seeds=seeds))).axes
+def test_four_runs_are_drawn_and_five_have_an_interval():
+    for seeds in (4, 5):
+        x = Result(collected(f"suite{seeds}", {"varshare": 100.0}, seeds=seeds))
+        figure = figures.plot_curves(x)
+        (ax,) = figure.axes
+        title = f"{x.title}: means of {seeds} runs, " + ("thin lines are runs", "95 % intervals")[seeds == 5]
+        assert figure.get_suptitle() == title
         mean, *thin = [line for line in ax.get_lines() if line.get_label() != "what the tasks allow"]
-        assert (len(thin), len(ax.collections)) == ((2, 0) if seeds == 2 else (0, 1))
+        assert (len(thin), len(ax.collections)) == ((4, 0) if seeds == 4 else (0, 1))
         if thin:
             expected = np.mean([line.get_ydata() for line in thin], axis=0)
             np.testing.assert_allclose(mean.get_ydata(), expected)
@@ -314,16 +320,45 @@ def test_variants_have_a_figure_of_their_own():
     assert drawn[1] == [title_of(m) for m in ("varshare", *PORTFOLIO[:-4:-1], *controls)]
 
 
+@pytest.mark.parametrize("success", [False, True])
+def test_intervals_end_at_what_is_possible(success):
+    """Of means near 0 and near the most that is possible, and the axis of values begins at 0."""
+    env_id, most, highest = ("mt10", 100, 195) if success else ("cartpole10", 500, 495)
+    means = {"task-blind": 5, "varshare": highest}
+    out = collected("suite", means, env_id=env_id, seeds=5, spread=15.0, success=success)
+    x = Result(out)
+    intervals = [mean_interval(scores.means) for scores in x.by_method.values()]
+    assert min(i.low for i in intervals) < 0 and max(i.high for i in intervals) > most
+    ends = []
+    for ax in figures.plot_curves(x).axes:
+        assert ax.get_ylim()[0] == 0
+        ends += [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
+    assert min(map(min, ends)) == 0 and max(map(max, ends)) == most
+
+
+def test_returns_that_may_be_negative_have_their_range():
+    means = {"task-blind": -300.0, "varshare": -200.0}
+    x = Result(collected("suite", means, env_id="lunarlander20", seeds=5))
+    assert {ax.get_ylim()[0] < -300 for ax in figures.plot_curves(x).axes} == {True}
+    assert {ax.get_xlim()[0] < -300 for ax in figures.plot_tasks(x).axes} == {True}
+
+
 def test_sharing_of_methods_with_residuals():
+    """White is where unrelated residuals lie, and the scales are common to all methods."""
     x = Result(collected("suite", {"varshare": 100, "l2soft": 90, "pcgrad": 80}, seeds=2, mu_norm=4.0))
-    maps = figures.plot_sharing(x).axes[:4]  # then the colour bars
-    titles = ["VarShare", "L2Soft"]
-    assert [ax.get_title().partition(":")[0] for ax in maps] == [x for x in titles for _ in (1, 2)]
-    for cosines, shares in zip(maps[::2], maps[1::2]):
-        for ax in (cosines, shares):
-            assert [x.get_text() for x in ax.get_xticklabels()] == TASKS
-        matrix = np.ma.filled(cosines.get_images()[0].get_array(), np.nan)
+    drawn, limits = figures.plot_sharing(x), []
+    assert list(drawn) == ["varshare", "l2soft"]
+    for method, figure in drawn.items():
+        assert figure.get_suptitle() == f"{title_of(method)} on {x.title}, mean of 2 runs"
+        cosines, shares = figure.axes[:2]  # then the colour bars
+        assert [text.get_text() for text in shares.get_xticklabels()] == TASKS
+        (image,), (below,) = cosines.get_images(), shares.get_images()
+        matrix = np.ma.filled(image.get_array(), np.nan)
         np.testing.assert_allclose(matrix[0, 1:], [-0.8, -1 / 10**0.5], atol=1e-4)
         assert np.isnan(matrix.diagonal()).all() and matrix[2, 0] == matrix[0, 2]
-        assert [x.get_text() for x in shares.get_yticklabels()] == list(RATIOS)
-        np.testing.assert_allclose(shares.get_images()[0].get_array(), [[-1.0] * 3, [-4.0] * 3], atol=1e-3)
+        assert image.norm(-1 / (len(TASKS) - 1)) == pytest.approx(0.5)
+        assert min(image.cmap(0.5)[:3]) > 0.95
+        assert [text.get_text() for text in shares.get_yticklabels()] == list(RATIOS)
+        np.testing.assert_allclose(below.get_array(), [[-1.0] * 3, [-4.0] * 3], atol=1e-3)
+        limits.append((image.norm.vmin, image.norm.vmax, below.norm.vmin, below.norm.vmax))
+    assert limits[0] == limits[1]

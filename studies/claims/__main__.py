@@ -6,6 +6,7 @@ methods a claim compares is said by their families in methods.csv, not by their 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,20 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from bench.collect import NORMS, SECONDS
-from bench.figures import CYCLE, STYLE, draw_method, label_steps
+from bench.figures import (
+    CYCLE,
+    STYLE,
+    add_legend,
+    begin_at,
+    bounds_of,
+    describe_runs,
+    draw_curve,
+    draw_method,
+    label_steps,
+    make_panels,
+    save,
+    start_figure,
+)
 from bench.methods import METHODS, fail, title_of
 from bench.statistics import MARGIN, Interval, compare, difference, margin, median_interval
 from bench.tables import Result, Scores, markdown
@@ -213,21 +227,25 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
 
 def plot_cost(x: Result) -> Figure:
     """Evaluations of a suite against environment steps and against time."""
-    figure = Figure(figsize=(10.4, 4.0), layout="constrained")
-    figure.suptitle(f"{x.title}: 95 % intervals over runs", fontsize=11)
+    numbers = [len(s.curve) for s in x.by_method.values()]
+    figure = start_figure(f"{x.title}: {describe_runs(numbers)}", 3.8)
     left, right = figure.subplots(1, 2, sharey=True)
+    bounds = bounds_of(x.env, x.by_success)
     for method, s in x.by_method.items():
         seconds = x.logged(method, SECONDS).median()  # of the runs
         steps = s.curve.columns.to_numpy(float)
-        draw_method(left, method, s.curve)
+        draw_method(left, method, s.curve, bounds=bounds)
         if len(seconds) == 1:
-            draw_method(right, method, s.curve, seconds.iloc[0] * steps / steps[-1])
+            seconds = seconds.iloc[0] * steps / steps[-1]
         else:
-            draw_method(right, method, s.curve, np.interp(steps, seconds.index, seconds))
+            seconds = np.interp(steps, seconds.index, seconds)
+        draw_method(right, method, s.curve, seconds, bounds)
     label_steps(left)
-    left.set_ylabel("return of the evaluation, mean over tasks")
-    right.set(xlabel="seconds on one core", xscale="log")
-    left.legend(fontsize=8, loc="best")
+    left.set(title="against steps", ylabel="return of the evaluation, mean over tasks")
+    right.set(title="against time", xlabel="seconds on one core", xscale="log")
+    right.xaxis.set_major_formatter("{x:g}")
+    begin_at(left, bounds[0])
+    add_legend(figure)
     return figure
 
 
@@ -238,17 +256,20 @@ def plot_residuals(results: list[Result]) -> Figure | None:
     ]
     if len(results) < 2 or not methods:
         return None
-    figure = Figure(figsize=(3.2 * len(methods), 3.4), layout="constrained")
-    figure.suptitle("norm of the residuals, mean over tasks and runs", fontsize=11)
-    axes = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    norms = {m: [x.logged(m, NORMS[0]) for x in results] for m in methods}
+    numbers = [len(values) for of_method in norms.values() for values in of_method]
+    title = f"norm of the residuals, mean over tasks: {describe_runs(numbers)}"
+    figure = start_figure(title, 1.0 + 2.3 * math.ceil(len(methods) / 2))
+    axes = make_panels(figure, len(methods), 2, sharex=True, sharey=True)
     for ax, method in zip(axes, methods):
-        for color, x in zip(CYCLE, results):
-            ax.plot(x.logged(method, NORMS[0]).mean(), color=color, label=x.env)
+        for color, x, values in zip(CYCLE, results, norms[method]):
+            draw_curve(ax, values.columns, values, x.env, color, bounds=(0, math.inf))
         ax.set_title(title_of(method))
+    for ax in axes:
         label_steps(ax)
-    axes[0].set_ylim(bottom=0)  # of all: they share the axis
-    axes[0].set_ylabel(r"mean $|\mu_m|$")
-    axes[0].legend(fontsize=8)
+    begin_at(axes[0], 0)
+    figure.supylabel(r"mean $|\mu_m|$")
+    add_legend(figure)
     return figure
 
 
@@ -265,10 +286,10 @@ def report(out: Path) -> str:
     same_settings = [x for x in results if identical and x.searched_on == identical[0].searched_on]
     with rc_context(STYLE):
         if figure := plot_residuals(same_settings):
-            figure.savefig(out / "residuals.png")
+            save(figure, out / "residuals.png")
         for x in results:
             if of_family(x.by_method, "varshare", algorithm="sac"):
-                plot_cost(x).savefig(out / f"cost_{x.name}.png")
+                save(plot_cost(x), out / f"cost_{x.name}.png")
     return text
 
 

@@ -12,7 +12,19 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import EVALUATION, read
-from bench.figures import CYCLE, STYLE, draw_curve, label_steps
+from bench.figures import (
+    STYLE,
+    add_legend,
+    begin_at,
+    bounds_of,
+    color_of,
+    describe_runs,
+    draw_curve,
+    label_steps,
+    make_panels,
+    save,
+    start_figure,
+)
 from bench.statistics import BLIND, MARGIN, Comparison, compare, difference, mean_interval, median_interval
 from bench.tables import markdown, provenance
 from envs import make
@@ -204,28 +216,28 @@ def make_table(x: Adaptations) -> str:
 
 
 def plot(x: Adaptations) -> Figure:
-    """A panel for each held-out task, and their mean: every regime's evaluations, 95 % intervals."""
+    """A panel for each held-out task, and their mean: every regime's evaluations."""
     described = describe(x.name)
     panels = {f"{described[task][0]}\n{described[task][1]}": [task] for task in x.tasks}
     panels = {"mean of the held-out tasks\n": x.tasks, **panels}
-    rows = math.ceil(len(panels) / 3)
-    figure = Figure(figsize=(11.4, 3.1 * rows + 0.7), layout="constrained")
-    figure.suptitle(f"{x.name}: a held-out task, 95 % intervals over runs", fontsize=11)
-    axes = list(figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
+    title = f"{x.name}, a held-out task: {describe_runs(map(len, x.curves.values()))}"
+    figure = start_figure(title, 1.2 + 2.2 * math.ceil(len(panels) / 3))
+    axes = make_panels(figure, len(panels), 3, sharex=True, sharey=True)
+    bounds = bounds_of(x.name)
     for ax, (title, tasks) in zip(axes, panels.items()):
         for r in x.regimes:
+            how = REGIMES[r]
             curve = sum(x.curves[r, task] for task in tasks) / len(tasks)
-            line = ":" if r == SCRATCH else "--" if REGIMES[r].trains == "all" else "-"
-            draw_curve(ax, curve.columns, curve, REGIMES[r].title, CYCLE[[*REGIMES].index(r)], line)
+            line = ":" if r == SCRATCH else "--" if how.trains == "all" else "-"
+            draw_curve(ax, curve.columns, curve, how.title, color_of(how.method), line, bounds)
         goal = np.mean([x.target[task] for task in tasks])
         ax.axhline(goal, color="0.6", lw=1, ls=":", label=f"{SHARE:.0%} of what Scratch ends with")
-        ax.set_title(title, fontsize=9)
-        label_steps(ax)
-        ax.set_xlabel("steps of the held-out task")
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
-    figure.supylabel("return of the evaluation", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        ax.set_title(title, fontsize=8)
+    for ax in axes:
+        label_steps(ax, "steps of the held-out task")
+    begin_at(axes[0], bounds[0])
+    figure.supylabel("return of the evaluation")
+    add_legend(figure)
     return figure
 
 
@@ -238,5 +250,5 @@ def report(suite: str) -> str:
     text += make_table(x)
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):
-        plot(x).savefig(folder / "loo.png")
+        save(plot(x), folder / "loo.png")
     return text

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib import rc_context
 
-from bench.figures import STYLE
+from bench.figures import STYLE, save
 from studies import folder_of, run_study
-from studies.posterior.figures import plot_ladder, plot_use
+from studies.posterior.figures import plot_ladder, plot_sigma, plot_use
 from studies.posterior.play import play_all
 from studies.posterior.runs import STUDY, collect_sigma, jobs, rows_of
 from studies.posterior.tables import all_tables
@@ -24,8 +24,9 @@ def report(runs: pd.DataFrame) -> str:
     play_all(today, out)
     others, sigma = pd.read_csv(out / "played.csv"), pd.read_csv(out / "sigma.csv")
     with rc_context(STYLE):
-        plot_ladder(runs).savefig(out / "ladder.png")
-        plot_use(runs, others, sigma).savefig(out / "posterior.png")
+        save(plot_ladder(runs), out / "ladder.png")
+        save(plot_sigma(runs, sigma), out / "sigma.png")
+        save(plot_use(runs, others), out / "use.png")
     return all_tables(runs, others, sigma)
 
 

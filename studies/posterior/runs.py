@@ -23,6 +23,7 @@ SPARSE = "cartpole-goals10-sparse"
 SAC = "varshare-sac@mean"
 SHOWN = (*USED, "varshare@sample")  # whose training is drawn; of the others its last tenth is kept
 TRAINING = "training"  # mean return of the training episodes that ended in a tenth of the run
+SIGMA_PRIOR = prior(0.001, 0.003)  # of LEARNED
 SIGMAS = "varshare/sigma_q"  # quantiles by layer, of LEARNED and SAC
 
 
@@ -33,7 +34,7 @@ def jobs() -> Iterator[Job]:
     point = {"l2-coef": "0.003"}
     fixed = point | {"sigma": "0.003"}  # the best of the study noise
     as_wide = point | {"sigma": "0.0128"}  # as the median of those learned
-    learned = {"beta": "0.001", "sigma-prior": prior(0.001, 0.003)}
+    learned = {"beta": "0.001", "sigma-prior": SIGMA_PRIOR}
     warm, warm_fixed = {"beta": "0.1", "sigma-prior": prior(0.1, 0.003)}, point | {"sigma": "0.1"}
     act, recentred = {"rollout-weights": "sample"}, {"reptile-alpha": "0.1"}
     entropy = {"ent-coef": "0.01"}

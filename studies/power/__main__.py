@@ -10,7 +10,19 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import SUCCESS
-from bench.figures import STYLE, draw_ceiling, draw_method, label_steps
+from bench.figures import (
+    STYLE,
+    add_legend,
+    begin_at,
+    bounds_of,
+    describe_runs,
+    draw_ceiling,
+    draw_method,
+    label_steps,
+    make_panels,
+    save,
+    start_figure,
+)
 from bench.launch import Job
 from bench.methods import METHODS
 from bench.statistics import BLIND, MARGIN, against, can_tell
@@ -45,21 +57,20 @@ def best_settings(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def plot(runs: pd.DataFrame) -> Figure:
     """Evaluations on the way on every environment, of each method at its best step size."""
     groups = by_env(runs)
-    figure = Figure(figsize=(3.6 * math.ceil(len(groups) / 2), 5.6), layout="constrained")
-    axes = figure.subplots(2, math.ceil(len(groups) / 2), squeeze=False).flat
-    for ax, (env, group) in zip(axes, groups.items()):
-        best = best_settings(group)
-        for method in sorted(best, key=list(METHODS).index):
-            draw_method(ax, method, on_the_way(best[method]))
+    figure = start_figure("each method at its best step size", 1.2 + 2.3 * math.ceil(len(groups) / 3))
+    for ax, (env, group) in zip(make_panels(figure, len(groups), 3), groups.items()):
+        best, bounds = best_settings(group), bounds_of(env)
+        curves = {method: on_the_way(best[method]) for method in sorted(best, key=list(METHODS).index)}
+        for method, curve in curves.items():
+            draw_method(ax, method, curve, bounds=bounds)
         draw_ceiling(ax, ceiling(env))
         able, _ = can_tell({m: by_seed(x) for m, x in best.items()}, ceiling(env))
-        ax.set_title(f"{env}: {'can tell' if able else 'cannot tell'}")
+        says = f"{env}: {'can tell' if able else 'cannot tell'}"
+        ax.set_title(f"{says}\n{describe_runs(map(len, curves.values()))}", fontsize=8)
         label_steps(ax)
-    for ax in figure.axes[len(groups) :]:
-        ax.set_visible(False)
-    figure.supylabel("return of the evaluation, mean over tasks", fontsize=9)
-    lines, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda x: len(x[1]))
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
+        begin_at(ax, bounds[0])
+    figure.supylabel("return of the evaluation, mean over tasks")
+    add_legend(figure, columns=5)
     return figure
 
 
@@ -92,7 +103,7 @@ def report(runs: pd.DataFrame) -> str:
         summary.append([env, steps, answer, why])
         tables.append(f"## {env}, {steps} steps: {answer}\n\n{why}\n\n{table(group)}")
     with rc_context(STYLE):
-        plot(runs).savefig(folder_of("power") / "power.png")
+        save(plot(runs), folder_of("power") / "power.png")
     note = "The step size of each method is the best of those tried, on the same seeds. In brackets 95 % "
     note += "intervals, Student's t over runs; differences are paired by seed. "
     note += f"The same: within {MARGIN:.0%} of the best mean.\n"

@@ -17,7 +17,7 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench.figures import STYLE, color_of
+from bench.figures import STYLE, add_legend, color_of, save, start_figure
 from bench.methods import METHODS, ROOT, title_of
 from bench.tables import markdown
 from studies import folder_of
@@ -111,23 +111,29 @@ def report(out: Path) -> str:
     text = f"# A minibatch of {SAMPLES} samples of each task, one core\n\n{markdown(columns, lines)}"
     (out / "table.md").write_text(text)
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-        axes = figure.subplots(1, 2)
-        names = (("seconds", "seconds of a minibatch"), ("gigabytes", "peak memory, GB"))
-        for ax, (column, label) in zip(axes, names):
-            for (method, tasks), rows in data.groupby(["method", "tasks"], sort=False):
-                fits, style = rows[rows.seconds.notna()], "-" if tasks == TASKS[0] else "--"
-                name = f"{title_of(method)}, {tasks} tasks"
-                ax.plot(fits.width, fits[column], style, marker="o", color=color_of(method), label=name)
-            if column == "gigabytes":
-                lost = data[data.seconds.isna()]
-                ax.plot(lost.width, lost.gigabytes, "x", color="black", label="would be needed, does not fit")
-            ax.set(xscale="log", yscale="log", xlabel="width of the hidden layers", ylabel=label)
-            ax.set_xticks(WIDTHS, WIDTHS)
-            ax.minorticks_off()
-        axes[1].legend(fontsize=8)
-        figure.savefig(out / "scaling.png")
+        save(plot(data), out / "scaling.png")
     return text
+
+
+def plot(data: pd.DataFrame) -> Figure:
+    """Time and memory against the width of the hidden layers, of what fits and what would not."""
+    figure = start_figure("a minibatch on one core, each case measured once", 3.8)
+    names = {"seconds": "seconds of a minibatch", "gigabytes": "peak memory, GB"}
+    for ax, (column, label) in zip(figure.subplots(1, 2), names.items()):
+        for (method, tasks), rows in data.groupby(["method", "tasks"], sort=False):
+            fits, style = rows[rows.seconds.notna()], "-" if tasks == TASKS[0] else "--"
+            name = f"{title_of(method)}, {tasks} tasks"
+            ax.plot(fits.width, fits[column], style, marker="o", ms=4, color=color_of(method), label=name)
+        if column == "gigabytes":
+            lost = data[data.seconds.isna()]
+            ax.plot(lost.width, lost.gigabytes, "x", color="black", label="would be needed, does not fit")
+        ax.set(title=label.partition(",")[0], xlabel="width of the hidden layers", ylabel=label)
+        ax.set(xscale="log", yscale="log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_xticks(WIDTHS, WIDTHS)
+        ax.minorticks_off()
+    add_legend(figure, columns=3)
+    return figure
 
 
 def main(dry_run: bool = False, report_only: bool = False) -> None:

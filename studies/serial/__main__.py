@@ -9,7 +9,17 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import Run, evaluations, read_agent
-from bench.figures import STYLE, draw_method, label_steps
+from bench.figures import (
+    STYLE,
+    add_legend,
+    begin_at,
+    bounds_of,
+    describe_runs,
+    draw_method,
+    label_steps,
+    save,
+    start_figure,
+)
 from bench.launch import Job
 from bench.methods import METHODS, title_of
 from bench.statistics import against, difference, mean_interval
@@ -74,23 +84,30 @@ def report(runs: pd.DataFrame) -> str:
     title = "## Contextual: spread of the embeddings at the end, 1 is that of the draws they start as"
     columns = ["environment", "environments of each task", "spread"]
     with rc_context(STYLE):
-        plot(runs).savefig(folder_of("serial") / "serial.png")
+        save(plot(runs), folder_of("serial") / "serial.png")
     return "\n".join([*tables, f"{title}\n\n{markdown(columns, spreads)}"])
 
 
 def plot(runs: pd.DataFrame) -> Figure:
     """Four panels: one environment of each task and eight, different and identical tasks."""
     groups = by_env(runs)
-    figure = Figure(figsize=(9.6, 6.6), layout="constrained")
+    figure = start_figure("", 1.0 + 2.6 * len(groups))
     panels = figure.subplots(len(groups), 2, sharex=True, sharey="row", squeeze=False)
+    numbers = []
     for row, (env, group) in zip(panels, groups.items()):
+        bounds = bounds_of(env)
         for ax, number in zip(row, NUMBERS):
             for method in in_order(group):
-                draw_method(ax, method, on_the_way(of_settings(group)[method, number]))
+                curve = on_the_way(of_settings(group)[method, number])
+                numbers.append(len(curve))
+                draw_method(ax, method, curve, bounds=bounds)
             ax.set_title(f"{env}, {number} environment{'s' * (number != '1')} of each task")
-            label_steps(ax)
-    figure.supylabel("return of the evaluation, mean over tasks", fontsize=9)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        begin_at(row[0], bounds[0])
+    for ax in panels.flat:
+        label_steps(ax)
+    figure.suptitle(f"one environment of each task or eight: {describe_runs(numbers)}")
+    figure.supylabel("return of the evaluation, mean over tasks")
+    add_legend(figure, columns=5)
     return figure
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.figures import GREY, STYLE, color_of
+from bench.figures import GREY, STYLE, color_of, save, start_figure
 from bench.methods import METHODS, parse_flags, title_of
 from bench.tables import markdown
 from studies import folder_of
@@ -46,7 +46,8 @@ def draw_trials(ax: Axes, trials: pd.DataFrame, name: str, method: str) -> None:
     elif space.log:
         ax.set_xscale("log")
         ax.set_xlim(space.low / 1.2, space.high * 1.2)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        narrow = space.high <= 100 * space.low
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,)))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
 
@@ -64,27 +65,33 @@ def importance(trials: pd.DataFrame, method: str) -> dict[str, float]:
 
 
 def plot_settings(trials: pd.DataFrame, title: str) -> Figure:
-    """Return against every setting, a row for each method; in the titles the setting's importance."""
+    """Return against the two settings of every method that matter most, in turn of their importance."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     methods = [m for m in METHODS if m in set(trials.method)]
-    columns = max(len(METHODS[m].space) for m in methods)
-    figure = Figure(figsize=(2.6 * columns, 1.9 * len(methods) + 0.4), layout="constrained")
-    figure.suptitle(f"{title}: return of the trials against each setting, and its importance", fontsize=11)
-    axes = figure.subplots(len(methods), columns, squeeze=False, sharey="row")
-    for row, method in zip(axes, methods):
-        rows = trials[trials.method == method]
-        shares = importance(rows, method)  # none if no trial is complete
-        for ax, name in zip(row, METHODS[method].space):
-            draw_trials(ax, rows, name, method)
+    rows = math.ceil(len(methods) / 2)
+    what = "return of the trials against the two settings that matter most"
+    figure = start_figure(f"{title}: {what}, and their importance", 0.8 + 1.6 * rows)
+    axes = figure.subplots(rows, 4, squeeze=False).reshape(-1, 2)
+    for pair, method in zip(axes, methods):
+        of_method = trials[trials.method == method]
+        shares = importance(of_method, method)  # none if no trial is complete
+        names = sorted(METHODS[method].space, key=lambda name: -shares.get(name, 0.0))[:2]
+        for ax, name in zip(pair, names):
+            draw_trials(ax, of_method, name, method)
             ax.tick_params(labelsize=7)
-            ax.set_title(f"{shares[name]:.0%}" if shares else "", fontsize=8)
-            ax.set_xlabel(name, fontsize=8)
-        for ax in row[len(METHODS[method].space) :]:
-            ax.set_visible(False)
-        row[0].set_ylabel(f"{title_of(method)}: return", fontsize=8)
+            ax.set_xlabel(f"{name}, {shares[name]:.0%}" if shares else name)
+            ax.set_ylabel("mean return")
+            ax.set_title(title_of(method))
+        if len(names) == 2:
+            pair[1].sharey(pair[0])
+            pair[1].tick_params(labelleft=False)
+            pair[1].set_ylabel("")
+    for ax in figure.axes:
+        if not ax.has_data():
+            ax.remove()
     names = ("three seeds", "dropped after one or two", "crashed")
     marks = [Line2D([], [], marker=mark, ls="", color="black") for mark in STATES.values()]
-    figure.legend(marks, names, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(marks, names, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -137,7 +144,7 @@ def report(search: Path, out: Path) -> str:
             continue
         tables.append(f"## {suite}\n\n{settings_table(rows)}")
         with rc_context(STYLE):
-            plot_settings(of_suite, suite).savefig(out / f"{suite}.png")
+            save(plot_settings(of_suite, suite), out / f"{suite}.png")
     text = "\n".join(tables)
     (out / "table.md").write_text(text)
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,17 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.collect import NORMS
-from bench.figures import STYLE, draw_method, label_steps, with_residuals
+from bench.figures import (
+    STYLE,
+    add_legend,
+    begin_at,
+    describe_runs,
+    draw_method,
+    label_steps,
+    save,
+    start_figure,
+    with_residuals,
+)
 from bench.methods import title_of
 from bench.statistics import mean_interval
 from bench.tables import Result, markdown
@@ -25,21 +36,21 @@ def plot(x: Result) -> Figure:
     """
     moved = set(x.runs.method[x.runs.metric == NORMS[1]])
     methods = [m for m in with_residuals(x) if m in moved]
-    figure = Figure(figsize=(12.4, 3.8), layout="constrained")
-    figure.suptitle(f"{x.title}: mean over tasks", fontsize=11)
-    left, middle, right = figure.subplots(1, 3)
-    for method in methods:
-        mu, theta = (x.logged(method, metric) for metric in NORMS)
-        draw_method(left, method, theta)
-        draw_method(middle, method, mu)
-        draw_method(right, method, share(x, method))
-    left.set_ylabel(r"$|\theta - \theta_0|$")
-    middle.set_ylabel(r"mean $|\mu_m|$, from 0")
-    right.set_ylabel(r"residuals' share, $|\mu|^2 / (|\mu|^2 + |\theta - \theta_0|^2)$")
-    right.set_ylim(bottom=0)
-    for ax in (left, middle, right):
+    moves = {m: [x.logged(m, metric) for metric in reversed(NORMS)] + [share(x, m)] for m in methods}
+    numbers = [len(theta) for theta, *_ in moves.values()]
+    figure = start_figure(f"{x.title}, mean over tasks: {describe_runs(numbers)}", 3.6)
+    titles = {
+        "shared weights": r"$|\theta - \theta_0|$",
+        "residuals": r"mean $|\mu_m|$, from 0",
+        "residuals' share": r"$|\mu|^2 / (|\mu|^2 + |\theta - \theta_0|^2)$",
+    }
+    for i, (ax, title) in enumerate(zip(figure.subplots(1, 3), titles)):
+        for method, values in moves.items():
+            draw_method(ax, method, values[i], bounds=(0, math.inf))
+        ax.set(title=title, ylabel=titles[title])
         label_steps(ax)
-    left.legend(fontsize=8, loc="best")
+        begin_at(ax, 0)
+    add_legend(figure)
     return figure
 
 
@@ -55,7 +66,7 @@ def report(out: Path) -> str:
     rows = []
     for x in (Result(Path("results/suites", name)) for name in GOALS):
         with rc_context(STYLE):
-            plot(x).savefig(out / f"{x.name}.png")
+            save(plot(x), out / f"{x.name}.png")
         for method in with_residuals(x):
             shares = share(x, method)
             cells = [mean_interval(100 * shares.iloc[:, i]).text(2) for i in (0, -1)]
