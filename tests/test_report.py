@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import probes
 import pytest
+from matplotlib import rc_context
 from PIL import Image
 
 import report
@@ -32,11 +34,12 @@ def value(metric, step, task):
     return (sum(map(ord, metric)) % 7 + 1) / (1 + step / 100) + task
 
 
-def write_run(folder, num_tasks, finished=True, varshare=True, layers=LAYERS, seed=7):
+def write_run(folder, num_tasks, finished=True, varshare=True, layers=LAYERS, **args):
     """The folder of a run, in the format of envs.runs; the first task has no episode at the first step."""
     folder.mkdir()
     names = [f"task-{i}" for i in range(num_tasks)]
-    config = {"script": "a.py", "args": {"env_id": "some-env", "seed": seed, "total_timesteps": 1000}}
+    args = {"env_id": "some-env", "seed": 7, "total_timesteps": 1000} | args
+    config = {"script": "a.py", "args": args}
     (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
@@ -98,24 +101,32 @@ def test_writes_what_the_run_has_logged(tmp_path, capsys):
 @pytest.mark.parametrize("num_tasks", [1, 3, 20])
 def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
     run = read_run(write_run(tmp_path / "run", num_tasks))
-    figures = {name: plot(run) for name, plot in report.PLOTS.items()}
-    for figure in figures.values():
-        assert all(len(ax.get_lines()) <= MAX_CURVES for ax in figure.axes)
-        assert figure.get_suptitle() == "run:  a.py on some-env, seed 7"
+    with rc_context(STYLE):
+        figures = {name: plot(run) for name, plot in report.PLOTS.items()}
+        assert figures.pop("sharing_ratio" if num_tasks == 1 else "", None) is None  # nothing is shared
+        for figure in figures.values():
+            probes.check_figure(figure)
+            assert all(len(ax.get_lines()) <= MAX_CURVES for ax in figure.axes)
+            assert figure.get_suptitle() == "run\na.py on some-env, seed 7"
     shown = [[ax for ax in figures[name].axes if ax.get_visible()] for name in ("returns", "norms", "losses")]
     assert [len(axes) for axes in shown] == [1 + num_tasks * (num_tasks > 1), 3, 4]
     for task, ax in zip(("mean", *run.tasks), shown[0]):
         training, evaluated = (run.values(f"{x}/episodic_return")[task] for x in ("charts", "eval"))
-        _, curve, marks = lines(ax)
+        *_, curve, marks = lines(ax)  # before them the mean over tasks
         np.testing.assert_allclose(curve[:, 1], training.dropna())  # the first had no episode at first
         np.testing.assert_allclose(marks, np.column_stack((evaluated.index, evaluated)))
         assert ax.get_title().endswith(f": {evaluated.iloc[-1]:.4g}") and ax.get_xlim() == (0, 1000)
+    if num_tasks == 1:
+        return
     actor, critic, heat_map, _ = figures["sharing_ratio"].axes
     for ax, name in ((actor, "actor.0"), (critic, "critic.0")):
         table = run.values(f"varshare/sharing_ratio/{name}")
-        np.testing.assert_allclose(lines(ax)[0], np.column_stack((STEPS, table["mean"])))
-    expected = [run.values(f"varshare/sharing_ratio/{layer}")[run.tasks].iloc[-1] for layer in LAYERS]
+        np.testing.assert_allclose(lines(ax)[0], np.column_stack((STEPS, 1 - table["mean"])))
+        assert ax.get_yscale() == "log"
+    last = [run.values(f"varshare/sharing_ratio/{layer}")[run.tasks].iloc[-1] for layer in LAYERS]
+    expected = np.log10(1 - np.array(last)).clip(min=-6)  # of the first task nothing is left in places
     np.testing.assert_allclose(heat_map.get_images()[0].get_array(), expected)
+    assert len(heat_map.texts) == (expected.size if num_tasks == 3 else 0)  # of 20 they cannot be read
     assert [label.get_text() for label in heat_map.get_xticklabels()] == run.tasks
     assert [label.get_text() for label in heat_map.get_yticklabels()] == LAYERS
 
@@ -124,9 +135,11 @@ def test_sigma_of_a_deep_networks_layers(tmp_path):
     """As many as there are colours, from the first to the last."""
     layers = [f"{net}.{i}" for net in ("actor", "critic") for i in range(10)]
     run = read_run(write_run(tmp_path / "run", 3, layers=layers))
-    actor, critic, dead, _ = report.plot_sigma(run).axes
-    drawn = [text.get_text() for text in critic.get_legend().get_texts()]
-    assert len(drawn) == MAX_CURVES and {drawn[0], drawn[-1]} == {"critic.0", "critic.9"}
+    figure = report.plot_sigma(run)
+    actor, critic, dead, _ = figure.axes
+    drawn = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(drawn) == MAX_CURVES == len(critic.get_lines())
+    assert (drawn[0], drawn[-1]) == ("layer 0", "layer 9")
     expected = [value("varshare/sigma_q50/actor.0", step, 0) for step in STEPS]
     np.testing.assert_allclose(lines(actor)[0], np.column_stack((STEPS, expected)))
     low, high = (value(f"varshare/sigma_q{q}/actor.0", STEPS[0], 0) for q in (1, 99))
@@ -134,6 +147,23 @@ def test_sigma_of_a_deep_networks_layers(tmp_path):
     at_first = band[band[:, 0] == STEPS[0], 1]
     assert (at_first.min(), at_first.max()) == pytest.approx(sorted((low, high)))
     np.testing.assert_allclose(lines(dead)[0][:, 1], run.values("varshare/dead/actor.0")["mean"])
+
+
+def test_sigma_of_the_prior_is_a_line(tmp_path):
+    """As set; not with low rank, where sigma is that of factors, and not without a prior."""
+    for name, args in (("set", {"sigma_prior": 0.3}), ("low", {"sigma_prior": 0.3, "rank": 2}), ("no", {})):
+        figure = report.plot_sigma(read_run(write_run(tmp_path / name, 2, **args)))
+        for ax in figure.axes[:2]:
+            found = [line.get_ydata() for line in ax.get_lines() if line.get_label() == "prior"]
+            assert np.array_equal(found, [[0.3, 0.3]] if name == "set" else [])
+
+
+@pytest.mark.parametrize(("env_id", "starts_at_0"), [("cartpole10", True), ("lunarlander20", False)])
+def test_returns_begin_at_0_where_none_is_below(tmp_path, env_id, starts_at_0):
+    run = read_run(write_run(tmp_path / "run", 2, env_id=env_id))
+    lows = {ax.get_ylim()[0] == 0 for ax in report.plot_returns(run).axes}
+    assert lows == {starts_at_0}
+    assert {ax.get_ylim()[0] for ax in report.plot_success(run).axes} == {0}
 
 
 @pytest.mark.parametrize("end", [b"\n4", b"\n400,varshare/mu_norm,task-1,"])

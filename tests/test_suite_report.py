@@ -33,7 +33,7 @@ MU = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Runs and results are below an empty folder; figures are checked, and drawn in little time."""
+    """Runs and results are below an empty folder; figures are checked, and drawn at low resolution."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(STYLE, "savefig.dpi", 20)
     probes.check_all_figures(monkeypatch)

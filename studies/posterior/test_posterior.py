@@ -8,9 +8,11 @@ import probes
 import pytest
 import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from matplotlib import rc_context
 
 import envs
 from bench.collect import EVALUATION
+from bench.figures import STYLE
 from enjoy import load_agent
 from studies.posterior import figures, play, runs, tables
 
@@ -184,9 +186,14 @@ def test_tables_say_what_the_runs_do():
     assert found.endswith("| 2.0 [2.0, 2.0] |")  # of two far goals
     assert verdict("cartpole-goals10-sparse", "varshare@sample-warm minus l2soft@entropy") == "better"
     assert "This suite can tell: the best method, varshare@sample-warm" in text
-    *_, pruned = figures.plot_use(rows, played, sigma).axes
-    assert len(pruned.get_lines()) == 6
-    for line in pruned.get_lines():
+    with rc_context(STYLE):
+        use, ladder = figures.plot_use(rows, played), figures.plot_ladder(rows)
+        for figure in (use, ladder, figures.plot_sigma(rows, sigma)):
+            probes.check_figure(figure)
+            assert "means of 10 runs" in figure.get_suptitle()
+    curves = [line for line in use.axes[-1].get_lines() if len(line.get_xdata())]  # without the legend's
+    assert len(curves) == 6
+    for line in curves:
         np.testing.assert_allclose(line.get_xdata(), 100 * (1 - np.array(play.PRUNED[:-1])))
     # of a grid of which only some runs have finished
     some = ["l2soft@mean", "varshare@mean"]

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pandas as pd
+import probes
 import pytest
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
-from bench.methods import METHODS, parse_flags, write_flags
+from bench.methods import METHODS, parse_flags, title_of, write_flags
 from studies.conftest import cells_of
 from studies.settings import __main__ as settings_of
 
@@ -54,18 +55,20 @@ def test_the_setting_that_matters_is_found(method, name, final):
     assert max(shares, key=shares.get) == name and shares[name] > 0.6
 
 
-def test_every_setting_has_a_panel_with_all_trials():
+def test_the_settings_that_matter_have_panels_with_all_trials():
+    """Two of every method."""
     trials = [make_trials(m, by_rate, complete=12, dropped=3, crashed=2) for m in ("contextual", "varshare")]
     trials.append(make_trials("cagrad", by_rate, complete=0, crashed=5))  # of which nothing can be said
-    axes = [ax for ax in settings_of.plot_settings(pd.concat(trials), "suite").axes if ax.get_visible()]
-    names = {method: list(METHODS[method].space) for method in ("varshare", "contextual", "cagrad")}
-    assert [ax.get_xlabel() for ax in axes] == [x for of in names.values() for x in of]
-    assert [ax.get_title() for ax in axes[-3:]] == [""] * 3
-    rows = iter(axes)
-    for method, of_method in zip(names, (trials[1], trials[0], trials[2])):
-        floor = settings_of.floor_of(of_method)
-        for name in names[method]:
-            ax, choices = next(rows), getattr(METHODS[method].space[name], "choices", None)
+    figure = settings_of.plot_settings(pd.concat(trials), "suite")
+    probes.check_figure(figure)
+    axes = iter(figure.axes)
+    for method, of_method in zip(("varshare", "contextual", "cagrad"), (trials[1], trials[0], trials[2])):
+        floor, shares = settings_of.floor_of(of_method), settings_of.importance(of_method, method)
+        most = sorted(METHODS[method].space, key=lambda name: -shares.get(name, 0))[:2]
+        for name in most:
+            ax, choices = next(axes), getattr(METHODS[method].space[name], "choices", None)
+            assert ax.get_title() == title_of(method)
+            assert ax.get_xlabel() == (f"{name}, {shares[name]:.0%}" if shares else name)
             drawn = {line.get_marker(): np.column_stack(line.get_data()) for line in ax.get_lines()}
             for state, mark in settings_of.STATES.items():
                 expected = of_method[of_method.state == state]
@@ -73,6 +76,7 @@ def test_every_setting_has_a_panel_with_all_trials():
                 x = [choices.index(v) if choices else float(v) for v in values]
                 points = np.column_stack((x, expected.final.fillna(floor).clip(lower=floor)))
                 np.testing.assert_allclose(drawn[mark].reshape(-1, 2), points)
+    assert next(axes, None) is None
 
 
 def test_the_report_of_a_search(tmp_path):
