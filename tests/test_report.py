@@ -116,6 +116,8 @@ def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
         np.testing.assert_allclose(curve[:, 1], training.dropna())  # the first had no episode at first
         np.testing.assert_allclose(marks, np.column_stack((evaluated.index, evaluated)))
         assert ax.get_title().endswith(f": {evaluated.iloc[-1]:.4g}") and ax.get_xlim() == (0, 1000)
+    (explained,) = [ax for ax in figures["losses"].axes if "explained_variance" in ax.get_title()]
+    assert explained.get_ylim()[1] == 1.05  # the most that there is
     if num_tasks == 1:
         return
     actor, critic, heat_map, _ = figures["sharing_ratio"].axes
