@@ -148,6 +148,6 @@ def test_bad_input_is_one_line_before_anything_starts(argv, message, capsys):
 
 @pytest.mark.slow
 def test_a_wrong_flag_stops_before_the_runs():
-    code, out, err = bench_compare("varshare_ppo.py --beta -1", "--steps", "20480")
+    code, _, err = bench_compare("varshare_ppo.py --beta -1", "--steps", "20480")
     assert code == 2 and "--beta must be positive" in err and "does not run with these flags" in err
     assert len(list(Path("runs").iterdir())) == 1
