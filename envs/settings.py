@@ -13,14 +13,16 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import torch
 import tyro
@@ -127,12 +129,60 @@ def args_maker(args_class: type, algorithm: str, own: dict[str, dict[str, Any]])
     return make_args
 
 
+def describe_fields(args_class: type) -> dict[str, tuple[str, str]]:
+    """What the source says of each setting: the heading it is under, and the comment behind it.
+
+    A heading is a comment of one word on a line of its own; what is above all of them has none (""). The
+    fields of `RunArgs` are under "run".
+    """
+    found = {}
+    for owner in filter(is_dataclass, reversed(args_class.__mro__)):
+        heading = "run" if owner is RunArgs else ""
+        for line in inspect.getsource(owner).splitlines():
+            if title := re.fullmatch(r"    # (\w+)", line):
+                heading = title[1]
+            if field := re.match(r"    (\w+): [^#]*(?:# (.*))?", line):
+                name, comment = field.groups(default="")
+                found[name] = heading, comment
+    return found
+
+
 def parse_args(make_args: Callable[..., Any], doc: str | None) -> Any:
-    """Read the command line, over what the environment it names needs; `doc` is for --help."""
+    """Read the command line, over what the environment it names needs.
+
+    Args:
+        make_args: the script's.
+        doc: the script's docstring, whose first line --help shows.
+    """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--env-id", "--env_id", default=make_args().env_id)
     default = make_args(peek.parse_known_args()[0].env_id)
-    return tyro.cli(type(default), default=default, description=doc)
+    hints = get_type_hints(type(default), include_extras=True)
+    groups: dict[str, dict[str, Any]] = {"": {}}
+    for name, (heading, comment) in describe_fields(type(default)).items():
+        hint = Annotated[hints[name], tyro.conf.arg(help=comment)]
+        groups.setdefault(heading, {})[name] = hint
+    groups["run"] = groups.pop("run")  # last, as it is of least interest
+
+    # tyro shows the fields of a nested class under a title of their own
+    top = groups.pop("")
+    nested = {title: make_dataclass(title, group.items()) for title, group in groups.items()}
+    outer = make_dataclass("Settings", [*top.items(), *nested.items()])
+    values = {name: getattr(default, name) for name in top}
+    for title, group in groups.items():
+        values[title] = nested[title](**{name: getattr(default, name) for name in group})
+    lines = [
+        (doc or "").partition("\n")[0],
+        "docs/ppo.md and docs/sac.md explain the settings, docs/environments.md the environments.",
+        f"The defaults shown are those for --env-id {default.env_id}.",
+    ]
+    # tyro keeps the ends of indented lines
+    description = "\n".join(textwrap.fill(x, 78, initial_indent="  ", subsequent_indent="  ") for x in lines)
+    read = tyro.cli(tyro.conf.OmitArgPrefixes[outer], default=outer(**values), description=description)
+    settings = {name: getattr(read, name) for name in top}
+    for title in nested:
+        settings |= vars(getattr(read, title))
+    return type(default)(**settings)
 
 
 def run_command(train: Callable[[Any], Path], make_args: Callable[..., Any], doc: str | None) -> Path:

@@ -57,7 +57,7 @@ def test_every_environment_has_its_defaults_and_flags_win(script):
 
 
 def test_every_setting_can_be_given_and_has_a_help_text(script, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "80")
     changes = {
         "tasks": (3, 1),
         "seed": 5,
@@ -71,9 +71,13 @@ def test_every_setting_can_be_given_and_has_a_help_text(script, capsys, monkeypa
     with pytest.raises(SystemExit) as stop:
         parse(script, "--help")
     assert stop.value.code == 0
-    help_text = capsys.readouterr().out.replace("│", " ")  # there is a box where stdout knows the character
-    assert re.findall(r"^\W*([\w ]*options)\W*$", help_text, re.M) == ["options"]  # all in one list
-    options = re.split(r"\n +--", help_text)  # each of one line or more
+    help_text = capsys.readouterr().out
+    assert max(map(len, help_text.splitlines())) == 80
+    help_text = help_text.replace("│", " ")  # there is a box where stdout knows the character
+    headings = re.findall(r"^    # (\w+)$", inspect.getsource(script.Args), re.M)
+    titles = ["options", *(f"{heading} options" for heading in [*headings, "run"])]
+    assert re.findall(r"^\W*([\w ]*options)\W*$", help_text, re.M) == titles
+    options = re.split(r"\n {1,3}--", help_text)  # each of one line or more
     texts = {re.split(r"[ ,\n]", text)[0]: " ".join(text.split()) for text in options}
     source = "".join(map(inspect.getsource, script.Args.__mro__[:2]))
     for name in vars(script.Args()):
