@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
 from envs.folders import find_run
+from envs.generators import generators_of
 from envs.models import POSTERIOR, mean_weights, read, save
 from envs.settings import exit_on_bad_input, fail
 
@@ -168,9 +169,10 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
             run = find_run(args.run)
             folder = args.video_dir or (run if run.is_dir() else run.parent) / "videos"
             films, _ = film(policy, stages, names, seeds[:, 0].tolist(), folder)
-        env = make_envs(part.shape[1], tasks)
-        results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))
-        env.close()
+        with generators_of(seed, 1 + start):  # as in the run's own evaluation
+            env = make_envs(part.shape[1], tasks)
+            results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))
+            env.close()
     return names, *(np.concatenate(x, axis=1) for x in zip(*results)), films
 
 

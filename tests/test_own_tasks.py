@@ -19,6 +19,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+import enjoy
 import envs
 from envs import evaluation, generators, runs
 from envs.models import read
@@ -355,6 +356,13 @@ def test_global_generators_are_seeded_and_an_evaluation_leaves_them_alone(own):
         [row for row in rows if row[1].startswith("eval") and row[0] == "640"] for rows in (first, again)
     ]
     assert of_end[0] == of_end[1] != []
+
+
+def test_enjoy_repeats_an_evaluation_that_draws_from_the_global_generators(own):
+    folder = train(own(vector=GamblingEpisodes))
+    _, returns, *_ = enjoy.play(enjoy.Args(folder, episodes=2))
+    means = probes.evaluation(folder)
+    np.testing.assert_allclose(returns.mean(1), [means["a"], means["b"]])
 
 
 def test_a_resumed_run_continues_the_global_generators(own, monkeypatch):
