@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor, nn
 
 from envs import make
-from envs.evaluation import play_episodes, spread_seeds
+from envs.evaluation import greedy, play_episodes, spread_seeds
 from envs.folders import find_run
 from envs.generators import generators_of
 from envs.models import POSTERIOR, mean_weights, read, save
@@ -95,6 +95,39 @@ def load_agent(model: dict[str, Any], script: ModuleType, envs: gym.vector.Vecto
     except (TypeError, RuntimeError) as error:
         fail(f"the model does not fit today's {model['script']} ({' '.join(str(error).split())[:200]})")
     return agent.requires_grad_(False)
+
+
+class Model:
+    """A saved model in Python, with its mean weights.
+
+    Attributes:
+        env_id, task_names: what it was trained on.
+        agent: the script's `Agent`, of all tasks; W: its weights by name, (task, ...).
+    """
+
+    def __init__(self, run: str | Path):
+        """Read a run's folder, a folder of models/ or a model.pt, or raise an `InputError`."""
+        model = read_model(Path(run))
+        script = load_script(model["script"])
+        self.env_id, self.task_names = model["args"]["env_id"], model["task_names"]
+        suite = make(self.env_id, 1).task_names
+        envs = make(self.env_id, 1, [suite.index(name) for name in self.task_names])
+        self.action_space = envs.single_action_space
+        self.agent = load_agent(model, script, envs)
+        self.W = self.agent.unpack(self.agent.weights())
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """Action probabilities, or Box actions: (task, sample, obs) -> (task, sample, action)."""
+        return self.agent.policy(self.W, obs)
+
+    def act(self, obs: np.ndarray, task: int | str) -> np.ndarray:
+        """The deterministic action of a task, by row or name, at one observation (obs,).
+
+        Box actions are in units in which the environment's bounds are -1 and 1, as those of `envs.make`.
+        """
+        m = self.task_names.index(task) if isinstance(task, str) else task
+        x = torch.as_tensor(obs, dtype=torch.float32).expand(len(self.task_names), 1, -1)
+        return greedy(self.policy(x)[m, 0], self.action_space).numpy()
 
 
 def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[[Tensor], Tensor]:
