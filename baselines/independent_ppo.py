@@ -28,7 +28,7 @@ from envs.models import load_agent
 from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm, scale_rewards
 from envs.policies import Categorical, Gaussian, action_noise
-from envs.runs import Run, make_envs, set_up_torch
+from envs.runs import Run, keep_signals, make_envs, set_up_torch
 from envs.settings import RunArgs, args_maker, check_args, fail, run_command
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
@@ -304,6 +304,7 @@ def check(args: Args) -> None:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
 
 
+@keep_signals
 def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)

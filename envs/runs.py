@@ -14,6 +14,7 @@ What is logged and kept is the script's business; here is only how.
 from __future__ import annotations
 
 import csv
+import functools
 import gc
 import itertools
 import json
@@ -92,6 +93,23 @@ def set_up_torch(args: RunArgs) -> torch.device:
     return torch.device("cuda" if args.cuda else "cpu")
 
 
+def keep_signals(train: Callable[[Any], Path]) -> Callable[[Any], Path]:
+    """For a script's `train`: however it ends, signals are handled as before, in a notebook too."""
+
+    @functools.wraps(train)
+    def wrapper(args: Any) -> Path:
+        if threading.current_thread() is not threading.main_thread():  # which gets no signals
+            return train(args)
+        before = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return train(args)
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    return wrapper
+
+
 class Run:
     """The folder of one run: opens it, or finds the one to resume, and writes everything in it.
 
@@ -116,7 +134,6 @@ class Run:
         """Find the folder and check it, but write nothing yet; `script` is the script's __file__."""
         args.exp_name = args.exp_name or Path(script).stem
         self.args, self.task_names = args, list(envs.task_names)
-        self.handlers: dict[int, Any] = {}  # those of before
         self.evaluating, self.last = False, True  # if only the final evaluation is left
         self.stop: list[int] = []  # signals received: the first saves and leaves, the second ends the process
         self.config = {
@@ -289,7 +306,8 @@ class Run:
         self.start_clock()
         self.last_time = self.last_save = time.perf_counter()
         if threading.current_thread() is threading.main_thread():  # others get no signals
-            self.handlers = {x: signal.signal(x, self._on_signal) for x in (signal.SIGINT, signal.SIGTERM)}
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, _: Any) -> None:
         if self.stop:
@@ -483,13 +501,11 @@ class Run:
         os.replace(unfinished, self.folder / "evaluation.csv")
 
     def close(self) -> None:
-        """Close the files; signals are handled as before."""
+        """Close the files."""
         gc.unfreeze()
         self.bar.close()
         self.output.close()
         self.lock.release(force=True)
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
 
 
 def _state(x: Any) -> Any:

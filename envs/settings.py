@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -124,6 +124,7 @@ def args_maker(args_class: type, algorithm: str, own: dict[str, dict[str, Any]])
             TypeError: there is no such setting.
         """
         defaults = ENVIRONMENTS[algorithm].get(env_id, {}) | own.get(env_id, {})
+        settings = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
         return args_class(env_id=env_id, **defaults | settings)
 
     return make_args
@@ -191,10 +192,24 @@ def run_command(train: Callable[[Any], Path], make_args: Callable[..., Any], doc
         return train(parse_args(make_args, doc))
 
 
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a setting is of the type of its field; an integer is a float too."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(has_type(x, get_args(hint)[0]) for x in value)
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
 def check_args(args: RunArgs) -> None:
     """Refuse settings of any script that make no sense, such as numbers beyond the bounds of their type."""
+    plain_hints = get_type_hints(type(args))
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value = getattr(args, name)
+        plain = plain_hints[name]
+        if not has_type(value, plain):  # in Python; the command line checks types itself
+            wanted = plain.__name__ if isinstance(plain, type) else str(plain).removeprefix("typing.")
+            fail(f"--{name.replace('_', '-')} must be {wanted}, not {value!r}")
         if isinstance(value, tuple):
             hint = get_args(hint)[0]
         for bound in getattr(hint, "__metadata__", ()):

@@ -1,6 +1,7 @@
 """docs/python.md: every block of code in it runs, and a model acts as it is evaluated."""
 
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,41 @@ def test_settings_are_the_command_lines():
         script.make_args("mt10", no_such=1)
     with pytest.raises(InputError, match="--gamma must be"):
         script.train(script.make_args("cartpole10", gamma=2.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollout_weights": "foo"}, "--rollout-weights must be .*mean.*, not 'foo'"),
+        ({"hidden_sizes": [-8]}, "--hidden-sizes must be positive, not -8"),
+        ({"total_timesteps": 1e3}, "--total-timesteps must be .*int.*, not 1000.0"),
+        ({"seed": "2"}, "--seed must be .*int.*, not '2'"),
+        ({"seed": np.int64(2)}, "--seed must be"),
+        ({"anneal_lr": 1}, "--anneal-lr must be bool, not 1"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(settings, message):
+    script = probes.load_script("varshare_ppo.py")
+    with pytest.raises(InputError, match=message):
+        script.train(script.make_args("cartpole10", **settings))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["varshare_ppo.py", "varshare_sac.py", "baselines/cagrad_ppo.py"])
+def test_signals_are_handled_as_before_however_a_run_ends(name, monkeypatch):
+    script = probes.load_script(name)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(x) for x in signals]
+    probes.run(script)
+    assert [signal.getsignal(x) for x in signals] == before
+
+    def crash(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(script, "update", crash)
+    with pytest.raises(ZeroDivisionError):
+        probes.run(script, "crashed")
+    assert [signal.getsignal(x) for x in signals] == before
 
 
 def test_a_model_acts_as_it_is_evaluated():

@@ -35,7 +35,7 @@ from envs.networks import init_layers, split
 from envs.normalisation import RunningNorm
 from envs.policies import Categorical, SquashedGaussian, action_noise
 from envs.replay import ReplayBuffer
-from envs.runs import Run, make_envs, set_up_torch
+from envs.runs import Run, keep_signals, make_envs, set_up_torch
 from envs.settings import RunArgs, args_maker, check_args, fail, run_command
 from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
@@ -344,6 +344,7 @@ def check(args: Args) -> None:
         fail("--freeze-theta cannot be combined with --reptile-alpha, which moves theta")
 
 
+@keep_signals
 def train(args: Args) -> Path:
     """Train, evaluate and save; returns the run's folder."""
     check(args)
