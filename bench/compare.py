@@ -47,7 +47,7 @@ def group_runs(runs: list[Run]) -> dict[str, list[Run]]:
     labelled = {}
     for script, *settings in groups:
         siblings = [dict(others) for other, *others in groups if other == script]
-        own = [f"{k} {x}" for k, x in settings if any(other.get(k) != x for other in siblings)]
+        own = [f"{k} {x or 'none'}" for k, x in settings if any(other.get(k) != x for other in siblings)]
         stems = {Path(other).stem for other, *_ in groups if other != script}
         name = script if Path(script).stem in stems else Path(script).stem
         members = groups[(script, *settings)]
