@@ -40,6 +40,6 @@ def test_the_page_on_adaptation_does_what_it_says(monkeypatch, capsys, elsewhere
     assert not torch.equal(tuned["theta"], poles["theta"]) and not torch.equal(
         scratch["theta"], tuned["theta"]
     )
-    assert capsys.readouterr().out.endswith("runs/residual/plots/compared.png\n")
+    assert "\nruns/residual/plots/compared.png\n| method | runs |" in capsys.readouterr().out
     with Image.open("runs/residual/plots/compared.png") as image:
         image.load()
