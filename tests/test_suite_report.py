@@ -362,3 +362,14 @@ def test_sharing_of_methods_with_residuals():
         np.testing.assert_allclose(below.get_array(), [[-1.0] * 3, [-4.0] * 3], atol=1e-3)
         limits.append((image.norm.vmin, image.norm.vmax, below.norm.vmin, below.norm.vmax))
     assert limits[0] == limits[1]
+
+
+def test_maps_of_methods_that_differ_have_the_same_scales():
+    x = Result(collected("suite", {"varshare": 100, "l2soft": 90}, seeds=2))
+    rows = pd.read_csv(x.folder / "sharing.csv")
+    rows.loc[rows.method == "l2soft", "value"] *= 0.5
+    rows.to_csv(x.folder / "sharing.csv", index=False)
+    images = [[ax.get_images()[0] for ax in figure.axes[:2]] for figure in figures.plot_sharing(x).values()]
+    (one, one_below), (other, other_below) = images
+    assert not np.ma.allequal(one.get_array(), other.get_array())
+    assert one.get_clim() == other.get_clim() and one_below.get_clim() == other_below.get_clim()

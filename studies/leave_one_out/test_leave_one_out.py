@@ -132,6 +132,8 @@ def test_from_search_to_report(monkeypatch):
     shutil.rmtree("runs")  # runs that are gone stay in the CSVs, and the report is made of these
     loo.collect_runs(suite, (1,))
     assert loo_report.report(suite.name) == text
+    panels = loo_report.plot(loo_report.Adaptations(loo.FOLDER / suite.name)).axes
+    assert {ax.get_ylim()[0] for ax in panels} == {0.0}
 
 
 @pytest.mark.parametrize("regime", ["scratch", "residual", "lora", "task-blind"])
