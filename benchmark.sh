@@ -33,10 +33,13 @@ all="task-blind independent hard-sharing contextual pcgrad cagrad l2soft l2soft-
 variants="varshare-reptile varshare-lora varshare-trust-region varshare-horseshoe varshare-learned-prior"
 variants="$variants varshare-annealed"
 metaworld="task-blind independent hard-sharing contextual l2soft-recentred varshare-recentred"
-few="task-blind hard-sharing l2soft varshare"
+few="task-blind independent hard-sharing l2soft varshare"
+gated="task-blind independent hard-sharing contextual pcgrad cagrad l2soft varshare varshare-lora"
 
 # shellcheck disable=SC2086 # lists of words
 suites() { # what to do with each, and which alone: a suite's environment, its runs, the search for their settings
+    on "$@" goals10-100k --env-id cartpole-goals10 --steps 100000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 3
+    on "$@" goals-physics10-400k --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 2 --per-dimension --trial-seeds 2 --trial-steps 200000 --best 2
     on "$@" cartpole-goals10 --steps 1000000 --seeds 10 --methods $all $variants --trials 24 --trial-steps 500000
     on "$@" cartpole-goals-physics10 --steps 1000000 --seeds 10 --methods $all $variants --trials 12 --trial-steps 500000 --best 3
     on "$@" cartpole10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10

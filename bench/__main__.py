@@ -1,7 +1,6 @@
 """`python -m bench COMMAND ...`: what benchmark.sh calls."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,14 +19,15 @@ def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bo
     Args:
         suite: a line of benchmark.sh
         storage: URL of the database of trials, e.g. postgresql+psycopg://user@host/name
-        missing: only of those of which settings.csv has none
+        missing: only those of which settings.csv has nothing
     """
-    methods = tuple(m for m in suite.methods if not (missing and m in suite.chosen))
-    if not (suite.searched and methods):
+    everything = [(method, i) for method in suite.methods for i in range(1, suite.searches + 1)]
+    pairs = suite.missing if missing else everything
+    if not (suite.searched and pairs):
         return True
     from bench import tune
 
-    return tune.search(replace(suite, methods=methods), storage)
+    return tune.search(suite, pairs, storage)
 
 
 def runs(suite: SuiteArg) -> bool:
@@ -60,8 +60,8 @@ def commands(suite: SuiteArg) -> None:
 def plan(suite: SuiteArg) -> None:
     """Print what of a suite is done, and about how long the rest takes, so many runs at a time as JOBS."""
     done, runs = sum(map(suite.finished, suite.methods)), suite.seeds * len(suite.methods)
-    searches = len(set(suite.methods) - suite.chosen.keys()) if suite.searched else 0
-    steps = (runs - done) * suite.steps + searches * suite.steps_of_search
+    searches = suite.missing if suite.searched else []
+    steps = (runs - done) * suite.steps + sum(suite.steps_of_search(method) for method, _ in searches)
     hours = steps and steps * suite.seconds_per_step / 3600 / launch.jobs_at_a_time()
     time = f"some {hours:.1f} h" if hours >= 1 else f"some {math.ceil(60 * hours)} min" if hours >= 0 else ""
     time = f"{time} on the machine of results/" if time else "for a time that is not known before a run"

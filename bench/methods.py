@@ -57,12 +57,13 @@ def parse_space(text: str) -> dict[str, BaseDistribution]:
     """Distributions by the name of their flag."""
     space = {}
     for part in filter(None, text.split("; ")):
-        name, values, *scale = part.split()
+        name, values = part.split(maxsplit=1)
         if "|" in values:
             space[name] = CategoricalDistribution(values.split("|"))
         else:
-            low, high = map(float, values.split(".."))
-            space[name] = FloatDistribution(low, high, log=scale == ["log"])
+            bounds, _, scale = values.partition(" ")
+            low, high = map(float, bounds.split(".."))
+            space[name] = FloatDistribution(low, high, log=scale == "log")
     return space
 
 

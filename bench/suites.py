@@ -14,9 +14,10 @@ from bench import launch
 from bench.collect import SECONDS, collect, compared, read
 from bench.methods import METHODS, ROOT, Settings, fail, parse_flags
 
-SETTINGS = Path("results/search/settings.csv")  # suite, method, settings: what the searches chose
+SETTINGS = Path("results/search/settings.csv")  # suite, method, search, settings: what the searches chose
 STORAGE = "sqlite:///runs/search.db"  # of trials
-SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)  # of searches: no result is reported of
+# of a search, and its next one has 20 more each: no result is reported of these
+SEEDS, FRESH_SEEDS = (101, 102, 103), (111, 112, 113, 114, 115)
 
 
 @dataclass
@@ -26,12 +27,16 @@ class Suite:
     name: tyro.conf.Positional[str]  # of the suite, by default its environment's too
     env_id: str = ""
     steps: int = 1_000_000  # of a reported run, all tasks together
-    seeds: int = 10  # reported: 1, 2, ...
+    seeds: int = 10  # reported: so many from first_seed on
+    first_seed: int = 1
     score: Literal["return", "success"] = "return"  # what its methods are compared by
     methods: tuple[str, ...] = ("task-blind", "independent", "hard-sharing", "varshare")
     settings: str = ""  # the suite whose search chose the settings, by default this one
     trial_steps: int = 500_000  # of a run of the search
+    searches: int = 1  # independent ones of each method, which the reported seeds are dealt out to in turn
     trials: int = 24  # full ones that a method's search is worth
+    per_dimension: bool = False  # so many trials for each setting in the method's space
+    trial_seeds: int = 3  # runs of a full trial
     best: int = 5  # settings that run again, on as many fresh seeds
     rates: tuple[str, ...] = ()  # step sizes, each tried once: all there is of a search, where a run is long
     flags: str = ""  # further ones of every run, e.g. "--cuda"
@@ -51,6 +56,10 @@ class Suite:
             fail(f"unknown method {lost[0]}, choose from {', '.join(METHODS)}")
         if not 1 <= self.best <= len(FRESH_SEEDS):
             fail(f"--best must be from 1 to {len(FRESH_SEEDS)}, not {self.best}")
+        if not 1 <= self.trial_seeds <= len(SEEDS):
+            fail(f"--trial-seeds must be from 1 to {len(SEEDS)}, not {self.trial_seeds}")
+        if self.searches < 1:
+            fail(f"--searches must be 1 or more, not {self.searches}")
 
     @property
     def folder(self) -> Path:
@@ -62,12 +71,21 @@ class Suite:
         """Whether this suite has a search of its own."""
         return self.settings == self.name
 
-    @property
-    def steps_of_search(self) -> int:
-        """Environment steps of one method's search, and of its best settings on fresh seeds."""
+    def trials_of(self, method: str) -> int:
+        """Full trials that one search of a method's settings is worth."""
+        return self.trials * (len(METHODS[method].space) if self.per_dimension else 1)
+
+    def steps_of_search(self, method: str) -> int:
+        """Environment steps of one search of a method's settings, and of its best on fresh seeds."""
         if self.rates:
             return len(self.rates) * self.trial_steps
-        return self.trials * len(SEEDS) * self.trial_steps + self.best**2 * self.steps
+        return self.trials_of(method) * self.trial_seeds * self.trial_steps + self.best**2 * self.steps
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """Methods, and the numbers of their searches, of which no settings are known."""
+        pairs = [(method, number) for method in self.methods for number in range(1, self.searches + 1)]
+        return [pair for pair in pairs if pair not in self.found]
 
     @property
     def seconds_per_step(self) -> float:
@@ -83,34 +101,45 @@ class Suite:
         by_success = self.score == "success"
         collect(self.jobs(), self.folder, lambda run: compared(run, by_success), self.settings)
 
+    @property
+    def reported_seeds(self) -> range:
+        """The seeds of the reported runs."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
     def job(self, method: str, seed: int) -> launch.Job:
-        """A reported run."""
-        name = f"{self.name}__{method}"
-        return launch.job(name, method, self.env_id, self.steps, seed, self.complete(self.chosen[method]))
+        """A reported run, with the settings of one of the searches."""
+        number = (seed - self.first_seed) % self.searches + 1
+        label = method if self.searches == 1 else f"{method}@{number}"
+        settings = self.complete(self.found[method, number])
+        return launch.job(f"{self.name}__{label}", label, self.env_id, self.steps, seed, settings)
 
     def jobs(self) -> list[launch.Job]:
         """The reported runs, one seed of all methods after the other, if the search has come to all."""
-        for method in self.methods:
-            if method not in self.chosen:
-                fail(f"the search has no settings of {method} on {self.settings} yet")
-        return [self.job(method, seed) for seed in range(1, self.seeds + 1) for method in self.methods]
+        for method, _ in self.missing:
+            fail(f"the search has no settings of {method} on {self.settings} yet")
+        return [self.job(method, seed) for seed in self.reported_seeds for method in self.methods]
 
-    def complete(self, settings: Settings, steps: int | None = None) -> Settings:
+    def complete(self, settings: Settings) -> Settings:
         """A method's settings with what all runs of a suite have: ten evaluations, and its further flags."""
-        return settings | {"eval-interval": str((steps or self.steps) // 10)} | parse_flags(self.flags)
+        return settings | {"eval-interval": str(self.steps // 10)} | parse_flags(self.flags)
 
     def finished(self, method: str) -> int:
         """How many of a method's reported runs are."""
-        if method not in self.chosen:
+        if method in dict(self.missing):
             return 0
-        return sum(self.job(method, seed).finished for seed in range(1, self.seeds + 1))
+        return sum(self.job(method, seed).finished for seed in self.reported_seeds)
+
+    @property
+    def chosen(self) -> dict[str, Settings]:
+        """What the first search chose for each method."""
+        return {method: settings for (method, number), settings in self.found.items() if number == 1}
 
     @cached_property
-    def chosen(self) -> dict[str, Settings]:
-        """What the search chose for each method: the project's, and over it that of $OUT."""
+    def found(self) -> dict[tuple[str, int], Settings]:
+        """What each search chose for each method: the project's, and over it that of $OUT."""
         found = {}
         for path in (ROOT / SETTINGS, SETTINGS):
             if path.exists():
                 rows = pd.read_csv(path, keep_default_na=False).query("suite == @self.settings")
-                found |= dict(zip(rows.method, map(parse_flags, rows.settings)))
+                found |= dict(zip(zip(rows.method, rows.search), map(parse_flags, rows.settings)))
         return found

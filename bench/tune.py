@@ -1,6 +1,6 @@
 """The search for the settings of every method, the same number of environment steps for each.
 
-A trial runs three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is dropped
+A trial runs two or three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is dropped
 after a seed if its mean final return so far is below the median of the trials that ran all three; what it
 saves goes to further trials. Then the best settings run on fresh seeds, as long as the runs that are
 reported, and the best mean of those is the method's setting. If a run takes long a suite names a few step
@@ -34,6 +34,7 @@ from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
 from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
 
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
+EVALUATIONS = 4  # of a run of a search
 TIE = 0.01  # of those whose return is within this share of the best, the fastest learner wins
 HEARTBEAT = 30  # seconds; a process silent for four of them is dead, and its trial enqueued again
 RESULTS = SETTINGS.parent
@@ -47,19 +48,21 @@ class Ended(Exception):
 
 
 class Search:
-    """The search of one method's settings on a suite."""
+    """One search of a method's settings on a suite, which may have several, numbered from 1."""
 
-    def __init__(self, suite: Suite, method: str, storage: RDBStorage):
-        self.suite, self.method = suite, method
-        self.name = f"{suite.name}__{method}"
+    def __init__(self, suite: Suite, method: str, storage: RDBStorage, number: int = 1):
+        self.suite, self.method, self.number = suite, method, number
+        self.name = f"{suite.name}__{method}" + f"__{number}" * (suite.searches > 1)
         if suite.length:  # another search than that of the suite's own length
             self.name += f"__{suite.trial_steps}"
-        self.seeds = SEEDS[:1] if suite.rates else SEEDS
+        trial_seeds, later = 1 if suite.rates else suite.trial_seeds, 20 * (number - 1)
+        self.seeds = [later + seed for seed in SEEDS[:trial_seeds]]
+        self.fresh_seeds = [later + seed for seed in FRESH_SEEDS[: suite.best]]
         self.space = METHODS[method].space
         if suite.rates:
             self.space = {"learning-rate": CategoricalDistribution(suite.rates)}
         self.trial_steps = len(self.seeds) * suite.trial_steps
-        self.budget = (len(suite.rates) or suite.trials) * self.trial_steps
+        self.budget = (len(suite.rates) or suite.trials_of(method)) * self.trial_steps
         self.lock, self.starting = threading.Lock(), 0
         self.study = optuna.create_study(
             study_name=self.name,
@@ -108,9 +111,10 @@ class Search:
         """A run, in a folder named by its settings: whoever runs them again finds it."""
         digest = hashlib.sha256(write_flags(settings).encode()).hexdigest()[:10]
         name = f"search__{self.name}__{steps}__{digest}"
-        settings = self.suite.complete(settings, steps)
+        rare = {"eval-interval": str(steps // EVALUATIONS)}
         if self.suite.rates:
-            settings = settings | {"eval-interval": "0", "eval-episodes": "20"}
+            rare = {"eval-interval": "0", "eval-episodes": "20"}
+        settings = self.suite.complete(settings) | rare
         return launch.job(name, self.method, self.suite.env_id, steps, seed, settings)
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -165,9 +169,10 @@ class Search:
         for t in self.study.get_trials(deepcopy=False):
             if t.state.is_finished() and (steps := self.steps_of(t)):
                 finals, curves = (t.user_attrs.get(name, []) for name in ("finals", "curves"))
-                row = {"suite": self.suite.name, "method": self.method, "trial": t.number}
+                row = {"suite": self.suite.name, "method": self.method, "search": self.number}
+                row["trial"] = t.number
                 row |= {"state": STATES[t.state], "steps": steps, "settings": t.user_attrs["settings"]}
-                row |= {f"final {seed}": x for seed, x in zip(self.seeds, finals)}
+                row |= {f"final {i}": x for i, x in enumerate(finals, 1)}
                 row |= {"final": pd.Series(finals).mean(), "curve": pd.Series(curves).mean()}
                 rows.append(row)
         return pd.DataFrame(rows)
@@ -177,7 +182,7 @@ class Search:
 
         On fresh seeds; of a few step sizes the trials themselves.
         """
-        steps, seeds = self.suite.steps, FRESH_SEEDS[: self.suite.best]
+        steps, seeds = self.suite.steps, self.fresh_seeds
         if self.suite.rates:
             steps, seeds = self.suite.trial_steps, self.seeds
         complete = self.table().query("state == 'complete'").drop_duplicates("settings")
@@ -192,7 +197,7 @@ class Search:
         scores = pd.DataFrame(rows, columns=["settings", "final", "curve"])
         means = rank(scores.groupby("settings", sort=False).mean().reset_index())
         steps = self.suite.trial_steps if self.suite.rates else self.suite.steps
-        return means.assign(suite=self.suite.name, method=self.method, steps=steps)
+        return means.assign(suite=self.suite.name, method=self.method, search=self.number, steps=steps)
 
     def summary(self) -> dict[str, object]:
         """A row of settings.csv: what was chosen, and what the search spent."""
@@ -238,12 +243,18 @@ def open_storage(url: str) -> RDBStorage:
             time.sleep(2)
 
 
-def search(suite: Suite, storage: str = STORAGE) -> bool:
-    """Search, run the best again, write results/search/; whether all of it is done."""
+def search(suite: Suite, pairs: list[tuple[str, int]], storage: str = STORAGE) -> bool:
+    """Search, run the best again, write results/search/; whether all of it is done.
+
+    Args:
+        suite: whose methods' settings are searched.
+        pairs: a method and the number of a search of its settings, each.
+        storage: URL of the database of trials.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats: since 2021
     database = open_storage(storage)
-    searches = [Search(suite, method, database) for method in suite.methods]
+    searches = [Search(suite, method, database, number) for method, number in pairs]
 
     def work() -> None:
         while not launch.stopping.is_set():
@@ -265,20 +276,22 @@ def search(suite: Suite, storage: str = STORAGE) -> bool:
         future.result()  # raises what a worker raised
     launch.leave_if_stopped()
     done = launch.launch([job for s in searches for _, job in s.jobs()])
+    found = [s for s in searches if len(s.fresh())]  # the others crashed whatever was tried
     update("trials.csv", pd.concat([s.table() for s in searches]))
-    update("fresh.csv", pd.concat([s.fresh() for s in searches]))
-    update("settings.csv", pd.DataFrame([s.summary() for s in searches if len(s.fresh())]))
+    update("fresh.csv", pd.concat([s.fresh() for s in found]) if found else pd.DataFrame())
+    update("settings.csv", pd.DataFrame([s.summary() for s in found]))
     return done
 
 
 def update(name: str, rows: pd.DataFrame) -> None:
-    """Replace what a CSV of results/search/ has of the suites and methods of these rows; the rest stays."""
+    """Replace what a CSV of results/search/ has of the searches of these rows; the rest stays."""
     path = RESULTS / name
     if rows.empty:
         return
     if path.exists():
         old = pd.read_csv(path)
-        keys = set(zip(rows.suite, rows.method))
-        rows = pd.concat([old[[key not in keys for key in zip(old.suite, old.method)]], rows])
+        key = ["suite", "method", "search"]
+        again = old.set_index(key).index.isin(rows.set_index(key).index)
+        rows = pd.concat([old[~again], rows])
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(path, index=False, float_format="%.6g")
