@@ -28,7 +28,9 @@ from bench.methods import METHODS, ROOT, Settings, fail, write_flags
 BUSY = 75  # exit code of a run that another process has begun
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was told to stop, and saved
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["bench.launch", "envs.runs", "envs.cartpole", "envs.lunarlander"])
+# torch._dynamo: a second and more, which torch's optimizers import when they are made
+preloaded = ["bench.launch", "torch._dynamo", "envs.runs", "envs.cartpole", "envs.lunarlander"]
+server.set_forkserver_preload(preloaded)
 stopping = threading.Event()  # of the whole launcher
 # a process that starts asks for the exit codes of all others, and one that two threads ask for is lost
 polling = threading.Lock()
