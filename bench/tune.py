@@ -1,10 +1,11 @@
 """The search for the settings of every method, the same number of environment steps for each.
 
-A trial runs two or three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is dropped
-after a seed if its mean final return so far is below the median of the trials that ran all three; what it
+A trial runs two or three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is
+dropped after a seed if its mean final return so far is below the median of the trials that ran all; what it
 saves goes to further trials. Then the best settings run on fresh seeds, as long as the runs that are
-reported, and the best mean of those is the method's setting. If a run takes long a suite names a few step
-sizes instead, and each method runs each of them once. docs/benchmark.md says why.
+reported, and the best mean of those is the method's setting. A suite may have several such searches of each
+method, which share no seed. If a run takes long a suite names a few step sizes instead, and each method runs
+each of them once. docs/benchmark.md says why.
 
 Trials are kept in a database, a file by default; several processes, on several machines if it is a server,
 work on one search. A trial whose process died is enqueued anew, and its runs continue from their checkpoints

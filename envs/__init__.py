@@ -40,6 +40,11 @@ _ENVIRONMENTS = {
     "mt10-reward-v1": ("metaworld:make_task", "metaworld:MT10", 500, {"reward": "v1"}),
     "mt50": ("metaworld:make_mt50_task", "metaworld:MT50", 500, {}),
 }
+# the number of tasks as an axis
+for _number in (20, 40, 80, 160):
+    _id = f"cartpole-goals{_number}"
+    _points = "cartpole:CartPoleTask", f"cartpole:CartPole{_number}"
+    _ENVIRONMENTS[_id] = (*_points, 500, {"task_set": _id})
 ENV_IDS: tuple[str, ...] = tuple(_ENVIRONMENTS)
 
 for _env_id, (_single, _vector, _steps, _kwargs) in _ENVIRONMENTS.items():

@@ -38,6 +38,7 @@ NAMES = ["g{gravity:g}-m{masscart:g}-p{masspole:g}-l{length:g}".format(**task) f
 GOALS = (-1.5, -1.2, -0.8, -0.5, -0.2, 0.2, 0.5, 0.8, 1.2, 1.5)
 GOAL_TASKS = [TASKS[0] | {"goal": goal} for goal in GOALS]
 GOAL_NAMES = [f"goal{goal:+g}" for goal in GOALS]
+MANY = (20, 40, 80, 160)  # goals between the same ends at equal distances
 # Shuffled, so that neither follows from the other; only the two in low gravity have theirs near: from 1.2 m
 # away they learn, even alone, to rush there and fall.
 GOAL_PHYSICS_TASKS = [task | {"goal": GOALS[i]} for task, i in zip(TASKS, (6, 3, 5, 4, 9, 0, 8, 2, 7, 1))]
@@ -62,6 +63,13 @@ class TaskSet(NamedTuple):
     reward: Callable[[np.ndarray | float, np.ndarray | float], np.ndarray] | None = None
 
 
+def evenly_spaced_goals(number: int) -> TaskSet:
+    """Tasks of the standard physics with goals from the first of `GOALS` to the last, to the millimetre."""
+    goals = np.linspace(GOALS[0], GOALS[-1], number).round(3).tolist()
+    tasks = [TASKS[0] | {"goal": goal} for goal in goals]
+    return TaskSet(tasks, [f"goal{goal:+.3f}" for goal in goals], goal_reward)
+
+
 TASK_SETS = {
     "cartpole10": TaskSet(TASKS, NAMES),
     # the null case, in which there is nothing to specialise on
@@ -70,6 +78,7 @@ TASK_SETS = {
     # all goals but the two nearest have to be found first
     "cartpole-goals10-sparse": TaskSet(GOAL_TASKS, GOAL_NAMES, sparse_goal_reward),
     "cartpole-goals-physics10": TaskSet(GOAL_PHYSICS_TASKS, GOAL_PHYSICS_NAMES, goal_reward),
+    **{f"cartpole-goals{number}": evenly_spaced_goals(number) for number in MANY},
 }
 
 
@@ -213,3 +222,27 @@ class CartPole10(TaskVectorEnv):
     def _observe(self) -> np.ndarray:
         """A new (n, 4) float32 array of x, x_dot, theta, theta_dot."""
         return self._state.T.astype(np.float32, order="C").reshape(self.num_envs, 4)
+
+
+class CartPole20(CartPole10):
+    """Twenty tasks."""
+
+    num_tasks = 20
+
+
+class CartPole40(CartPole10):
+    """Forty tasks."""
+
+    num_tasks = 40
+
+
+class CartPole80(CartPole10):
+    """Eighty tasks."""
+
+    num_tasks = 80
+
+
+class CartPole160(CartPole10):
+    """A hundred and sixty tasks."""
+
+    num_tasks = 160

@@ -18,16 +18,15 @@ from envs.evaluation import play_episodes
 from envs.metrics import Episodes
 from envs.vector import LoopVectorEnv
 
-ENVIRONMENTS = pytest.mark.parametrize(
-    "env_id", ["cartpole-goals10", "cartpole-goals10-sparse", "cartpole-goals-physics10"]
-)
+TEN_GOALS = ("cartpole-goals10", "cartpole-goals10-sparse", "cartpole-goals-physics10")
+ENVIRONMENTS = pytest.mark.parametrize("env_id", TEN_GOALS)
 
 
-@ENVIRONMENTS
+@pytest.mark.parametrize("env_id", [*TEN_GOALS, "cartpole-goals40"])
 def test_goal_cartpoles_are_gymnasiums_with_a_reward_for_the_place(env_id):
     """All environments at once, and each task alone, through ends and restarts."""
     env = envs.make(env_id, 2)
-    references = []
+    n, references = env.num_envs, []
     for params in np.repeat(env.task_params, 2):
         reference = CartPoleEnv()
         for name in cartpole.FIELDS:
@@ -36,18 +35,18 @@ def test_goal_cartpoles_are_gymnasiums_with_a_reward_for_the_place(env_id):
         reference.polemass_length = reference.masspole * reference.length
         references.append((gym.wrappers.TimeLimit(reference, 500), params["goal"]))
     width = 0.2 if env_id.endswith("sparse") else None
-    singles = [envs.make_single(env_id, task) for task in range(10)]
-    observations, _ = env.reset(seed=list(range(20)))
+    singles = [envs.make_single(env_id, task) for task in range(n // 2)]
+    observations, _ = env.reset(seed=list(range(n)))
     for i, (reference, _) in enumerate(references):
         np.testing.assert_array_equal(observations[i], reference.reset(seed=i)[0])
     for task, single in enumerate(singles):
         single.reset(seed=2 * task)
-    rng, ends, totals, seen = np.random.default_rng(0), 0, np.zeros(20), np.zeros(0)
+    rng, ends, totals, seen = np.random.default_rng(0), 0, np.zeros(n), np.zeros(0)
     for _ in range(700):
         # towards the goal while the pole stands, so that rewards are of all sizes
         wanted = 0.1 * (env.goal - observations[:, 0]) - 0.1 * observations[:, 1]
         actions = (observations[:, 2] + 0.5 * observations[:, 3] > np.clip(wanted, -0.1, 0.1)).astype(int)
-        actions = np.where(rng.random(20) < 0.1, 1 - actions, actions)
+        actions = np.where(rng.random(n) < 0.1, 1 - actions, actions)
         observations, rewards, terminated, truncated, infos = env.step(actions)
         seen = np.append(seen, rewards)
         for i, (reference, goal) in enumerate(references):
@@ -95,6 +94,18 @@ def test_goals_lie_on_the_track_and_all_differ(env_id):
     assert sorted(goals) == sorted(cartpole.GOALS)
     chosen = envs.make(env_id, 3, [7, 2])
     assert chosen.goal.tolist() == [goals[7]] * 3 + [goals[2]] * 3
+
+
+@pytest.mark.parametrize("number", cartpole.MANY)
+def test_a_family_of_more_and_more_goals_between_the_same_ends(number):
+    env = envs.make(f"cartpole-goals{number}", 1)
+    goals = np.array([params["goal"] for params in env.task_params])
+    assert env.num_tasks == len(goals) == len(set(env.task_names)) == number
+    assert (goals[0], goals[-1]) == (-1.5, 1.5)
+    np.testing.assert_allclose(np.diff(goals), 3 / (number - 1), atol=1e-3)
+    assert all({**params, "goal": 0} == {**cartpole.TASKS[0], "goal": 0} for params in env.task_params)
+    made = gym.make_vec(f"cartpole-goals{number}", num_envs=160)
+    assert made.unwrapped.envs_per_task == 160 // number
 
 
 def test_a_picture_shows_the_goal(monkeypatch):
