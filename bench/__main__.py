@@ -21,8 +21,7 @@ def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bo
         storage: URL of the database of trials, e.g. postgresql+psycopg://user@host/name
         missing: only those of which settings.csv has nothing
     """
-    everything = [(method, i) for method in suite.methods for i in range(1, suite.searches + 1)]
-    pairs = suite.missing if missing else everything
+    pairs = suite.missing if missing else suite.pairs
     if not (suite.searched and pairs):
         return True
     from bench import tune

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench.collect import SHARING
 from bench.methods import METHODS, title_of
-from bench.statistics import BLIND, mean_interval
+from bench.statistics import BLIND, mean_interval, search_noise
 from bench.tables import Result, best_first, make_table, provenance
 from envs import ENV_IDS
 
@@ -332,6 +332,8 @@ def write_suite(folder: Path) -> str:
     x = Result(folder)
     able = f"**This suite {'can' if x.able else 'cannot'} tell methods apart**: {x.why}."
     note = "In brackets 95 % intervals over runs: Student's t, of medians order statistics."
+    if search_noise(x.values("means")):
+        note += " Those of means are over searches and runs; in the figures over runs alone."
     text = f"# {x.title}\n\n{able}\n\n{provenance(x.configs)} {note}\n\n{make_table(x)}"
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):

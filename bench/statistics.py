@@ -3,6 +3,9 @@
 Student's t on the means of ten runs covers 94 to 95 % on normal data and 93 to 94 % on data cut off at a
 ceiling, where the percentile bootstrap covers 90 % (tests/test_statistics.py). Where nearly all runs are at
 the ceiling no interval of ten covers, and none is needed: `can_tell` says so.
+
+Where several searches chose a method's settings its runs are indexed by (search, seed), and the searches'
+scatter is part of every interval (`Noise`).
 """
 
 import math
@@ -13,11 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bench.methods import title_of
+
 CONFIDENCE = 0.95
 MARGIN = 0.05  # two methods are the same if they surely differ by less than this share of the better mean
 AT_CEILING = 0.98  # share of a suite's ceiling from which a method is there
-BLIND = "task-blind"
-Runs = dict[str, pd.Series]  # method, or a setting of one -> a number of each run, by seed
+BLIND, INDEPENDENT = "task-blind", "independent"
+Runs = dict[str, pd.Series]  # method, or a setting of one -> a number of each run, by seed or (search, seed)
 
 
 class Interval(NamedTuple):
@@ -41,13 +46,64 @@ class Difference(NamedTuple):
     p: float
 
 
-def mean_interval(x: Sequence[float]) -> Interval:
-    """Mean of runs, with Student's t (n - 1 degrees of freedom)."""
-    x = np.asarray(x, float)
+class Noise(NamedTuple):
+    """How much the searches for settings add to the scatter of runs, pooled over methods.
+
+    Three searches of one method say little of their scatter; those of nine say enough, if it is the same for
+    all of them: the assumption behind the intervals of a suite with several searches.
+    """
+
+    methods: int
+    searches: int  # of each
+    between: float  # mean square between searches: (runs of a search) * (variance of the searches' means)
+    within: float  # mean square within searches
+
+    def of_mean(self, x: pd.Series, methods: int) -> tuple[float, float]:
+        """Variance of the mean of x, by (search, seed), and its degrees of freedom (Satterthwaite 1946).
+
+        methods: whose searches x depends on, 1, or 2 of a difference. With N runs in K searches the variance
+        is that within searches / N, and of each method the variance of a search, (between - within) K / N,
+        over K.
+        """
+        free = len(x) - self.searches
+        own = squares(x)[1]
+        more = methods * max(self.between - self.within, 0.0)
+        parts = [(own, free)]
+        if more:
+            parts.append((methods * self.between, self.methods * (self.searches - 1)))
+            parts.append((methods * self.within, self.methods * free))
+        freedom = (own + more) ** 2 / max(sum(part**2 / n for part, n in parts), 1e-300)
+        return (own + more) / len(x), freedom
+
+
+def squares(x: pd.Series) -> tuple[float, float]:
+    """Mean squares between searches and within them, of runs by (search, seed)."""
+    groups = x.groupby(level=0)
+    means = groups.transform("mean")
+    searches = groups.ngroups
+    between = ((means - x.mean()) ** 2).sum() / (searches - 1)
+    within = ((x - means) ** 2).sum() / (len(x) - searches)
+    return float(between), float(within)
+
+
+def search_noise(runs: Runs) -> Noise | None:
+    """Of a suite's methods, without task-blind, whose settings hardly matter; None if each has one search."""
+    several = [x for method, x in runs.items() if method != BLIND and x.index.nlevels == 2]
+    several = [x for x in several if 1 < len(x.index.levels[0]) < len(x)]
+    if not several:
+        return None
+    between, within = np.mean([squares(x) for x in several], axis=0)
+    return Noise(len(several), len(several[0].index.levels[0]), float(between), float(within))
+
+
+def mean_interval(x: Sequence[float], noise: Noise | None = None) -> Interval:
+    """Mean of runs, with Student's t: n - 1 degrees of freedom, or as `Noise` says."""
+    center = float(np.mean(x))
     if len(x) < 2:
-        return Interval(x.mean(), math.nan, math.nan)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * stats.sem(x)
-    return Interval(x.mean(), x.mean() - half, x.mean() + half)
+        return Interval(center, math.nan, math.nan)
+    variance, freedom = noise.of_mean(x, 1) if noise else (np.var(x, ddof=1) / len(x), len(x) - 1)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
+    return Interval(center, center - half, center + half)
 
 
 def median_interval(x: Sequence[float]) -> Interval:
@@ -62,8 +118,13 @@ def median_interval(x: Sequence[float]) -> Interval:
     return Interval(np.median(x), low, high)
 
 
-def difference(x: pd.Series, y: pd.Series) -> Difference:
-    """Mean of x minus that of y, runs by their seed: paired where the seeds are the same, else Welch's t."""
+def difference(x: pd.Series, y: pd.Series, noise: Noise | None = None) -> Difference:
+    """Mean of x minus that of y, runs by their seed: paired where the seeds are the same, else Welch's t.
+
+    With noise over the seeds that both have, and as it says.
+    """
+    if noise:
+        x, y = x.align(y, join="inner")
     center = x.mean() - y.mean()
     if min(len(x), len(y)) < 2:
         return Difference(Interval(center, math.nan, math.nan), math.nan)
@@ -71,6 +132,11 @@ def difference(x: pd.Series, y: pd.Series) -> Difference:
     spread = np.ptp(x - y) if paired else max(np.ptp(x), np.ptp(y))
     if spread <= 1e-9 * max(1, abs(center)):  # the same in every run, except for rounding
         return Difference(Interval(center, center, center), float(abs(center) <= 1e-9))
+    if noise:
+        variance, freedom = noise.of_mean(x - y, 2)
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
+        p = 2 * stats.t.sf(abs(center) / math.sqrt(variance), freedom)
+        return Difference(Interval(center, center - half, center + half), float(p))
     test = stats.ttest_rel(x, y[x.index]) if paired else stats.ttest_ind(x, y, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     return Difference(Interval(center, float(low), float(high)), float(test.pvalue))
@@ -113,7 +179,9 @@ class Comparison(NamedTuple):
         return [self.interval.text(digits), f"{self.p:.2g}", self.verdict]
 
 
-def compare(pairs: Iterable[tuple[pd.Series, pd.Series]], within=None) -> list[Comparison]:
+def compare(
+    pairs: Iterable[tuple[pd.Series, pd.Series]], within=None, noise: Noise | None = None
+) -> list[Comparison]:
     """Every pair of runs, each a number by seed, with Holm's correction for all of them.
 
     within: what counts as the same, of all pairs or of each; by default 5 % of the better mean.
@@ -123,7 +191,7 @@ def compare(pairs: Iterable[tuple[pd.Series, pd.Series]], within=None) -> list[C
         within = [margin((x.mean(), y.mean())) for x, y in pairs]
     elif isinstance(within, float):
         within = [within] * len(pairs)
-    found = [difference(x, y) for x, y in pairs]
+    found = [difference(x, y, noise) for x, y in pairs]
     corrected = holm([d.p for d in found])
     return [Comparison(d.interval, p, verdict(d, p, m), m) for d, p, m in zip(found, corrected, within)]
 
@@ -134,34 +202,39 @@ def against(runs: Runs, control: str) -> dict[str, Comparison]:
         return {}
     others = [method for method in runs if method != control]
     pairs = [(runs[method], runs[control]) for method in others]
-    return dict(zip(others, compare(pairs, margin(x.mean() for x in runs.values()))))
+    within = margin(x.mean() for x in runs.values())
+    return dict(zip(others, compare(pairs, within, search_noise(runs))))
 
 
 def can_tell(runs: Runs, ceiling: float | None) -> tuple[bool, str]:
     """Whether a suite can tell methods apart, by the mean return over tasks of each run, and why.
 
-    It cannot if the task-blind control, one network that is not told the task, is not beaten by the best
-    method (an interval above 0, and p corrected for having chosen it among them), or if all the others are
-    at the ceiling, if that is known: then what is compared is not how tasks are shared. If task-blind is not
-    beaten the reason says whether the interval lies below the margin or the runs were too few.
+    It can if the best method beats both controls: task-blind, one network that is not told the task, or tasks
+    need not be known; and Independent, an agent for each task, or sharing gains nothing. Each with an
+    interval above 0, and p corrected for having chosen the best. It cannot if all are at the ceiling, if
+    that is known. If a control is not beaten the reason says whether the interval lies below the margin or
+    the runs were too few.
     """
     others = {method: x for method, x in runs.items() if method != BLIND}
     if len(runs) < 2:
         return False, "there is nothing to compare"
-    if BLIND not in runs:
-        return False, "without task-blind it cannot be excluded that a network need not be told the task"
     height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
     best = max(others, key=lambda method: others[method].mean())
-    interval, p, *_ = against(runs, BLIND)[best]
-    seen = f"the best method, {best}, scores {others[best].mean():.1f}, task-blind {runs[BLIND].mean():.1f}"
-    seen += f": {interval.text()} more"
-    if not math.isfinite(interval.low):
-        return False, f"one run of each shows nothing; {seen}{height}"
-    if not interval.low > 0 and interval.high <= margin(x.mean() for x in runs.values()):
-        return False, f"task-blind is not beaten; {seen}{height}"
-    if not (interval.low > 0 and p < 1 - CONFIDENCE):
-        few = f"{len(others[best])} runs of each do not show that task-blind is beaten"
-        return False, f"{few} (p {p:.2g}, Holm, {len(others)} methods); {seen}{height}"
+    says = f"the best method, {title_of(best)}, scores {others[best].mean():.1f}"
+    for control, lost in ((BLIND, "tasks need not be known"), (INDEPENDENT, "sharing gains nothing")):
+        if control not in runs:
+            return False, f"without {control} it cannot be excluded that {lost}; {says}{height}"
+        if best == control:
+            return False, f"no method is better than {control}; {says}{height}"
+        interval, p, *_ = against(runs, control)[best]
+        says += f", {control} {runs[control].mean():.1f}: {interval.text()} more (p {p:.2g})"
+        if not math.isfinite(interval.low):
+            return False, f"one run of each shows nothing; {says}{height}"
+        if not interval.low > 0 and interval.high <= margin(x.mean() for x in runs.values()):
+            return False, f"{control} is not beaten; {says}{height}"
+        if not (interval.low > 0 and p < 1 - CONFIDENCE):
+            few = f"{len(others[best])} runs of each do not show that {control} is beaten"
+            return False, f"{few} (Holm, {len(runs) - 1} methods); {says}{height}"
     if ceiling is not None and min(x.mean() for x in others.values()) >= AT_CEILING * ceiling:
-        return False, f"all methods but task-blind are at the ceiling of {ceiling:.1f}; {seen}"
-    return True, f"{seen}{height}"
+        return False, f"all methods but {BLIND} are at the ceiling of {ceiling:.1f}; {says}"
+    return True, f"{says}{height}"

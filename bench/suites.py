@@ -39,6 +39,7 @@ class Suite:
     trial_seeds: int = 3  # runs of a full trial
     best: int = 5  # settings that run again, on as many fresh seeds
     rates: tuple[str, ...] = ()  # step sizes, each tried once: all there is of a search, where a run is long
+    base: str = ""  # the suite whose search chose the rest, with `rates`; by default it is the scripts'
     flags: str = ""  # further ones of every run, e.g. "--cuda"
     length: int = (
         0  # steps of a reported run in place of `steps`; the runs of the search change in proportion
@@ -82,10 +83,14 @@ class Suite:
         return self.trials_of(method) * self.trial_seeds * self.trial_steps + self.best**2 * self.steps
 
     @property
+    def pairs(self) -> list[tuple[str, int]]:
+        """Every method with the numbers of its searches."""
+        return [(method, number) for method in self.methods for number in range(1, self.searches + 1)]
+
+    @property
     def missing(self) -> list[tuple[str, int]]:
-        """Methods, and the numbers of their searches, of which no settings are known."""
-        pairs = [(method, number) for method in self.methods for number in range(1, self.searches + 1)]
-        return [pair for pair in pairs if pair not in self.found]
+        """Those of which no settings are known."""
+        return [pair for pair in self.pairs if pair not in self.found]
 
     @property
     def seconds_per_step(self) -> float:
@@ -110,7 +115,7 @@ class Suite:
         """A reported run, with the settings of one of the searches."""
         number = (seed - self.first_seed) % self.searches + 1
         label = method if self.searches == 1 else f"{method}@{number}"
-        settings = self.complete(self.found[method, number])
+        settings = self.complete(self.found_at_base(method) | self.found[method, number])
         return launch.job(f"{self.name}__{label}", label, self.env_id, self.steps, seed, settings)
 
     def jobs(self) -> list[launch.Job]:
@@ -136,10 +141,24 @@ class Suite:
 
     @cached_property
     def found(self) -> dict[tuple[str, int], Settings]:
-        """What each search chose for each method: the project's, and over it that of $OUT."""
-        found = {}
-        for path in (ROOT / SETTINGS, SETTINGS):
-            if path.exists():
-                rows = pd.read_csv(path, keep_default_na=False).query("suite == @self.settings")
-                found |= dict(zip(zip(rows.method, rows.search), map(parse_flags, rows.settings)))
-        return found
+        """What each search chose for each method."""
+        return read_settings(self.settings)
+
+    def found_at_base(self, method: str) -> Settings:
+        """Of which the step size is chosen anew."""
+        if not self.base:
+            return {}
+        found = read_settings(self.base)
+        if (method, 1) not in found:
+            fail(f"the search has no settings of {method} on {self.base} yet")
+        return found[method, 1]
+
+
+def read_settings(suite: str) -> dict[tuple[str, int], Settings]:
+    """What the searches of a suite chose, by method and search: the project's, and over it that of $OUT."""
+    found = {}
+    for path in (ROOT / SETTINGS, SETTINGS):
+        if path.exists():
+            rows = pd.read_csv(path, keep_default_na=False).query("suite == @suite")
+            found |= dict(zip(zip(rows.method, rows.search), map(parse_flags, rows.settings)))
+    return found

@@ -9,14 +9,26 @@ import pandas as pd
 
 from bench.collect import EVALUATION, KEY, SUCCESS, TRAINING_SUCCESS, read
 from bench.methods import METHODS, ROOT, title_of
-from bench.statistics import BLIND, against, can_tell, mean_interval, median_interval
+from bench.statistics import (
+    BLIND,
+    Interval,
+    Runs,
+    against,
+    can_tell,
+    mean_interval,
+    median_interval,
+    search_noise,
+)
 
 THRESHOLD = 0.8  # share of a suite's ceiling that methods are timed to
 
 
 @dataclass
 class Scores:
-    """What a method reached on a suite, by return or by success in percent; rows are runs, by seed."""
+    """What a method reached on a suite, by return or by success in percent.
+
+    Rows are runs, by seed; or if several searches chose its settings by the search's number and the seed.
+    """
 
     final: pd.DataFrame  # (run, task), of the final evaluation
     curve: pd.DataFrame  # (run, step) mean over tasks of the evaluations on the way and of the final one
@@ -63,13 +75,22 @@ class Result:
         self.by_method = scores(self.runs, SUCCESS if self.by_success else EVALUATION)
         self.ceiling = 100.0 if self.by_success else ceiling(self.env)
         self.target = None if self.ceiling is None else THRESHOLD * self.ceiling
-        means = {title_of(m) if m != BLIND else m: s.means for m, s in self.by_method.items()}
-        self.able, self.why = can_tell(means, self.ceiling)
+        self.able, self.why = can_tell(self.values("means"), self.ceiling)
 
     @property
     def title(self) -> str:
         """Environment and length."""
         return f"{self.env}, {self.steps:,} steps"
+
+    def values(self, what: str) -> Runs:
+        """Of every method what its `Scores` calls so, such as "means": a number of each run."""
+        return {method: getattr(s, what) for method, s in self.by_method.items()}
+
+    def intervals(self, what: str) -> dict[str, Interval]:
+        """Means over runs of the same."""
+        values = self.values(what)
+        noise = search_noise(values)
+        return {method: mean_interval(x, noise) for method, x in values.items()}
 
     def logged(self, method: str, metric: str) -> pd.DataFrame:
         """(run, step) means over tasks of a metric that was logged on the way."""
@@ -90,10 +111,21 @@ def scores(runs: pd.DataFrame, metric: str) -> dict[str, Scores]:
         rows = runs[(runs.method == method) & (runs.metric == metric)]
         rows = rows.assign(value=rows.value * (100 if metric == SUCCESS else 1))
         tasks, means = rows[rows.task != "mean"], rows[rows.task == "mean"]
-        final = tasks.pivot_table(index="seed", columns="task", values="value", sort=False)
-        curve = means.pivot(index="seed", columns="step", values="value")
-        result[method] = Scores(final.sort_index(), curve)
+        run = "seed" if rows.setting.nunique() == 1 else ["setting", "seed"]
+        final = tasks.pivot_table(index=run, columns="task", values="value", sort=False)
+        curve = means.pivot_table(index=run, columns="step", values="value")
+        result[method] = Scores(final.sort_index(), at_common_steps(curve))
     return result
+
+
+def at_common_steps(curve: pd.DataFrame) -> pd.DataFrame:
+    """Evaluations (run, step) of runs whose rollouts differ in length, interpolated to the same steps."""
+    if not curve.isna().any(axis=None):
+        return curve
+    number = curve.notna().sum(axis=1).max()
+    steps = [round(curve.columns.max() * (i + 1) / number) for i in range(number)]
+    rows = [np.interp(steps, x.dropna().index, x.dropna()) for _, x in curve.iterrows()]
+    return pd.DataFrame(rows, curve.index, steps)
 
 
 def training_success(runs: pd.DataFrame, method: str) -> pd.Series:
@@ -130,17 +162,21 @@ def make_table(x: Result) -> str:
     """The table of a suite: task-blind, then the others, best mean first."""
     returns = scores(x.runs, EVALUATION)
     control = BLIND if BLIND in x.by_method else best_first(x.by_method)[0]
-    compared = against({m: s.means for m, s in x.by_method.items()}, control)
+    compared = against(x.values("means"), control)
+    mean, worst = x.intervals("means"), x.intervals("worst")
     against_what = f"minus {control}", "p (Holm)", f"against {control}"
     timed = all(s.timed for s in x.by_method.values())
+    area = x.intervals("area") if timed else {}
     cost = x.runs[x.runs.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
     cost = cost.groupby("method").median()
     rows = []
     for method in best_first(x.by_method):
         s, c = x.by_method[method], cost.loc[method]
         row = {"method": title_of(method), "runs": str(len(s.final))}
-        row["success, %" if x.by_success else "mean"] = mean_interval(s.means).text()
-        row["worst task"] = mean_interval(s.worst).text()
+        row["success, %" if x.by_success else "mean"] = mean[method].text()
+        if s.means.index.nlevels > 1:
+            row["by search"] = ", ".join(f"{value:.0f}" for value in s.means.groupby(level=0).mean())
+        row["worst task"] = worst[method].text()
         if x.by_success:
             row["success in training, %"] = mean_interval(training_success(x.runs, method)).text()
             row["return"] = mean_interval(returns[method].means).text()
@@ -150,7 +186,7 @@ def make_table(x: Result) -> str:
             cells = compared[method].cells() if method in compared else [""] * 3
             row |= zip(against_what, cells)
         if timed:
-            row["area under evaluations"] = mean_interval(s.area).text()
+            row["area under evaluations"] = area[method].text()
         if timed and x.target is not None:
             steps = s.steps_to(x.target)
             row[f"steps to {x.target:.0f} (median)"] = median_interval(steps).text(0)

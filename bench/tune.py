@@ -115,7 +115,7 @@ class Search:
         rare = {"eval-interval": str(steps // EVALUATIONS)}
         if self.suite.rates:
             rare = {"eval-interval": "0", "eval-episodes": "20"}
-        settings = self.suite.complete(settings) | rare
+        settings = self.suite.complete(self.suite.found_at_base(self.method) | settings) | rare
         return launch.job(name, self.method, self.suite.env_id, steps, seed, settings)
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -244,18 +244,18 @@ def open_storage(url: str) -> RDBStorage:
             time.sleep(2)
 
 
-def search(suite: Suite, pairs: list[tuple[str, int]], storage: str = STORAGE) -> bool:
+def search(suite: Suite, pairs: list[tuple[str, int]] | None = None, storage: str = STORAGE) -> bool:
     """Search, run the best again, write results/search/; whether all of it is done.
 
     Args:
         suite: whose methods' settings are searched.
-        pairs: a method and the number of a search of its settings, each.
+        pairs: a method and the number of a search of its settings, each; by default all.
         storage: URL of the database of trials.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats: since 2021
     database = open_storage(storage)
-    searches = [Search(suite, method, database, number) for method, number in pairs]
+    searches = [Search(suite, method, database, number) for method, number in pairs or suite.pairs]
 
     def work() -> None:
         while not launch.stopping.is_set():

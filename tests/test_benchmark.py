@@ -62,7 +62,7 @@ def here(tmp_path, monkeypatch):
     SETTINGS.parent.mkdir(parents=True)
     suites = ("cartpole-goals10", "cartpole-goals-physics10", "lunarlander20-goals", "sac")
     rows = [(suite, method, settings_of(method)) for suite in suites for method in METHODS]
-    pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
+    pd.DataFrame(rows, columns=["suite", "method", "settings"]).assign(search=1).to_csv(SETTINGS, index=False)
     return tmp_path
 
 

@@ -16,6 +16,7 @@ from bench.statistics import (
     margin,
     mean_interval,
     median_interval,
+    search_noise,
     verdict,
 )
 
@@ -130,25 +131,39 @@ def runs(mean, spread=5.0, seed=0, n=RUNS):
 
 def test_a_suite_on_which_task_blind_does_as_well_cannot_tell():
     """Whatever the others among themselves."""
-    able, why = can_tell({"task-blind": runs(490), "varshare": runs(490, seed=1), "pcgrad": runs(300)}, 500)
-    assert not able and why.startswith("task-blind is not beaten") and "varshare" in why
-    able, why = can_tell({"task-blind": runs(130), "varshare": runs(400, seed=1), "pcgrad": runs(300)}, 500)
-    assert able and "varshare" in why and "task-blind 13" in why
-    able, why = can_tell(
-        {"task-blind": runs(130), "varshare": runs(499, 0.5, 1), "pcgrad": runs(498, 0.5)}, 500
-    )
+    rest = {"varshare": runs(490, seed=1), "independent": runs(300)}
+    able, why = can_tell({"task-blind": runs(490)} | rest, 500)
+    assert not able and why.startswith("task-blind is not beaten") and "VarShare" in why
+    able, why = can_tell({"task-blind": runs(130)} | rest, 500)
+    assert able and "VarShare" in why and "task-blind 13" in why and "independent 30" in why
+    high = {"varshare": runs(499, 0.3, 1), "independent": runs(497, 0.3)}
+    able, why = can_tell({"task-blind": runs(130)} | high, 500)
     assert not able and "ceiling" in why
     assert can_tell({"varshare": runs(400)}, 500) == (False, "there is nothing to compare")
-    assert "without task-blind" in can_tell({"varshare": runs(400), "pcgrad": runs(300)}, 500)[1]
+    assert "without task-blind" in can_tell(rest, 500)[1]
     few = {"task-blind": [55, 52, 50]} | {f"m{i}": [67.0 - i, 72, 74] for i in range(5)}
     able, why = can_tell({method: pd.Series(x) for method, x in few.items()}, 100)
-    assert not able and "3 runs of each do not show that task-blind is beaten (p 0.17" in why
+    assert not able and "3 runs of each do not show that task-blind is beaten" in why and "(p 0.17)" in why
     few = {"task-blind": pd.Series([55, 43, 68]), "varshare": pd.Series([88, 91, 80])}  # 30 [-11, 72] more
     assert "3 runs of each do not show that task-blind is beaten" in can_tell(few, 100)[1]
-    assert can_tell({"task-blind": runs(490), "varshare": runs(495, seed=1)}, None)[0]  # within the margin
     assert not can_tell({"task-blind": runs(400)}, None)[0]
     able, why = can_tell({"task-blind": runs(100, n=1), "varshare": runs(400, n=1)}, None)
     assert not able and why.startswith("one run of each shows nothing")
+
+
+def test_a_suite_on_which_an_agent_for_each_task_does_as_well_cannot_tell():
+    """The other side of the gate: there sharing gains nothing, whatever task-blind reaches."""
+    blind, ours = runs(130), runs(400, seed=1)
+    able, why = can_tell({"task-blind": blind, "varshare": ours, "independent": runs(399, seed=2)}, 500)
+    assert not able and why.startswith("independent is not beaten")
+    wide = runs(370, 60, seed=2)
+    able, why = can_tell({"task-blind": blind, "varshare": ours, "independent": wide}, 500)
+    assert not able and why.startswith("10 runs of each do not show that independent is beaten (Holm, 2")
+    able, why = can_tell({"task-blind": blind, "varshare": ours, "independent": runs(410)}, 500)
+    assert not able and why.startswith("no method is better than independent")
+    able, why = can_tell({"task-blind": blind, "varshare": ours, "pcgrad": runs(300)}, 500)
+    assert not able and why.startswith("without independent it cannot be excluded that sharing gains nothing")
+    assert can_tell({"task-blind": blind, "varshare": ours, "independent": runs(350)}, None)[0]
 
 
 def test_the_best_of_many_equal_methods_does_not_show_power():
@@ -160,5 +175,46 @@ def test_the_best_of_many_equal_methods_does_not_show_power():
         best = max(suite.values(), key=lambda x: x.mean())
         if difference(best, blind).interval.low > 0:  # else it cannot tell
             uncorrected += 1
-            corrected += can_tell(suite | {"task-blind": blind}, None)[0]
+            weak = pd.Series(rng.normal(-9, 1, RUNS))  # so that it is about task-blind
+            corrected += can_tell(suite | {"task-blind": blind, "independent": weak}, None)[0]
     assert uncorrected / 100 > 0.12 and corrected / 100 < 0.07
+
+
+def made_with_searches(rng, between, within=20.0, searches=3, of_search=7):
+    """Runs by (search, seed), whose searches scatter by `between` and whose runs by `within`."""
+    index = pd.MultiIndex.from_product([range(searches), range(of_search)])
+    means = rng.normal(400, between, searches).repeat(of_search)
+    return pd.Series(means + rng.normal(0, within, len(index)), index)
+
+
+@pytest.mark.parametrize("between", [0.0, 8.0, 20.0])
+def test_intervals_over_searches_and_seeds_cover(between):
+    """Of means and of differences; those over seeds alone do not, where searches scatter."""
+    rng, hits, plain, trials = np.random.default_rng(0), [], [], 250
+    for _ in range(trials):
+        suite = {f"m{i}": made_with_searches(rng, between) for i in range(6)}
+        suite["task-blind"] = made_with_searches(rng, 0.0, 1.0)
+        noise = search_noise(suite)
+        mean = mean_interval(suite["m0"], noise)
+        gap = difference(suite["m1"], suite["m2"], noise)
+        assert (gap.p < 0.05) == (gap.interval.low > 0 or gap.interval.high < 0)
+        hits.append([mean.low <= 400 <= mean.high, gap.interval.low <= 0 <= gap.interval.high])
+        alone = mean_interval(suite["m0"])
+        plain.append(alone.low <= 400 <= alone.high)
+    assert (0.925 < np.mean(hits, axis=0)).all() and (np.mean(hits, axis=0) < 0.985).all()
+    assert between < 20 or np.mean(plain) < 0.75
+
+
+def test_noise_of_searches_is_that_of_the_analysis_of_variance():
+    x = pd.Series([1.0, 3, 6, 8, 2, 4], pd.MultiIndex.from_product([(1, 2, 3), (7, 8)]))
+    noise = search_noise({"a": x, "b": 10 + x, "task-blind": 100 * x})
+    assert noise.methods == 2 and noise.searches == 3
+    between, within = 2 * np.var([2, 7, 3], ddof=1), 2.0  # three pairs that differ by 2
+    assert (noise.between, noise.within) == pytest.approx((between, within))
+    f = stats.f_oneway([1.0, 3], [6.0, 8], [2.0, 4]).statistic
+    assert noise.between / noise.within == pytest.approx(f)
+    variance, _ = noise.of_mean(x, 1)
+    assert variance == pytest.approx(between / 6)  # of one method's searches: the mean square between, over N
+    assert search_noise({"a": pd.Series([1.0, 2, 3])}) is None
+    equal = search_noise({"a": pd.Series([1.0, 3, 1, 3], pd.MultiIndex.from_product([(1, 2), (1, 2)]))})
+    assert equal.of_mean(pd.Series([1.0, 3, 1, 3], x.index[:4]), 1) == (pytest.approx(2 / 4), 2)

@@ -15,9 +15,9 @@ from bench import figures
 from bench.collect import read
 from bench.figures import MAX_CURVES, STYLE, write_suite
 from bench.methods import METHODS, title_of
-from bench.statistics import BLIND, against, mean_interval
+from bench.statistics import BLIND, against, difference, mean_interval, search_noise
 from bench.suites import SETTINGS, Suite
-from bench.tables import Result, Scores, make_table
+from bench.tables import Result, Scores, at_common_steps, make_table
 
 SAC = ("varshare-sac", "varshare")
 SPACES = [m.name for m in METHODS.values() if m.space and m.script.endswith("_ppo.py")]
@@ -91,17 +91,30 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
 
 
 def write_runs(
-    name, means, env_id="cartpole10", seeds=6, steps=1000, spread=5.0, mu_norm=1.0, success=False, settings=""
+    name,
+    means,
+    env_id="cartpole10",
+    seeds=6,
+    steps=1000,
+    spread=5.0,
+    mu_norm=1.0,
+    success=False,
+    settings="",
+    searches=1,
 ):
-    """A suite whose methods have these mean returns, the tasks 10 apart, and what a search chose for them."""
+    """A suite whose methods have these mean returns, the tasks 10 apart, and what a search chose for them.
+
+    With several searches the settings of each are better by 20 than those of the one before.
+    """
     rng = np.random.default_rng(0)
-    options = {"settings": settings, "score": "success" if success else "return"}
+    options = {"settings": settings, "score": "success" if success else "return", "searches": searches}
     suite = Suite(name, env_id, steps=steps, seeds=seeds, methods=tuple(means), **options)
     chosen = pd.DataFrame({"suite": name, "method": list(means), "settings": "--learning-rate 0.01"})
+    chosen = pd.concat([chosen.assign(search=i + 1) for i in range(searches)])
     SETTINGS.parent.mkdir(parents=True, exist_ok=True)
     chosen.to_csv(SETTINGS, mode="a", header=not SETTINGS.exists(), index=False)
     finals = {  # a method's seeds together, so that methods do not depend on one another
-        (m, s): mean + spread * rng.normal() + np.array([0, -10, 10.0])
+        (m, s): mean + 20 * ((s - 1) % searches) + spread * rng.normal() + np.array([0, -10, 10.0])
         for m, mean in means.items()
         for s in range(1, seeds + 1)
     }
@@ -134,13 +147,13 @@ def table_of(folder):
 
 
 def test_a_suite_and_the_same_again_from_its_csvs(capsys):
-    means = {"task-blind": 100, "cagrad": 160, "varshare": 140, "l2soft": 120}
+    means = {"task-blind": 100, "cagrad": 160, "varshare": 140, "l2soft": 120, "independent": 110}
     out = collected("suite", means, seeds=4)
     text = write_suite(out)
     assert text == (out / "table.md").read_text()
     assert text.splitlines()[0] == "# cartpole10, 1,000 steps"
     assert text.splitlines()[2].startswith("**This suite can tell methods apart**: the best method, CAGrad,")
-    assert "16 runs, one core each (abacus; commit `abc`)" in text and "Missing" not in text
+    assert "20 runs, one core each (abacus; commit `abc`)" in text and "Missing" not in text
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert pictures == ["curves.png", "sharing_l2soft.png", "sharing_varshare.png", "tasks.png"]
     for name in pictures:
@@ -183,11 +196,11 @@ def test_what_the_table_says():
 
 def test_a_suite_that_is_scored_by_success():
     """Whose order is the reverse of that of the returns."""
-    means = {"task-blind": 150, "varshare": 40, "l2soft": 100}
+    means = {"task-blind": 150, "varshare": 40, "l2soft": 100, "independent": 120}
     out = collected("suite", means, env_id="mt10", success=True)
     runs, table, x = runs_of(out), table_of(out), Result(out)
     assert x.able and x.why.startswith("the best method, VarShare,")
-    assert list(table) == ["Task-blind", "VarShare", "L2Soft"]
+    assert list(table) == ["Task-blind", "VarShare", "L2Soft", "Independent"]
     final = runs[(runs.method == "varshare") & (runs.step == 1000) & (runs.task != "mean")]
     by_seed = {m: x.groupby("seed").value for m, x in final.groupby("metric")}
     success, worst = 100 * by_seed["eval/success_rate"].mean(), 100 * by_seed["eval/success_rate"].min()
@@ -200,6 +213,36 @@ def test_a_suite_that_is_scored_by_success():
     assert "runs that get there" in row and "steps to 80 (median)" in row
     drawn = {line.get_label(): line for ax in figures.plot_curves(x).axes for line in ax.lines}
     assert drawn["VarShare"].get_ydata() == pytest.approx([success.mean()] * 5, rel=1e-4)
+
+
+def test_several_searches_are_part_of_the_intervals():
+    """Their means differ by 20, runs by 5: six runs of each of three searches say less than 18 of one."""
+    means = {"task-blind": 100, "varshare": 300, "independent": 250}
+    out = collected("suite", means, seeds=18, searches=3)
+    x, table = Result(out), table_of(out)
+    assert runs_of(out).setting.unique().tolist() == ["1", "2", "3"] and x.able
+    scores = x.by_method["varshare"]
+    assert scores.final.index.nlevels == 2 and len(scores.final) == 18
+    by_search = scores.means.groupby(level=0).mean()
+    assert by_search.tolist() == pytest.approx([300, 320, 340], abs=5)
+    row = table["VarShare"]
+    assert row["by search"] == ", ".join(f"{value:.0f}" for value in by_search)
+    noise = search_noise(x.values("means"))
+    assert row["mean"] == mean_interval(scores.means, noise).text() != mean_interval(scores.means).text()
+    interval = mean_interval(scores.means, noise)
+    assert interval.high - interval.low > 4 * (mean_interval(scores.means).high - scores.means.mean())
+    gap = difference(scores.means, x.by_method["task-blind"].means, noise)
+    assert row["minus task-blind"] == gap.interval.text()
+    assert "over searches and runs" in write_suite(out)
+
+
+def test_evaluations_at_different_steps_are_brought_to_the_same():
+    """As where one search chose more environments a task than another."""
+    rows = {1: {100: 10.0, 200: 20.0, 300: 30.0}, 2: {150: 15.0, 290: 29.0}}
+    curve = at_common_steps(pd.DataFrame(rows).T.sort_index(axis=1))
+    assert curve.columns.tolist() == [100, 200, 300]
+    assert curve.loc[1].tolist() == [10, 20, 30] and curve.loc[2].tolist() == [15, 20, 29]
+    assert at_common_steps(curve) is curve
 
 
 def test_steps_to_the_threshold():

@@ -92,7 +92,7 @@ def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
     for job in runs:
         flags = parse_flags(job.flags)
         of_seed.setdefault(flags["seed"], set()).add(flags["total-timesteps"])
-        assert flags["eval-interval"] == str(int(flags["total-timesteps"]) // 10)
+        assert flags["eval-interval"] == str(int(flags["total-timesteps"]) // tune.EVALUATIONS)
     assert of_seed == {str(s): {"1000"} for s in SEEDS} | {str(s): {"2000"} for s in FRESH_SEEDS[:3]}
 
 
@@ -104,7 +104,7 @@ def test_trials_are_dropped_after_whole_runs_and_crashes_are_counted(runs, monke
     )
     tune.search(make_suite())
     trials = read("trials.csv")
-    finals = trials[[f"final {seed}" for seed in SEEDS]]
+    finals = trials[["final 1", "final 2", "final 3"]]
     assert (finals.notna().sum(axis=1) * STEPS == trials.steps)[trials.state != "crashed"].all()
     complete, dropped = (trials[trials.state == state] for state in ("complete", "dropped"))
     assert finals.loc[complete.index].notna().all(axis=None) and len(dropped)
@@ -187,7 +187,7 @@ def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
     methods = ("task-blind", "varshare-recentred")
     suite = make_suite(methods=methods, rates=("0.001", "0.01", "0.1"), score=score)
     assert tune.search(suite)  # one of each has crashed
-    assert len(runs) == 6 and suite.steps_of_search == 3 * STEPS
+    assert len(runs) == 6 and suite.steps_of_search("task-blind") == 3 * STEPS
     for job in runs:
         flags = parse_flags(job.flags)
         assert (flags["seed"], flags["eval-interval"], flags["eval-episodes"]) == ("101", "0", "20")
@@ -201,11 +201,50 @@ def test_a_few_step_sizes_in_place_of_a_search(runs, score, best):
     assert make_suite(methods=methods).chosen["task-blind"] == {"learning-rate": best}
 
 
+def test_independent_searches_of_trials_by_the_dimension(runs):
+    """They share no seed; each has so many trials for each setting; reported seeds are dealt out to them."""
+    options = {"methods": ("task-blind", "l2soft"), "searches": 3, "trials": 2, "per_dimension": True}
+    suite = make_suite(**options, trial_seeds=2, best=2, steps=STEPS, seeds=7, first_seed=1001)
+    assert tune.search(suite)
+    trials, settings = read("trials.csv"), read("settings.csv")
+    assert list(zip(settings.method, settings.search)) == suite.pairs and len(suite.pairs) == 6
+    for (method, _), rows in trials.groupby(["method", "search"]):
+        budget = 2 * len(tune.METHODS[method].space) * 2 * STEPS
+        assert budget - 2 * STEPS < rows.steps.sum() <= budget
+    assert trials.groupby("search").settings.agg(set).agg(lambda x: len(set.union(*x))) == len(trials)
+    assert {parse_flags(job.flags)["seed"] for job in runs} == {
+        str(20 * i + seed) for i in range(3) for seed in (101, 102, 111, 112)
+    }
+    suite = make_suite(**options, steps=STEPS, seeds=7, first_seed=1001)
+    jobs = [job for job in suite.jobs() if "l2soft" in job.name]
+    found = settings[settings.method == "l2soft"].set_index("search").settings
+    for i, job in enumerate(jobs):
+        flags = parse_flags(job.flags)
+        assert (flags["seed"], flags["exp-name"]) == (str(1001 + i), f"l2soft@{i % 3 + 1}")
+        assert parse_flags(found[i % 3 + 1]).items() <= flags.items()
+
+
+def test_a_step_size_chosen_anew_for_the_settings_of_another_suite(runs):
+    assert tune.search(make_suite(searches=1))
+    first = make_suite().chosen["task-blind"]
+    suite = Suite("many", "cartpole10", methods=("task-blind",), rates=("0.003", "0.02"), base="suite")
+    before = len(runs)
+    assert tune.search(suite) and len(runs) == before + 2
+    for job, rate in zip(sorted(runs[before:], key=lambda job: job.flags), ("0.003", "0.02")):
+        assert parse_flags(job.flags).items() >= (first | {"learning-rate": rate}).items()
+    suite = Suite("many", "cartpole10", methods=("task-blind",), rates=("0.003", "0.02"), base="suite")
+    (job, *_) = suite.jobs()
+    assert parse_flags(job.flags).items() >= (first | {"learning-rate": "0.02"}).items()
+    with pytest.raises(SystemExit):
+        Suite("many", "cartpole10", methods=("l2soft",), base="suite").found_at_base("l2soft")
+
+
 def test_spaces_and_flags_are_read_as_they_are_written():
     space = parse_space("learning-rate 0.001..0.1 log; cagrad-c 0.1..0.9; embedding-size 2|4")
     rate = space["learning-rate"]
     assert (rate.low, rate.high, rate.log) == (1e-3, 0.1, True)
     assert not space["cagrad-c"].log and space["embedding-size"].choices == ("2", "4")
+    assert parse_space("hidden-sizes 64 64|216 216")["hidden-sizes"].choices == ("64 64", "216 216")
     assert parse_space("") == {} and parse_flags("") == {}
     for text in ("--beta 0.1", "--norm-obs", "--tasks 0 1 --cuda --exp-name a@b"):
         assert write_flags(parse_flags(text)) == text

@@ -99,7 +99,7 @@ def write_settings(suite="small"):
     SETTINGS.parent.mkdir(parents=True)
     methods = {how.method for how in loo.REGIMES.values()}
     rows = [(suite, method, f"{SMALL} --learning-rate 0.01") for method in methods]
-    pd.DataFrame(rows, columns=["suite", "method", "settings"]).to_csv(SETTINGS, index=False)
+    pd.DataFrame(rows, columns=["suite", "method", "settings"]).assign(search=1).to_csv(SETTINGS, index=False)
 
 
 @pytest.mark.slow

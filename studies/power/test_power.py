@@ -10,8 +10,8 @@ from studies.power.__main__ import report
 
 def test_power_takes_each_methods_best_step_size_and_says_whether_a_suite_can_tell():
     rng = np.random.default_rng(0)
-    means = {"cartpole10": {"task-blind": (390, 480), "varshare": (470, 482)}}
-    means["lander"] = {"task-blind": (-100, -90), "varshare": (100, 50), "hard-sharing": (60, 20)}
+    means = {"cartpole10": {"task-blind": (390, 480), "varshare": (470, 482), "independent": (300, 320)}}
+    means["lander"] = {"task-blind": (-100, -90), "varshare": (100, 50), "independent": (60, 20)}
     cases = {}
     for env, methods in means.items():
         for (method, both), seed in ((x, s) for x in methods.items() for s in range(5)):
@@ -21,9 +21,9 @@ def test_power_takes_each_methods_best_step_size_and_says_whether_a_suite_can_te
     summary = cells_of(text)
     assert summary["cartpole10"]["methods apart"] == "**cannot tell**"
     assert summary["cartpole10"]["why"].startswith("task-blind is not beaten")
-    assert summary["lander"]["why"].startswith("the best method, varshare, scores ")
+    assert summary["lander"]["why"].startswith("the best method, VarShare, scores ")
     rows = cells_of(text, "## lander")
-    assert list(rows) == ["task-blind", "varshare", "hard-sharing"]  # the control, then by their means
+    assert list(rows) == ["task-blind", "varshare", "independent"]  # the control, then by their means
     best = [cases["lander", "varshare@0.003", seed] for seed in range(5)]
     row = rows["varshare"]
     assert row["runs"] == "5" and row["against task-blind"] == "better"

@@ -90,12 +90,12 @@ def test_the_report_of_a_search(tmp_path):
     rows += [(SUITE, "varshare", "--learning-rate 0.01 --beta 0.001", 400.0, 10, 3, 1, 17_500_000)]
     rows += [(other, "l2soft", "--l2-coef 0.01", 480.0, 9, 0, 0, 9_000_000)]
     columns = ["suite", "method", "settings", "final", "complete", "dropped", "crashed", "spent"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "settings.csv", index=False)
+    pd.DataFrame(rows, columns=columns).assign(search=1).to_csv(tmp_path / "settings.csv", index=False)
     settings_of.report(tmp_path, tmp_path)
     text = (tmp_path / "table.md").read_text()  # methods in the order of methods.csv
     first, second = cells_of(text, f"## {SUITE}"), cells_of(text, f"## {other}")
     assert list(first) == ["VarShare", "Task-blind"] and list(second) == ["L2Soft"]
-    cells = ["VarShare", "`--learning-rate 0.01 --beta 0.001`", "400.0", "14", "3", "1", "17.5 M"]
+    cells = ["VarShare", "1", "`--learning-rate 0.01 --beta 0.001`", "400.0", "", "14", "3", "1", "17.5 M"]
     assert list(first["VarShare"].values()) == cells
     for suite in (SUITE, other):
         with Image.open(tmp_path / f"{suite}.png") as image:
