@@ -3,6 +3,7 @@
     python enjoy.py runs/NAME                                          # mean weights, 20 episodes per task
     python enjoy.py runs/NAME --weights ensemble --ensemble-size 5     # average of 5 draws of the weights
     python enjoy.py runs/NAME --tasks 0 3 --capture-video              # two of the tasks, filmed
+    python enjoy.py models/goals10 --goal 0.37                         # a goal that was never trained
     python enjoy.py runs/NAME --export models/NAME                     # a small model to give away
 
 The model names the script that wrote it, whose `Args` and `Agent` are used. Actions are deterministic. With
@@ -11,7 +12,7 @@ mean weights and the run's own seed and number of episodes the result is the run
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,9 @@ class Args:
     ensemble_size: int = 5  # draws whose policies an ensemble averages
     episodes: int = 20  # per task
     tasks: tuple[int, ...] = ()  # indices of the environment's tasks; by default all that the model knows
+    goal: float | None = (
+        None  # in m, on CartPoles that differ by theirs: weights regressed on the goal play it
+    )
     seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
     capture_video: bool = False  # film the first episode of every task, one by one and side by side
     video_dir: Path | None = None  # where to; by default videos/ in the run's folder
@@ -149,11 +153,65 @@ def player(agent: nn.Module, rows: list[int], noise: Tensor | None) -> Callable[
     return policy
 
 
+def interpolate(weights: Tensor, known: Sequence[float], wanted: Sequence[float], degree: int = 3) -> Tensor:
+    """Weights at values of the tasks' parameter that were not trained, from those at values that were.
+
+    Every weight is a polynomial of the parameter, by least squares over the trained tasks. What all tasks
+    share stays as it is.
+
+    Args:
+        weights: (task, weight), as `Agent.weights()`.
+        known: the parameter of each of these tasks.
+        wanted: its values to play.
+
+    Returns:
+        (wanted, weight).
+    """
+    scale = max(map(abs, known))
+    known, wanted = (torch.tensor(x, dtype=torch.float64) / scale for x in (known, wanted))
+    solution = torch.linalg.lstsq(torch.vander(known, degree + 1), weights.double()).solution
+    return (torch.vander(wanted, degree + 1) @ solution).to(weights.dtype)
+
+
+def play_goal(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Path]]:
+    """As `play`, of the one task that is the model's with another goal, with interpolated weights."""
+    model = read_model(args.run)
+    script, env_id = load_script(model["script"]), model["args"]["env_id"]
+    suite = build(make, env_id, 1)
+    trained = [suite.task_names.index(name) for name in model["task_names"]]
+    params = [suite.task_params[task] for task in trained]
+    if not all("goal" in x and {**x, "goal": 0} == {**params[0], "goal": 0} for x in params):
+        fail(f"--goal is for CartPoles that differ by their goals only, not for {env_id}")
+    if args.weights != "mean" or args.tasks:
+        fail("--goal plays mean weights of no task that was trained: leave out --weights and --tasks")
+    if len(trained) < 5:
+        fail(f"--goal needs a model of 5 tasks or more, not {len(trained)}")
+    if not abs(args.goal) < 2.4:
+        fail(f"--goal must lie on the track, between -2.4 and 2.4 m, not {args.goal}")
+    agent = load_agent(model, script, build(make, env_id, 1, trained))
+    W = agent.unpack(interpolate(agent.weights(), [x["goal"] for x in params], [args.goal]))
+    envs = make(env_id, args.episodes, trained[:1])
+    envs.goal[:] = args.goal
+    seeds = spread_seeds(model["args"]["seed"] if args.seed is None else args.seed, 1, args.episodes)
+    names, films = [f"goal{args.goal:+g}"], []
+    if args.capture_video:
+        from envs.video import film, open_stages  # needs packages that playing does not
+
+        stages = build(open_stages, env_id, trained[:1])
+        stages[0].unwrapped.goal = args.goal
+        run = find_run(args.run)
+        folder = args.video_dir or (run if run.is_dir() else run.parent) / "videos"
+        films, _ = film(lambda obs: agent.policy(W, obs), stages, names, seeds, folder)
+    return names, *play_episodes(lambda obs: agent.policy(W, obs), envs, seeds), films
+
+
 def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Path]]:
     """Play and film; names of the tasks, `Evaluation` (task, episode), and the films' paths."""
     for name, least in (("episodes", 1), ("ensemble_size", 1), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if args.goal is not None:
+        return play_goal(args)
     if args.capture_video:
         from envs.video import draw_without_screen, film, open_stages  # needs packages that playing does not
 
@@ -228,6 +286,8 @@ def main(args: Args) -> None:
     weights = {"mean": "mean weights", "sample": "sampled weights"}.get(
         args.weights, f"ensembles of {args.ensemble_size} sampled weights"
     )
+    if args.goal is not None:
+        weights = "weights interpolated between the goals that were trained"
     print(f"{args.run}: {args.episodes} episodes per task, {weights}, deterministic actions")
     head = f"{'task':>24} {'return':>9} {'std':>8} {'min':>8} {'max':>8} {'length':>8}"
     reported = not np.isnan(successes).all()  # few environments do

@@ -383,3 +383,43 @@ def test_plays_the_model_of_every_script(script, capsys):
 def test_command_line():
     argv = ["runs/a", "--tasks", "0", "3", "--weights", "sample", "--episodes", "7", "--seed", "2"]
     assert enjoy.tyro.cli(Args, args=argv) == Args(Path("runs/a"), "sample", 5, 7, (0, 3), 2)
+
+
+def test_interpolated_weights_are_the_polynomial_through_them():
+    """Exact where weights are cubic in the goal, constant where tasks share a weight, linear if asked."""
+    goals, wanted = [-1.5, -1.2, -0.5, 0.2, 0.8, 1.5], [-2.0, 0.37]
+    x, y = (np.array(values)[:, None] for values in (goals, wanted))
+    of = np.array([[1.0, -2.0, 0.5, 3.0]]).T  # (power, 1)
+    columns = [np.hstack([z**i for i in range(4)]) @ of for z in (x, y)]
+    weights = torch.tensor(np.hstack([columns[0], np.full_like(x, 7.0)]), dtype=torch.float32)
+    found = enjoy.interpolate(weights, goals, wanted)
+    np.testing.assert_allclose(found, np.hstack([columns[1], np.full_like(y, 7.0)]), rtol=1e-5)
+    assert found.dtype == torch.float32
+    line = enjoy.interpolate(torch.tensor([[1.0], [2.0], [3.0]]), [0.0, 1.0, 2.0], [5.0], degree=1)
+    assert line.item() == pytest.approx(6)
+
+
+def test_a_goal_that_was_never_trained_is_played():
+    """By the saved model, in a place that none of its tasks has; elsewhere it is refused."""
+    model = ROOT / "models/goals10"
+    names, returns, lengths, _, films = play(Args(model, goal=0.37))
+    assert names == ["goal+0.37"] and returns.shape == (1, 20) and not films
+    assert returns.mean() > 400 and lengths.mean() == 500
+    _, trained, *_ = play(Args(model, tasks=(6,)))  # goal +0.5 itself
+    _, again, *_ = play(Args(model, goal=0.5))
+    assert again.mean() == pytest.approx(trained.mean(), abs=40)
+    for changes, message in (
+        ({"goal": 3.0}, "on the track"),
+        ({"goal": 0.3, "tasks": (1,)}, "leave out"),
+        ({"goal": 0.3, "weights": "sample"}, "leave out"),
+        ({"goal": 0.3, "run": ROOT / "models/goals-physics10"}, "differ by their goals only"),
+    ):
+        with pytest.raises(InputError, match=message):
+            play(Args(**{"run": model} | changes))
+
+
+def test_a_film_shows_the_goal_that_was_asked_for(tmp_path):
+    *_, films = play(
+        Args(ROOT / "models/goals10", goal=0.9, episodes=1, capture_video=True, video_dir=tmp_path)
+    )
+    assert [film.name for film in films] == ["goal+0.9.mp4"] and films[0].stat().st_size > 1000

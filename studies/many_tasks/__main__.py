@@ -1,0 +1,150 @@
+"""What does sharing gain as tasks get more and the samples of each fewer? results/studies/many_tasks/.
+
+The runs are those of the suites many-tasks10 to many-tasks160 of benchmark.sh: equal total steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from bench.figures import STYLE, add_legend, color_of, save, start_figure
+from bench.methods import METHODS, title_of
+from bench.statistics import BLIND, INDEPENDENT, Interval, compare, mean_interval
+from bench.tables import Result, markdown
+from studies import folder_of
+
+NUMBERS = (10, 20, 40, 80, 160)
+
+
+def read_suites() -> dict[int, Result]:
+    """Number of tasks -> what is committed of its suite."""
+    folders = {number: Path("results/suites", f"many-tasks{number}") for number in NUMBERS}
+    return {n: Result(folder) for n, folder in folders.items() if (folder / "configs.csv").exists()}
+
+
+def slope(gains: dict[int, pd.Series]) -> tuple[Interval, float]:
+    """How much a gain, by seed, grows when tasks double: mean over seeds of the slopes, and p of none."""
+    table = pd.DataFrame(gains).dropna()
+    doublings = np.log2(table.columns.to_numpy(float))
+    slopes = np.polyfit(doublings, table.T, 1)[0]
+    return mean_interval(slopes), float(stats.ttest_1samp(slopes, 0).pvalue)
+
+
+def claim_10(suites: dict[int, Result]) -> tuple[str, str]:
+    """Sharing gains more with more tasks and fewer samples of each.
+
+    Test: the difference between VarShare and Independent, and between Hard sharing and Independent, grows
+    with the logarithm of the number of tasks.
+    """
+    lines, won, tried = [], 0, 0
+    for method in ("varshare", "hard-sharing"):
+        values = {n: x.values("means") for n, x in suites.items()}
+        gains = {n: x[method] - x[INDEPENDENT] for n, x in values.items() if {method, INDEPENDENT} <= set(x)}
+        if len(gains) < 3:
+            continue
+        interval, p = slope(gains)
+        tried += 1
+        won += interval.low > 0 and p < 0.025
+        of_each = ", ".join(f"{n}: {x.mean():.0f}" for n, x in gains.items())
+        lines.append(
+            f"- {title_of(method)} minus Independent by the number of tasks: {of_each}; with every doubling "
+            f"{interval.text()} more, p {p:.2g}"
+        )
+    answer = "not decided" if not tried else "supported" if won == tried else "not supported"
+    return answer, "\n".join(lines) + "\n"
+
+
+def draw(ax: Axes, suites: dict[int, Result], what: dict[str, dict[int, Interval]]) -> None:
+    """A line for each method over the number of tasks."""
+    for method, of_number in what.items():
+        x, (mean, low, high) = list(of_number), zip(*of_number.values())
+        line = ":" if method == BLIND else "-"
+        ax.plot(x, mean, line, marker="o", ms=3, color=color_of(method), label=title_of(method))
+        ax.fill_between(x, low, high, color=color_of(method), alpha=0.12, lw=0)
+    ax.set(xscale="log", xlabel="tasks")
+    ax.set_xticks(list(suites), [str(n) for n in suites])
+    ax.minorticks_off()
+
+
+def plot(suites: dict[int, Result]) -> Figure:
+    """Return against the number of tasks, and parameters in all per task."""
+    runs = min(len(s.final) for x in suites.values() for s in x.by_method.values())
+    steps = next(iter(suites.values())).steps
+    figure = start_figure(f"{steps:,} steps of all tasks together: means of {runs} runs, 95 % intervals", 4.4)
+    left, right = figure.subplots(1, 2)
+    methods = [m for m in METHODS if any(m in x.by_method for x in suites.values())]
+    intervals = {n: x.intervals("means") for n, x in suites.items()}
+    found = {m: {n: x[m] for n, x in intervals.items() if m in x} for m in methods}
+    draw(
+        left,
+        suites,
+        {m: {n: Interval(*np.clip(x, 0, 500)) for n, x in of.items()} for m, of in found.items()},
+    )
+    left.set(ylabel="return of the evaluation, mean over tasks", ylim=(0, 500))
+    cost = {}
+    for n, x in suites.items():
+        rows = x.runs[x.runs.metric == "parameters/all"].groupby("method").value.median() / n
+        for method, value in rows.items():
+            cost.setdefault(method, {})[n] = Interval(value, value, value)
+    draw(right, suites, {m: cost[m] for m in methods if m in cost})
+    right.set(ylabel="parameters in all, per task", yscale="log")
+    add_legend(figure, columns=5)
+    return figure
+
+
+def table(suites: dict[int, Result]) -> str:
+    """Means and intervals of every method at every number of tasks, and what differs from VarShare."""
+    intervals = {n: x.intervals("means") for n, x in suites.items()}
+    last = intervals[max(intervals)]
+    rows = []
+    for method in sorted(last, key=lambda m: -last[m].center):
+        rows.append(
+            [title_of(method), *(x[method].text(0) if method in x else "" for x in intervals.values())]
+        )
+    text = markdown(["method", *(f"{n} tasks" for n in suites)], rows)
+    rows = []
+    for n, x in suites.items():
+        values = x.values("means")
+        if not {"varshare", "l2soft"} <= set(values):
+            continue
+        [c] = compare([(values["varshare"], values["l2soft"])])
+        rows.append([str(n), *c.cells()])
+    return f"{text}\n{markdown(['tasks', 'VarShare minus L2Soft', 'p', 'verdict'], rows)}"
+
+
+def report(out: Path) -> str:
+    """table.md and many_tasks.png."""
+    suites = read_suites()
+    if not suites:
+        return "many_tasks: no suite has results yet"
+    out.mkdir(parents=True, exist_ok=True)
+    answer, lines = claim_10(suites)
+    gates = [f"- {n} tasks: {'can' if x.able else '**cannot**'} tell: {x.why}" for n, x in suites.items()]
+    text = "\n".join([table(suites), *gates, "", f"C10: {answer}\n", lines])
+    (out / "table.md").write_text(text)
+    with rc_context(STYLE):
+        save(plot(suites), out / "many_tasks.png")
+    return text
+
+
+def main(dry_run: bool = False, report_only: bool = False) -> None:
+    """Report of the suites many-tasks10 to many-tasks160.
+
+    Args:
+        dry_run: print nothing: the runs are those of the suites
+        report_only: the same as without it
+    """
+    if not dry_run:
+        print(report(folder_of("many_tasks")))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
