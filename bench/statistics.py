@@ -206,7 +206,10 @@ def against(runs: Runs, control: str) -> dict[str, Comparison]:
     return dict(zip(others, compare(pairs, within, search_noise(runs))))
 
 
-def can_tell(runs: Runs, ceiling: float | None) -> tuple[bool, str]:
+LOST = {BLIND: "tasks need not be known", INDEPENDENT: "sharing gains nothing"}  # if a control is not beaten
+
+
+def can_tell(runs: Runs, ceiling: float | None, controls: Iterable[str] = tuple(LOST)) -> tuple[bool, str]:
     """Whether a suite can tell methods apart, by the mean return over tasks of each run, and why.
 
     It can if the best method beats both controls: task-blind, one network that is not told the task, or tasks
@@ -221,9 +224,9 @@ def can_tell(runs: Runs, ceiling: float | None) -> tuple[bool, str]:
     height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
     best = max(others, key=lambda method: others[method].mean())
     says = f"the best method, {title_of(best)}, scores {others[best].mean():.1f}"
-    for control, lost in ((BLIND, "tasks need not be known"), (INDEPENDENT, "sharing gains nothing")):
+    for control in controls:
         if control not in runs:
-            return False, f"without {control} it cannot be excluded that {lost}; {says}{height}"
+            return False, f"without {control} it cannot be excluded that {LOST[control]}; {says}{height}"
         if best == control:
             return False, f"no method is better than {control}; {says}{height}"
         interval, p, *_ = against(runs, control)[best]

@@ -76,6 +76,7 @@ class Result:
         self.ceiling = 100.0 if self.by_success else ceiling(self.env)
         self.target = None if self.ceiling is None else THRESHOLD * self.ceiling
         self.able, self.why = can_tell(self.values("means"), self.ceiling)
+        self.tasks_matter, _ = can_tell(self.values("means"), self.ceiling, (BLIND,))
 
     @property
     def title(self) -> str:

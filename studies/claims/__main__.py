@@ -14,9 +14,8 @@ import pandas as pd
 import tyro
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from scipy import stats
 
-from bench.collect import NORMS, SECONDS
+from bench.collect import DIRECTION, NORMS, SECONDS, read
 from bench.figures import (
     CYCLE,
     STYLE,
@@ -32,11 +31,19 @@ from bench.figures import (
     start_figure,
 )
 from bench.methods import METHODS, fail, title_of
-from bench.statistics import MARGIN, Interval, compare, difference, margin, median_interval
+from bench.statistics import MARGIN, Interval, compare, difference, margin, mean_interval, median_interval, search_noise
 from bench.tables import Result, Scores, markdown
 from studies import folder_of
 from studies.leave_one_out.report import Adaptations, claim_7
+from studies.leave_one_out.runs import LORA
+from studies.many_tasks.__main__ import claim_10, read_suites
+from studies.zero_shot.__main__ import claim_12
 
+WITHDRAWN = (
+    "Withdrawn: PPO had eight environments of each task here, ten updates in all. With one of each, Contextual "
+    "and VarShare of the suite goals10-100k end about as high in as many steps, or higher. The question is open "
+    "until SAC's family is compared with PPO's at settings that are searched alike."
+)
 SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
 
 
@@ -62,8 +69,9 @@ def compared(
     by_method: dict[str, Scores], pairs: list[tuple[str, str]], what: str = "means"
 ) -> tuple[list[str], str]:
     """Verdicts on pairs of methods, corrected for their number, and the table of them; what: or "area"."""
-    values = {method: getattr(by_method[method], what) for pair in pairs for method in pair}
-    found, rows = compare([(values[x], values[y]) for x, y in pairs]), []
+    values = {method: getattr(s, what) for method, s in by_method.items()}
+    found = compare([(values[x], values[y]) for x, y in pairs], noise=search_noise(values))
+    rows = []
     for (x, y), c in zip(pairs, found):
         chance = improvement(by_method[x].final, by_method[y].final)
         cells = [title_of(x), title_of(y), c.interval.text(), f"{c.p:.2g}", f"{c.within:.1f}"]
@@ -131,7 +139,8 @@ def claim_5(by_method: dict[str, Scores], runs: pd.DataFrame) -> tuple[str, str]
     if len(pair) < 2:
         return None
     _, table = compared(by_method, [tuple(pair[:2])])
-    d = difference(*(by_method[m].means for m in pair[:2])).interval
+    noise = search_noise({m: s.means for m, s in by_method.items()})
+    d = difference(*(by_method[m].means for m in pair[:2]), noise).interval
     within = margin(by_method[m].means.mean() for m in pair[:2])
     answer = "supported" if d.low > -within else "not supported" if d.high < -within else "not decided"
     own = [runs[(runs.method == m) & (runs.metric == "parameters/own")].value.median() for m in pair[:2]]
@@ -149,22 +158,17 @@ def claim_6(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     if not (by_method[sac].timed and by_method[ppo].timed):
         return "not decided", "The runs were not evaluated on the way."
     target = min(by_method[m].means.mean() for m in (sac, ppo))  # which both reach
-    needed = [by_method[m].steps_to(target) for m in (sac, ppo)]
-    p = stats.mannwhitneyu(*needed).pvalue
-    fewer = np.mean(needed[0][:, None] < needed[1]) - np.mean(needed[0][:, None] > needed[1])
-    answer = "not decided"
-    if p < 0.05:
-        answer = "supported" if fewer > 0 else "not supported: PPO needs fewer"
-    lines = ["Test: steps to the lower of the two final means, p below 5 %.", ""]
-    for name, x in zip((sac, ppo), needed):
-        median = median_interval(x).text(0)
-        reached = f"reached in {np.isfinite(x).sum()} of {len(x)} runs"
+    lines = ["With as many environments of each task as the flags of the suite's runs say.", ""]
+    for name in (sac, ppo):
+        steps = by_method[name].steps_to(target)
+        median = median_interval(steps).text(0)
+        reached = f"reached in {np.isfinite(steps).sum()} of {len(steps)} runs"
         lines.append(f"- {title_of(name)}: median {median} steps to an evaluation of {target:.0f}, {reached}")
-    lines.append(f"- Mann-Whitney test of these steps: p = {p:.2g}, a run that never gets there the longest")
     for name, what in (("means", "final evaluation"), ("area", "area under the evaluations")):
         d = difference(*(getattr(by_method[m], name) for m in (sac, ppo)))
         lines.append(f"- {what}, {title_of(sac)} minus {title_of(ppo)}: {d.interval.text()}, p = {d.p:.2g}")
-    return answer, "\n".join(lines) + "\n"
+    lines.append(f"\n{WITHDRAWN}")
+    return "withdrawn", "\n".join(lines) + "\n"
 
 
 def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
@@ -195,6 +199,25 @@ def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
     return answer, f"Test: {test}.\n\n" + "\n".join(lines) + "\n"
 
 
+def claim_11(x: Result) -> tuple[str, str] | None:
+    """Directions of residuals recover the hidden task."""
+    rows = x.runs[x.runs.metric == DIRECTION]
+    found = {method: of.set_index("seed").value for method, of in rows.groupby("method", sort=False)}
+    found = {method: values for method, values in found.items() if len(values) > 1}
+    if not found:
+        return None
+    intervals = {method: mean_interval(values) for method, values in found.items()}
+    above = [interval.low > 0 for interval in intervals.values()]
+    answer = "supported" if all(above) else "not supported" if not any(above) else "supported for some methods"
+    test = "Test: the rank correlation, over pairs of tasks, of the cosine of two residuals with minus the "
+    test += "distance of their goals is above 0, 95 % interval over runs."
+    lines = [
+        f"- {title_of(method)}: {interval.text(2)}, positive in {(found[method] > 0).sum()} of {len(found[method])} runs"
+        for method, interval in intervals.items()
+    ]
+    return answer, f"{test}\n\n" + "\n".join(lines) + "\n"
+
+
 def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
     """All claims on all suites: a table of answers, then what they rest on."""
     rows, details = [], []
@@ -211,7 +234,9 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
         found_of[claim_5] = claim_5(x.by_method, x.runs)
         for claim, found in found_of.items():
             if found:
-                answer, text = found if x.able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
+                # a variant that is worse than others is so whether or not sharing gains something
+                able = x.tasks_matter if claim is claim_4 else x.able
+                answer, text = found if able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
                 add(int(claim.__name__[-1]), claim.__doc__, x.name, answer, text)
     for identical in [x for x in results if "identical" in x.env]:
         for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
@@ -219,8 +244,17 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
                 add(8, claim_8.__doc__, f"{identical.name} and {different.name}", *found)
     for x in [x for x in adaptations if len(x.runs)]:
         add(7, claim_7.__doc__, x.name, *claim_7(x))
+        if LORA in x.regimes:
+            add(7, claim_7.__doc__, f"{x.name}, low rank", *claim_7(x, LORA))
+    for x in results:
+        if found := claim_11(x):
+            add(11, claim_11.__doc__, x.name, *found)
+    if suites := read_suites():
+        add(10, claim_10.__doc__.partition("\n")[0], "many-tasks10 to 160", *claim_10(suites))
+    if (folder_of("zero_shot") / "runs.csv").exists():
+        add(12, claim_12.__doc__.partition("\n")[0], "cartpole-goals20", *claim_12(read(folder_of("zero_shot"))[0]))
     power = [f"- {x.name}: **{'can' if x.able else 'cannot'} tell methods apart**: {x.why}" for x in results]
-    order = sorted(range(len(rows)), key=lambda i: rows[i][0])
+    order = sorted(range(len(rows)), key=lambda i: int(rows[i][0].split()[0][1:]))
     table = markdown(["claim", "suite", "verdict"], [rows[i] for i in order])
     return "\n".join([table, *power, "", *(details[i] for i in order)])
 

@@ -128,7 +128,7 @@ def report():
 def test_no_verdict_where_task_blind_does_as_well():
     """However far the methods are apart among themselves."""
     for name, blind in (("even", 100), ("uneven", 60)):
-        write_suite(name, {"task-blind": blind, "varshare": 100, "l2soft": 99, "pcgrad": 50})
+        write_suite(name, {"task-blind": blind, "varshare": 100, "l2soft": 99, "independent": 50})
     text = report()
     assert Path("results/studies/claims/table.md").read_text(encoding="utf-8") == text
     for claim in ("C1 VarShare and L2Soft beat the other baselines", "C2 VarShare and L2Soft are the same"):

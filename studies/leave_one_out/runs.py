@@ -57,7 +57,7 @@ REGIMES = {
     "contextual": Regime("Contextual: new embedding", "contextual", trains="own"),
     "task-blind": Regime("Task-blind, fine-tuned", "task-blind"),
 }
-SCRATCH, OURS = "scratch", "residual"
+SCRATCH, OURS, LORA = "scratch", "residual", "lora"
 
 
 @dataclass(frozen=True)
