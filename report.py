@@ -4,8 +4,9 @@
     python report.py runs/latest                  of the newest
     python report.py results/suites/NAME          table and figures of a suite, from its committed CSVs
 
-Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png. What it has not
-logged is left out, and a run that is not finished is drawn as far as it went.
+Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png, task_map.png. What it
+has not logged is left out, and a run that is not finished is drawn as far as it went. task_map.png is of the
+saved model: how tasks lie to each other, by their residuals or embeddings.
 
 Several runs on the same tasks are compared too, grouped by script and settings, over seeds: a table, and
 compared.png beside the plots of the first, of evaluations on the way (--eval-interval) or without these of
@@ -22,10 +23,18 @@ import pandas as pd
 import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 
-from bench.collect import SHARING, Run, read_run
+from bench.collect import (
+    SHARING,
+    Run,
+    cosines,
+    hidden_parameter,
+    principal_components,
+    read_run,
+    task_vectors,
+)
 from bench.compare import write_comparison
 from bench.figures import (
     BLUE,
@@ -47,6 +56,7 @@ from bench.figures import (
 )
 from bench.methods import fail
 
+MAX_NAMES = 20  # tasks whose names can be read in a map
 NORMS = {  # what single methods log, such as a weight that is on a schedule, is drawn if it is there
     "varshare/mu_norm": r"$|\mu_m|$, residual means",
     "varshare/theta_norm": r"$|\theta|$, shared weights",
@@ -253,6 +263,45 @@ def plot_sharing(run: Run) -> Figure | None:
     return figure
 
 
+def draw_components(ax: Axes, run: Run, vectors: np.ndarray) -> np.ndarray:
+    """A dot for each task at two components of vectors (task, weight); returns the first of them (task,)."""
+    places, shares = principal_components(vectors)
+    hidden = hidden_parameter(run.config["task_params"], places[:, 0])
+    color = BLUE if hidden is None else hidden
+    dots = ax.scatter(*places.T, c=color, cmap="cividis", s=30)
+    if hidden is not None:
+        ax.figure.colorbar(dots, ax=ax, pad=0.01, label=hidden.name)
+    for name, (x, y) in zip(run.tasks, places):
+        if len(run.tasks) <= MAX_NAMES:
+            ax.annotate(name, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    ax.margins(0.15)
+    labels = [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
+    ax.set(title="principal components", xlabel=labels[0], ylabel=labels[1])
+    return places[:, 0]
+
+
+def plot_task_map(run: Run) -> Figure | None:
+    """Of three tasks or more, what each has of its own: its principal components, and its cosines."""
+    saved = (run.folder / "model.pt").exists()
+    vectors = task_vectors(run) if saved and len(run.tasks) > 2 else None
+    if vectors is None:
+        return None
+    figure = start(run, 3.9)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
+    order = draw_components(left, run, vectors).argsort()
+    matrix = cosines(vectors)[np.ix_(order, order)]
+    np.fill_diagonal(matrix, np.nan)
+    unrelated = -1 / (len(order) - 1)
+    scale = CenteredNorm(unrelated, np.nanmax(np.abs(matrix - unrelated)))
+    names = [run.tasks[i] for i in order]
+    table = pd.DataFrame(matrix, names, names)
+    heat(right, table, scale, "RdBu_r", ".1f", f"cosine (unrelated: {unrelated:.2f})")
+    right.set(title="cosine of two tasks", xlabel="task, by component 1", ylabel="task")
+    if len(names) > MAX_NAMES:
+        right.set(xticks=[], yticks=[])
+    return figure
+
+
 PLOTS = {
     "returns": plot_returns,
     "success": plot_success,
@@ -260,6 +309,7 @@ PLOTS = {
     "sigma": plot_sigma,
     "sharing_ratio": plot_sharing,
     "losses": plot_losses,
+    "task_map": plot_task_map,
 }
 
 
