@@ -263,42 +263,55 @@ def plot_sharing(run: Run) -> Figure | None:
     return figure
 
 
-def draw_components(ax: Axes, run: Run, vectors: np.ndarray) -> np.ndarray:
-    """A dot for each task at two components of vectors (task, weight); returns the first of them (task,)."""
-    places, shares = principal_components(vectors)
-    hidden = hidden_parameter(run.config["task_params"], places[:, 0])
-    color = BLUE if hidden is None else hidden
-    dots = ax.scatter(*places.T, c=color, cmap="cividis", s=30)
+def draw_components(ax: Axes, places: np.ndarray, hidden: pd.Series | None, labels: list[str]) -> None:
+    """A dot for each task at its first two components (task, 2), in the colour of its parameter (task,)."""
+    color = {"c": BLUE} if hidden is None else {"c": hidden, "cmap": "cividis"}
+    dots = ax.scatter(*places.T, s=30, **color)
     if hidden is not None:
         ax.figure.colorbar(dots, ax=ax, pad=0.01, label=hidden.name)
-    for name, (x, y) in zip(run.tasks, places):
-        if len(run.tasks) <= MAX_NAMES:
-            ax.annotate(name, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7)
-    ax.margins(0.15)
-    labels = [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
-    ax.set(title="principal components", xlabel=labels[0], ylabel=labels[1])
-    return places[:, 0]
+    outwards = 9 * places / np.linalg.norm(places, axis=1, keepdims=True)
+    style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7}
+    for label, place, offset in zip(labels, places, outwards):
+        ax.annotate(label, place, offset, **style)
+    ax.margins(0.12)
 
 
 def plot_task_map(run: Run) -> Figure | None:
-    """Of three tasks or more, what each has of its own: its principal components, and its cosines."""
-    saved = (run.folder / "model.pt").exists()
-    vectors = task_vectors(run) if saved and len(run.tasks) > 2 else None
+    """Of three tasks or more, what each has of its own: its principal components, and its cosines.
+
+    Dots have the numbers of the map's rows, which have names, if there are few enough to be read.
+    """
+    if len(run.tasks) < 3 or not (run.folder / "model.pt").exists():
+        return None
+    try:
+        vectors = task_vectors(run)
+    except ValueError:  # low rank, and its environments cannot be built on this machine
+        return None
     if vectors is None:
         return None
+    places, shares = principal_components(vectors)
+    order = places[:, 0].argsort()
+    places, params = places[order], [run.config["task_params"][i] for i in order]
+    rows, labels = [[""] * len(order)] * 2
+    if len(order) <= MAX_NAMES:
+        labels = [str(i + 1) for i in range(len(order))]
+        rows = [f"{run.tasks[i]}  {label}" for i, label in zip(order, labels)]
     figure = start(run, 3.9)
-    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
-    order = draw_components(left, run, vectors).argsort()
-    matrix = cosines(vectors)[np.ix_(order, order)]
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4), gridspec_kw={"wspace": 0.08})
+    draw_components(left, places, hidden_parameter(params, places[:, 0]), labels)
+    axes = [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
+    left.set(title="principal components", xlabel=axes[0], ylabel=axes[1])
+    matrix = cosines(vectors[order])
     np.fill_diagonal(matrix, np.nan)
     unrelated = -1 / (len(order) - 1)
     scale = CenteredNorm(unrelated, np.nanmax(np.abs(matrix - unrelated)))
-    names = [run.tasks[i] for i in order]
-    table = pd.DataFrame(matrix, names, names)
+    table = pd.DataFrame(matrix, rows, labels)
     heat(right, table, scale, "RdBu_r", ".1f", f"cosine (unrelated: {unrelated:.2f})")
+    for number in right.texts:
+        number.set_fontsize(7)
+    right.tick_params(length=0)
+    right.set_xticks(right.get_xticks(), labels, rotation=0, ha="center")
     right.set(title="cosine of two tasks", xlabel="task, by component 1", ylabel="task")
-    if len(names) > MAX_NAMES:
-        right.set(xticks=[], yticks=[])
     return figure
 
 
