@@ -4,8 +4,9 @@
     python report.py runs/latest                  of the newest
     python report.py results/suites/NAME          table and figures of a suite, from its committed CSVs
 
-Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png. What it has not
-logged is left out, and a run that is not finished is drawn as far as it went.
+Of a run: returns.png, success.png, norms.png, sigma.png, sharing_ratio.png, losses.png, task_map.png. What it
+has not logged is left out, and a run that is not finished is drawn as far as it went. task_map.png is of the
+saved model: how tasks lie to each other, by their residuals or embeddings.
 
 Several runs on the same tasks are compared too, grouped by script and settings, over seeds: a table, and
 compared.png beside the plots of the first, of evaluations on the way (--eval-interval) or without these of
@@ -22,10 +23,18 @@ import pandas as pd
 import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 
-from bench.collect import SHARING, Run, read_run
+from bench.collect import (
+    SHARING,
+    Run,
+    cosines,
+    hidden_parameter,
+    principal_components,
+    read_run,
+    task_vectors,
+)
 from bench.compare import write_comparison
 from bench.figures import (
     BLUE,
@@ -47,6 +56,7 @@ from bench.figures import (
 )
 from bench.methods import fail
 
+MAX_NAMES = 20  # tasks whose names can be read in a map
 NORMS = {  # what single methods log, such as a weight that is on a schedule, is drawn if it is there
     "varshare/mu_norm": r"$|\mu_m|$, residual means",
     "varshare/theta_norm": r"$|\theta|$, shared weights",
@@ -253,6 +263,58 @@ def plot_sharing(run: Run) -> Figure | None:
     return figure
 
 
+def draw_components(ax: Axes, places: np.ndarray, hidden: pd.Series | None, labels: list[str]) -> None:
+    """A dot for each task at its first two components (task, 2), in the colour of its parameter (task,)."""
+    color = {"c": BLUE} if hidden is None else {"c": hidden, "cmap": "cividis"}
+    dots = ax.scatter(*places.T, s=30, **color)
+    if hidden is not None:
+        ax.figure.colorbar(dots, ax=ax, pad=0.01, label=hidden.name)
+    outwards = 9 * places / np.linalg.norm(places, axis=1, keepdims=True)
+    style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7}
+    for label, place, offset in zip(labels, places, outwards):
+        ax.annotate(label, place, offset, **style)
+    ax.margins(0.12)
+
+
+def plot_task_map(run: Run) -> Figure | None:
+    """Of three tasks or more, what each has of its own: its principal components, and its cosines.
+
+    Dots have the numbers of the map's rows, which have names, if there are few enough to be read.
+    """
+    if len(run.tasks) < 3 or not (run.folder / "model.pt").exists():
+        return None
+    try:
+        vectors = task_vectors(run)
+    except ValueError:  # low rank, and its environments cannot be built on this machine
+        return None
+    if vectors is None:
+        return None
+    places, shares = principal_components(vectors)
+    order = places[:, 0].argsort()
+    places, params = places[order], [run.config["task_params"][i] for i in order]
+    rows, labels = [[""] * len(order)] * 2
+    if len(order) <= MAX_NAMES:
+        labels = [str(i + 1) for i in range(len(order))]
+        rows = [f"{run.tasks[i]}  {label}" for i, label in zip(order, labels)]
+    figure = start(run, 3.9)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4), gridspec_kw={"wspace": 0.08})
+    draw_components(left, places, hidden_parameter(params, places[:, 0]), labels)
+    axes = [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
+    left.set(title="principal components", xlabel=axes[0], ylabel=axes[1])
+    matrix = cosines(vectors[order])
+    np.fill_diagonal(matrix, np.nan)
+    unrelated = -1 / (len(order) - 1)
+    scale = CenteredNorm(unrelated, np.nanmax(np.abs(matrix - unrelated)))
+    table = pd.DataFrame(matrix, rows, labels)
+    heat(right, table, scale, "RdBu_r", ".1f", f"cosine (unrelated: {unrelated:.2f})")
+    for number in right.texts:
+        number.set_fontsize(7)
+    right.tick_params(length=0)
+    right.set_xticks(right.get_xticks(), labels, rotation=0, ha="center")
+    right.set(title="cosine of two tasks", xlabel="task, by component 1", ylabel="task")
+    return figure
+
+
 PLOTS = {
     "returns": plot_returns,
     "success": plot_success,
@@ -260,6 +322,7 @@ PLOTS = {
     "sigma": plot_sigma,
     "sharing_ratio": plot_sharing,
     "losses": plot_losses,
+    "task_map": plot_task_map,
 }
 
 

@@ -11,11 +11,13 @@ the same. Without a commit a run has not finished.
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from bench.launch import Job
 from bench.methods import fail, parse_flags
@@ -94,17 +96,93 @@ def read_agent(run: Run) -> dict:
     return torch.load(run.folder / "model.pt", map_location="cpu", weights_only=True)["agent"]
 
 
+def has_residuals(agent: dict) -> bool:
+    """Whether a saved agent has residuals of every weight, not the factors of low rank."""
+    return "mu" in agent and agent["mu"].shape[1:] == agent["theta"].shape
+
+
+def low_rank_residuals(run: Run) -> np.ndarray:
+    """Of a finished run with factors: B_m A_m of every matrix and the biases' residuals, (task, weight)."""
+    from enjoy import Model  # slow too
+    from envs.networks import split
+
+    agent = Model(run.folder).agent
+    own, parts = split(agent.mu, agent.factors), []
+    for name in agent.shapes:
+        layer = name.removesuffix(".weight")
+        part = own[name] if name in own else own[f"{layer}.B"] @ own[f"{layer}.A"]
+        parts.append(part.flatten(1).numpy())
+    return np.concatenate(parts, axis=1)
+
+
+def task_vectors(run: Run) -> np.ndarray | None:
+    """Of a finished run: what each task has of its own, residuals or an embedding, (task, weight).
+
+    None if the method has neither. A vector that is added to all of them says nothing.
+    """
+    agent = read_agent(run)
+    if has_residuals(agent):
+        return agent["mu"].numpy()
+    if "mu" in agent:
+        return low_rank_residuals(run)
+    return agent["embedding"].numpy() if "embedding" in agent else None
+
+
+def centred(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (task, weight) without what all have in common."""
+    return vectors - vectors.mean(0, dtype=float)
+
+
+def cosines(vectors: np.ndarray) -> np.ndarray:
+    """Of centred vectors (task, weight), of each pair: (task, task)."""
+    x = centred(vectors)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x @ x.T
+
+
+def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two of centred vectors (task, weight): (task, 2), and their shares of the variance (2,).
+
+    The first task has no positive coordinates: signs have no meaning of their own.
+    """
+    x = centred(vectors)
+    directions, variances, _ = np.linalg.svd(x @ x.T)  # of (task, task): there are two of one number too
+    places = directions[:, :2] * np.sqrt(variances[:2])
+    return places * np.copysign(1, -places[0]), variances[:2] / variances.sum()
+
+
+def direction_correlation(vectors: np.ndarray, values: Sequence[float]) -> float:
+    """Whether tasks that are near each other have like directions: a rank correlation over pairs of tasks.
+
+    Spearman's, of the cosine of centred vectors (task, weight) and minus the distance of values (task,).
+    """
+    one, other = np.triu_indices(len(values), 1)
+    distances = np.abs(np.subtract.outer(values, values))
+    return float(spearmanr(cosines(vectors)[one, other], -distances[one, other]).statistic)
+
+
+def hidden_parameter(params: list[dict], order: np.ndarray) -> pd.Series | None:
+    """The number by which tasks differ, with its name: their goal, or what follows this order (task,) most.
+
+    None if they differ by no number.
+    """
+    numbers = pd.DataFrame(params).select_dtypes("number").dropna(axis=1)
+    numbers = numbers.loc[:, numbers.nunique() > 1]
+    if numbers.empty or "goal" in numbers:
+        return numbers.get("goal")
+    follows = numbers.corrwith(pd.Series(order), method="spearman").abs()
+    return numbers[follows.idxmax()]
+
+
 def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
     """Of a saved agent with residuals: their size over theta's, and the cosine of each pair of tasks."""
     common = agent["mu"].mean(0)  # counts as shared: (theta + c, mu_m - c) is the same network
-    mu = agent["mu"] - common
-    size = mu.norm(dim=1)
+    size = (agent["mu"] - common).norm(dim=1)
     theta_norm = (agent["theta"] + common).norm()
     rows = [("residual/ratio", "mean", size.mean() / theta_norm)]
-    directions = mu / size.unsqueeze(1)
-    cosines = directions @ directions.T
+    matrix = cosines(agent["mu"].numpy())
     for i, j in itertools.combinations(range(len(tasks)), 2):
-        rows.append(("cosine", f"{tasks[i]}|{tasks[j]}", cosines[i, j]))
+        rows.append(("cosine", f"{tasks[i]}|{tasks[j]}", matrix[i, j]))
     return rows
 
 
@@ -141,7 +219,7 @@ def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     agent = read_agent(run)
     own, every = parameters(agent)
     more = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
-    if "mu" in agent and agent["mu"].shape[1:] == agent["theta"].shape:  # not the factors of low rank
+    if has_residuals(agent):
         more += residuals(agent, run.tasks)
     more = pd.DataFrame(more, columns=["metric", "task", "value"]).assign(step=rows.step.max())
     return pd.concat([rows, more.astype({"value": float})], ignore_index=True)
