@@ -28,6 +28,8 @@ EVALUATION, SUCCESS, TRAINING_SUCCESS = "eval/episodic_return", "eval/success_ra
 SECONDS = "charts/wall_time"
 NORMS = ("varshare/mu_norm", "varshare/theta_moved")
 SHARING = "varshare/sharing_ratio/"
+DIRECTION = "residual/direction"
+MANY = 50  # tasks: pictures with a place for each of more, or for each pair, cannot be read
 NOT_TRAINED = ("return_stats", "target", "obs_norm", "value_norm", "live")
 NOT_TRAINED += ("sigma", "h_sum", "h_count", "sigma_prior", "scales")  # made of gradients, or of the prior
 KEY = ["env", "method", "setting", "seed"]
@@ -175,11 +177,13 @@ def hidden_parameter(params: list[dict], order: np.ndarray) -> pd.Series | None:
 
 
 def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
-    """Of a saved agent with residuals: their size over theta's, and the cosine of each pair of tasks."""
+    """Of a saved agent with residuals: their size over theta's; of up to `MANY` tasks each pair's cosine."""
     common = agent["mu"].mean(0)  # counts as shared: (theta + c, mu_m - c) is the same network
     size = (agent["mu"] - common).norm(dim=1)
     theta_norm = (agent["theta"] + common).norm()
     rows = [("residual/ratio", "mean", size.mean() / theta_norm)]
+    if len(tasks) > MANY:
+        return rows
     matrix = cosines(agent["mu"].numpy())
     for i, j in itertools.combinations(range(len(tasks)), 2):
         rows.append(("cosine", f"{tasks[i]}|{tasks[j]}", matrix[i, j]))
@@ -221,6 +225,9 @@ def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     more = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
     if has_residuals(agent):
         more += residuals(agent, run.tasks)
+    if "goal" in run.config["task_params"][0] and (vectors := task_vectors(run)) is not None:
+        goals = [params["goal"] for params in run.config["task_params"]]
+        more.append((DIRECTION, "mean", direction_correlation(vectors, goals)))
     more = pd.DataFrame(more, columns=["metric", "task", "value"]).assign(step=rows.step.max())
     return pd.concat([rows, more.astype({"value": float})], ignore_index=True)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
-from bench.collect import SHARING
+from bench.collect import MANY, SHARING
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, mean_interval, search_noise
 from bench.tables import Result, best_first, make_table, provenance
@@ -233,6 +233,8 @@ def plot_tasks(x: Result) -> Figure | None:
         return None
     methods = best_first({m: x.by_method[m] for m in compared(x)})
     tasks = list(x.by_method[methods[0]].final)
+    if len(tasks) > MANY:
+        return None
     low, high = (f(len(x.by_method[m].final) for m in methods) for f in (min, max))
     number = f"{low} run{'s' * (low != 1)}" if low == high else f"{low} to {high} runs"
     rows = math.ceil(len(tasks) / 5)
@@ -296,7 +298,7 @@ def plot_sharing(x: Result) -> dict[str, Figure]:
     -1 / (M - 1). All methods have the same scales.
     """
     methods, tasks = with_residuals(x), list(next(iter(x.by_method.values())).final)
-    if not methods or len(tasks) < 2:
+    if not methods or not 2 <= len(tasks) <= MANY:
         return {}
     rows = pd.read_csv(x.folder / "sharing.csv")
     cosines = rows[(rows.metric == "cosine") & rows.method.isin(methods)]

@@ -224,25 +224,9 @@ class CartPole10(TaskVectorEnv):
         return self._state.T.astype(np.float32, order="C").reshape(self.num_envs, 4)
 
 
-class CartPole20(CartPole10):
-    """Twenty tasks."""
-
-    num_tasks = 20
-
-
-class CartPole40(CartPole10):
-    """Forty tasks."""
-
-    num_tasks = 40
+def with_tasks(number: int) -> type[CartPole10]:
+    """`CartPole10` of another number of tasks, which is an attribute of the class."""
+    return type(f"CartPole{number}", (CartPole10,), {"num_tasks": number})
 
 
-class CartPole80(CartPole10):
-    """Eighty tasks."""
-
-    num_tasks = 80
-
-
-class CartPole160(CartPole10):
-    """A hundred and sixty tasks."""
-
-    num_tasks = 160
+CartPole20, CartPole40, CartPole80, CartPole160 = map(with_tasks, MANY)

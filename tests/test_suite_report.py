@@ -12,7 +12,7 @@ from PIL import Image
 
 import report
 from bench import figures
-from bench.collect import read
+from bench.collect import DIRECTION, read
 from bench.figures import MAX_CURVES, STYLE, write_suite
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, against, difference, mean_interval, search_noise
@@ -25,6 +25,7 @@ PORTFOLIO = [m for m in SPACES if METHODS[m].family in figures.PORTFOLIO]
 PPO = [m for m in SPACES if m not in PORTFOLIO]  # all that are compared
 RESIDUAL = [m for m in PPO if METHODS[m].family in ("varshare", "l2soft")]
 TASKS = ["near", "far", "edge"]
+GOALS = (0.0, 2.0, 1.0)  # where tasks have any
 RATIOS = {"actor.0": 0.9, "critic.0": 0.9999}  # sharing ratio of the layers
 MOVED = 3.0  # |theta - theta_0| at the end
 # without what they have in common: (1, -1/3), (-1, -1/3), (0, 2/3)
@@ -48,7 +49,8 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
     folder.mkdir(parents=True)
     (folder / "command").write_text(job.command + "\n")
     args = {"env_id": env_id, "total_timesteps": steps, "exp_name": method, "seed": seed}
-    config = {"script": METHODS[method].script, "args": args, "task_names": TASKS}
+    params = [{"goal": goal} for goal in GOALS] if env_id.startswith("cartpole-goals") else [{}] * 3
+    config = {"script": METHODS[method].script, "args": args, "task_names": TASKS, "task_params": params}
     config |= {"git_commit": "abc", "hardware": "abacus"}
     (folder / "config.json").write_text(json.dumps(config))
     lines = ["global_step,metric,task,value"]
@@ -274,6 +276,15 @@ def test_what_is_collected():
     assert [*zip(configs.method, configs.seed)][:2] == [("varshare", 1), ("independent", 1)]
     assert configs.command[0].startswith("varshare_ppo.py --exp-name varshare --env-id cartpole10")
     assert configs.command[0].endswith("--seed 1 --learning-rate 0.01 --eval-interval 100")
+
+
+def test_whether_residuals_lie_as_goals_do_is_collected_where_there_are_goals():
+    """Here they do: near and far are the most apart in both."""
+    runs = runs_of(collected("suite", {"varshare": 100, "pcgrad": 90}, env_id="cartpole-goals10", seeds=2))
+    found = runs[runs.metric == DIRECTION]
+    assert list(found.method) == ["varshare"] * 2 and found.value.to_list() == pytest.approx([1.0, 1.0])
+    other = runs_of(collected("other", {"varshare": 100}, seeds=1))
+    assert DIRECTION not in set(other.metric)
 
 
 def test_partial_results_are_reported_with_what_is_missing(capsys):

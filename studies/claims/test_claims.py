@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.collect import NORMS
+from bench.collect import DIRECTION, NORMS
 from bench.tables import Result, Scores
 from studies.claims import __main__ as claims
 from studies.conftest import cells_of
@@ -88,11 +88,8 @@ def test_verdicts_on_claim_6():
 
     fast, slow = [200, 200, 200, 300, 300], [800, 800, 900, 900, 900]
     answer, text = claims.claim_6(both(fast, slow))
-    assert answer == "supported" and "VarShare-SAC: median 200 [" in text
-    assert claims.claim_6(both(slow, fast))[0] == "not supported: PPO needs fewer"
-    assert claims.claim_6(both(slow, [200, 900, 900, 900, 9999]))[0] == "not decided"
-    answer, text = claims.claim_6(both([9999] * 5, slow))
-    assert answer.startswith("not supported") and "reached in 0 of 5" in text
+    assert answer == "withdrawn" and "VarShare-SAC: median 200 [" in text and claims.WITHDRAWN in text
+    assert "reached in 0 of 5" in claims.claim_6(both([9999] * 5, slow))[1]
     assert "to an evaluation of 60," in claims.claim_6(both(fast, slow, (60.0, 90.0)))[1]  # which both reach
     assert "to an evaluation of 70," in claims.claim_6(both(fast, slow, (90.0, 70.0)))[1]
     end = {m: scores(s.final, s.curve.iloc[:, -1:], (1000,)) for m, s in both(fast, slow).items()}
@@ -161,3 +158,36 @@ def test_verdicts_on_claim_8(size, answer):
     assert means == pytest.approx({"cartpole-identical10": size, "cartpole10": 1.0})
     write_suite("same", means, "cartpole-identical10", 1, "cartpole", size)  # too few runs
     assert "## C8" not in report()
+
+
+def test_verdicts_on_claim_11():
+    """By the correlation of each run, of each method."""
+    write_suite("goals", {"varshare": 100, "l2soft": 99})
+    path = Path("results/suites/goals/runs.csv")
+    rows = pd.read_csv(path)
+    ends = rows[rows.task == "mean"].drop_duplicates(["method", "seed"]).assign(metric=DIRECTION)
+    for low, answer in ((0.5, "supported"), (-0.5, "supported for some methods")):
+        found = ends.assign(value=np.where(ends.method == "varshare", 0.7, low) + 0.01 * ends.seed)
+        pd.concat([rows, found]).to_csv(path, index=False)
+        says, text = claims.claim_11(Result(path.parent))
+        assert says == answer and "VarShare: 0.7" in text
+    assert claims.claim_11(write_suite("none", {"varshare": 100})) is None
+
+
+def test_a_variant_that_is_worse_is_so_where_sharing_gains_nothing():
+    means = {
+        "task-blind": 50,
+        "independent": 100,
+        "varshare": 100,
+        "varshare-reptile": 80,
+        "varshare-lora": 100,
+    }
+    write_suite("converged", means)
+    text = report()
+    assert (
+        "| C4 Re-centring task by task, as its author wrote it, is the best variant | converged | **not"
+        in text
+    )
+    assert (
+        "| C1 VarShare and L2Soft beat the other baselines | converged | **this suite cannot tell** |" in text
+    )
