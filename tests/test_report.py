@@ -103,6 +103,7 @@ def test_every_plot_has_few_curves_and_all_panels(tmp_path, num_tasks):
     run = read_run(write_run(tmp_path / "run", num_tasks))
     with rc_context(STYLE):
         figures = {name: plot(run) for name, plot in report.PLOTS.items()}
+        assert figures.pop("task_map") is None  # no model is saved
         assert figures.pop("sharing_ratio" if num_tasks == 1 else "", None) is None  # nothing is shared
         for figure in figures.values():
             probes.check_figure(figure)
