@@ -85,6 +85,13 @@ def parse(command):
     return script, args
 
 
+def as_flag(value):
+    """A setting as in a space: (64, 64) is "64 64", 0.0 is "0"."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def test_methods_are_scripts_with_settings_that_they_have():
     controls = read_methods(probes.ROOT / "studies/posterior/methods.csv")
     for method in (METHODS | controls).values():
@@ -100,7 +107,7 @@ def test_methods_are_scripts_with_settings_that_they_have():
             default = getattr(args, name.replace("-", "_"))
             if name in method.flags:
                 default = float(method.flags[name])
-            inside = str(default) in x.choices if hasattr(x, "choices") else x.low <= default <= x.high
+            inside = as_flag(default) in x.choices if hasattr(x, "choices") else x.low <= default <= x.high
             assert inside, (method.name, name, default)
     assert {METHODS[m].family for m in COMPARED} == {"varshare", "l2soft", "rival", "blind"}
 
@@ -116,7 +123,7 @@ def test_a_suite_has_every_method_and_seed_with_the_settings_that_the_search_cho
         assert args.eval_interval == 100_000 and args.total_timesteps == 1_000_000
         for name, x in method.space.items():
             chosen = getattr(args, name.replace("-", "_"))
-            assert str(chosen) == x.choices[0] if hasattr(x, "choices") else chosen == x.high
+            assert as_flag(chosen) == x.choices[0] if hasattr(x, "choices") else chosen == x.high
     assert {option(c, "--exp-name") for c in runs} == COMPARED
     assert {option(c, "--seed") for c in runs} == {str(seed) for seed in range(1, 11)}
 
@@ -125,7 +132,8 @@ def test_the_committed_settings_are_accepted():
     """Those that the search of the project chose, by today's scripts."""
     SETTINGS.unlink()
     for suite, rows in pd.read_csv(probes.ROOT / SETTINGS).groupby("suite"):
-        for job in Suite(suite, "cartpole10", seeds=1, methods=tuple(rows.method)).jobs():
+        searches, methods = int(rows.search.max()), tuple(rows.method.unique())
+        for job in Suite(suite, "cartpole10", seeds=searches, searches=searches, methods=methods).jobs():
             parse(["python", str(probes.ROOT / job.script), *shlex.split(job.flags)])
 
 
@@ -153,7 +161,7 @@ def test_an_environment_of_ones_own_is_a_suite():
     assert "for a time that is not known before a run" in output
     tiny = {"STEPS": "2560", "SEEDS": "1", "METHODS": "varshare", "FLAGS": SMALL}
     with open(SETTINGS, "a") as file:
-        file.write("my_tasks-pendulum4,varshare,--learning-rate 0.001\n")
+        file.write("my_tasks-pendulum4,varshare,--learning-rate 0.001,1\n")
     (command,) = commands("commands", "my_tasks:pendulum4", **tiny)
     assert option(command, "--env-id") == "my_tasks:pendulum4"
     assert option(command, "--run-name") == "my_tasks-pendulum4__varshare__1"
@@ -178,13 +186,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(argv, variables, message):
 def test_only_missing_settings_are_searched(monkeypatch):
     """A method added to a searched suite leaves the others as they are, and the project's stand behind."""
     searched = []
-    monkeypatch.setattr("bench.tune.search", lambda suite, _: searched.append(suite.methods) or True)
+    monkeypatch.setattr("bench.tune.search", lambda suite, pairs, _: searched.append(pairs) or True)
     pd.read_csv(SETTINGS).query("method == 'l2soft'").to_csv(SETTINGS, index=False)
     suite = Suite("sac", methods=("l2soft", "pcgrad"))
     assert search(suite, missing=True) and search(suite)
     assert search(Suite("sac", methods=("l2soft",)), missing=True)
     assert search(Suite("cartpole10", settings="sac", methods=("pcgrad",)))
-    assert searched == [("pcgrad",), ("l2soft", "pcgrad")]
+    assert searched == [[("pcgrad", 1)], [("l2soft", 1), ("pcgrad", 1)]]
+    twice = Suite("sac", methods=("l2soft", "pcgrad"), searches=2)
+    assert twice.missing == [("l2soft", 2), ("pcgrad", 1), ("pcgrad", 2)] and not twice.finished("l2soft")
     project = pd.read_csv(probes.ROOT / SETTINGS).query("suite == 'cartpole-goals10'")
     chosen = Suite("cartpole-goals10").chosen
     assert chosen.keys() == {*project.method} and len(project) > 1
