@@ -44,7 +44,7 @@ def penalty_of(args):
 @pytest.mark.parametrize(
     ("study", "number"),
     [
-        (power, 4 * 3 * 4 * 5 + 2 * 3 * 3),
+        (power, 4 * 3 * 4 * 5 + 2 * 3 * 3 + 3 * 3 * 3),
         (ceilings, 9),
         (normalisation, 144),
         (noise, 162),

@@ -31,7 +31,7 @@ from studies import GOALS, by_env, by_seed, folder_of, job, on_the_way, run_stud
 
 
 def jobs() -> Iterator[Job]:
-    """CartPoles at three step sizes, of which each method's best counts; landers at one."""
+    """CartPoles at three step sizes, of which each method's best counts; landers at one, rivals at three."""
     for seed in range(1, 6):
         for env in ("cartpole10", "cartpole-identical10", *GOALS):
             for rate in ("0.003", "0.006", "0.012"):
@@ -39,6 +39,10 @@ def jobs() -> Iterator[Job]:
                     settings = {"learning-rate": rate, "eval-interval": "50000"}
                     yield job("power", env, 500_000, f"{method}@{rate}", seed, settings)
     for seed in range(1, 4):
+        for method in ("independent", "l2soft", "contextual"):
+            for rate in ("0.001", "0.003", "0.01"):
+                settings = {"learning-rate": rate, "eval-interval": "200000"}
+                yield job("power", "lunarlander20-goals", 2_000_000, f"{method}@{rate}", seed, settings)
         for env in ("lunarlander20-goals", "lunarlander20"):
             for method in ("task-blind", "hard-sharing", "varshare"):
                 settings = {"learning-rate": "0.003", "eval-interval": "200000"}
