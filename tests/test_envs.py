@@ -440,8 +440,9 @@ def test_episodes_ignore_what_others_report_of_environments_that_go_on():
 
 @pytest.mark.parametrize("env_id", QUICK)
 def test_gymnasium_makes_them_too(env_id):
-    env = gym.make_vec(env_id, num_envs=40)
-    assert env.num_envs == 40 and env.reset(seed=0)[0].shape[0] == 40
+    number = 2 * envs.make(env_id, 1).num_tasks
+    env = gym.make_vec(env_id, num_envs=number)
+    assert env.num_envs == number and env.reset(seed=0)[0].shape[0] == number
     single = gym.make(env_id, task=3, render_mode="rgb_array")
     single.reset(seed=0)
     single.step(single.action_space.sample())
