@@ -45,10 +45,8 @@ class Args:
     ensemble_size: int = 5  # draws whose policies an ensemble averages
     episodes: int = 20  # per task
     tasks: tuple[int, ...] = ()  # indices of the environment's tasks; by default all that the model knows
-        None  # in m, on CartPoles that differ by theirs: weights regressed on the goal play it
-    )
     seed: int | None = None  # of the environments and of the weights drawn; by default the run's own
-    goal: float | None = (
+    goal: float | None = None  # in m, that no task has: weights regressed on the trained goals play it
     capture_video: bool = False  # film the first episode of every task, one by one and side by side
     video_dir: Path | None = None  # where to; by default videos/ in the run's folder
     export: Path | None = None  # instead of playing, write the mean weights alone to this new folder
