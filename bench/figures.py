@@ -174,9 +174,15 @@ def of_families(x: Result, *families: str) -> list[str]:
     return [m for m in x.by_method if m in METHODS and METHODS[m].family in families]
 
 
+def portfolio(x: Result) -> list[str]:
+    """VarShare's variants, where there are several; a single one stands among the other methods."""
+    variants = of_families(x, *PORTFOLIO)
+    return variants if len(variants) > 1 else []
+
+
 def compared(x: Result) -> list[str]:
-    """Methods that are no variants of VarShare's."""
-    return [m for m in x.by_method if m not in of_families(x, *PORTFOLIO)]
+    """Methods that are not in the portfolio."""
+    return [m for m in x.by_method if m not in portfolio(x)]
 
 
 def with_residuals(x: Result) -> list[str]:
@@ -216,7 +222,7 @@ def plot_curves(x: Result) -> Figure | None:
 
 def plot_variants(x: Result) -> Figure | None:
     """Evaluations of all of VarShare's variants; and of the best three with what they are compared to."""
-    variants = of_families(x, *PORTFOLIO)
+    variants = portfolio(x)
     if not variants:
         return None
     base = [m for m in of_families(x, "varshare") if not METHODS[m].variant]

@@ -374,6 +374,13 @@ def test_variants_have_a_figure_of_their_own():
     assert drawn[1] == [title_of(m) for m in ("varshare", *PORTFOLIO[:-4:-1], *controls)]
 
 
+def test_a_single_variant_stands_among_the_other_methods():
+    out = collected("suite", {"task-blind": 90.0, "varshare": 100.0, "varshare-lora": 110.0}, seeds=2)
+    assert figures.plot_variants(Result(out)) is None
+    drawn = {label for ax in figures.plot_curves(Result(out)).axes for label in lines_of(ax)}
+    assert "VarShare-LoRA" in drawn
+
+
 @pytest.mark.parametrize("success", [False, True])
 def test_intervals_end_at_what_is_possible(success):
     """Of means near 0 and near the most that is possible, and the axis of values begins at 0."""
