@@ -10,7 +10,7 @@
 #   bash benchmark.sh search SUITE      its search alone, also if settings are committed -> results/search/
 #   bash benchmark.sh commands SUITE    the commands of its runs
 #   bash benchmark.sh report [SUITE]    its report alone, of whatever has finished; without SUITE all, and the verdicts
-#   bash benchmark.sh STUDY [...]       a folder of studies/: power, posterior, leave_one_out, ...; --dry-run prints its
+#   bash benchmark.sh STUDY [...]       a folder of studies/: power, zero-shot, leave-one-out, ...; --dry-run prints its
 #                                       commands, --report-only makes its tables; claims are the verdicts
 #   bash benchmark.sh speed             steps and updates per second on one core, nothing else running
 #
@@ -39,7 +39,7 @@ gated="task-blind independent hard-sharing contextual pcgrad cagrad l2soft varsh
 # shellcheck disable=SC2086 # lists of words
 suites() { # what to do with each, and which alone: a suite's environment, its runs, the search for their settings
     on "$@" goals10-100k --env-id cartpole-goals10 --steps 100000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2
-    on "$@" goals-physics10-400k --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 2 --per-dimension --trial-seeds 1 --trial-steps 133000 --best 1 --flags="--hidden-sizes 64 64"
+    on "$@" goals-physics10-400k --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 2 --per-dimension --trial-seeds 1 --trial-steps 133000 --best 1 --fixed="--hidden-sizes 64 64"
     for number in 10 20 40 80 160; do
         on "$@" "many-tasks$number" --env-id "cartpole-goals$number" --steps 500000 --seeds 5 --first-seed 1001 --methods $gated --rates 0.008 0.025 --base cartpole-goals10 --trial-steps 250000
     done
@@ -69,8 +69,9 @@ on() { # what, which ("" is all), then a line of the table above
 }
 
 failed=0
-if [[ ${1:-} =~ ^[a-z_]+$ && -e $root/studies/$1/__main__.py ]]; then
-    exec python -m "studies.$1" "${@:2}"
+study=${1:-} study=${study//-/_}
+if [[ $study =~ ^[a-z_]+$ && -e $root/studies/$study/__main__.py ]]; then
+    exec python -m "studies.$study" "${@:2}"
 fi
 case ${1:-} in
     help | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$root/benchmark.sh" && exit ;;

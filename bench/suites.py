@@ -40,6 +40,7 @@ class Suite:
     best: int = 5  # settings that run again, on as many fresh seeds
     rates: tuple[str, ...] = ()  # step sizes, each tried once: all there is of a search, where a run is long
     base: str = ""  # the suite whose search chose the rest, with `rates`; by default it is the scripts'
+    fixed: str = ""  # flags of every run, which no search changes
     flags: str = ""  # further ones of every run, e.g. "--cuda"
     length: int = (
         0  # steps of a reported run in place of `steps`; the runs of the search change in proportion
@@ -125,8 +126,9 @@ class Suite:
         return [self.job(method, seed) for seed in self.reported_seeds for method in self.methods]
 
     def complete(self, settings: Settings) -> Settings:
-        """A method's settings with what all runs of a suite have: ten evaluations, and its further flags."""
-        return settings | {"eval-interval": str(self.steps // 10)} | parse_flags(self.flags)
+        """A method's settings with what all runs of a suite have: ten evaluations, and its flags."""
+        interval = {"eval-interval": str(self.steps // 10)}
+        return settings | interval | parse_flags(self.fixed) | parse_flags(self.flags)
 
     def finished(self, method: str) -> int:
         """How many of a method's reported runs are."""
