@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 import tyro
+from optuna.distributions import BaseDistribution
 
 from bench import launch
 from bench.collect import SECONDS, collect, compared, read
@@ -73,9 +74,14 @@ class Suite:
         """Whether this suite has a search of its own."""
         return self.settings == self.name
 
+    def space_of(self, method: str) -> dict[str, BaseDistribution]:
+        """What a search tries: the method's space without what the suite fixes."""
+        fixed = parse_flags(self.fixed)
+        return {name: x for name, x in METHODS[method].space.items() if name not in fixed}
+
     def trials_of(self, method: str) -> int:
         """Full trials that one search of a method's settings is worth."""
-        return self.trials * (len(METHODS[method].space) if self.per_dimension else 1)
+        return self.trials * (len(self.space_of(method)) if self.per_dimension else 1)
 
     def steps_of_search(self, method: str) -> int:
         """Environment steps of one search of a method's settings, and of its best on fresh seeds."""

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bench import launch
 from bench.collect import EVALUATION, SUCCESS, read_log
-from bench.methods import METHODS, Settings, fail, parse_flags, write_flags
+from bench.methods import Settings, fail, parse_flags, write_flags
 from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
 
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
@@ -59,7 +59,7 @@ class Search:
         trial_seeds, later = 1 if suite.rates else suite.trial_seeds, 20 * (number - 1)
         self.seeds = [later + seed for seed in SEEDS[:trial_seeds]]
         self.fresh_seeds = [later + seed for seed in FRESH_SEEDS[: suite.best]]
-        self.space = METHODS[method].space
+        self.space = suite.space_of(method)
         if suite.rates:
             self.space = {"learning-rate": CategoricalDistribution(suite.rates)}
         self.trial_steps = len(self.seeds) * suite.trial_steps

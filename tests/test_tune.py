@@ -15,7 +15,7 @@ import probes
 import pytest
 
 from bench import launch, tune
-from bench.methods import parse_flags, parse_space, write_flags
+from bench.methods import METHODS, parse_flags, parse_space, write_flags
 from bench.suites import FRESH_SEEDS, SEEDS, Suite
 
 STEPS, TRIALS = 1000, 9
@@ -81,7 +81,7 @@ def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
         assert len(rows) == TRIALS or (rows.state != "complete").any()  # dropped or crashed: room for others
         assert not rows.settings.duplicated().any()
         names = set(parse_flags(rows.settings.iloc[0]))
-        assert names == set(tune.METHODS[method].space)
+        assert names == set(METHODS[method].space)
     assert list(settings.method) == list(methods) and set(settings.steps) == {2000}
     for row in settings.itertuples():
         rows = trials[trials.method == row.method]
@@ -209,7 +209,7 @@ def test_independent_searches_of_trials_by_the_dimension(runs):
     trials, settings = read("trials.csv"), read("settings.csv")
     assert list(zip(settings.method, settings.search)) == suite.pairs and len(suite.pairs) == 6
     for (method, _), rows in trials.groupby(["method", "search"]):
-        budget = 2 * len(tune.METHODS[method].space) * 2 * STEPS
+        budget = 2 * len(METHODS[method].space) * 2 * STEPS
         assert budget - 2 * STEPS < rows.steps.sum() <= budget
     assert trials.groupby("search").settings.agg(set).agg(lambda x: len(set.union(*x))) == len(trials)
     assert {parse_flags(job.flags)["seed"] for job in runs} == {
@@ -222,6 +222,16 @@ def test_independent_searches_of_trials_by_the_dimension(runs):
         flags = parse_flags(job.flags)
         assert (flags["seed"], flags["exp-name"]) == (str(1001 + i), f"l2soft@{i % 3 + 1}")
         assert parse_flags(found[i % 3 + 1]).items() <= flags.items()
+
+
+def test_what_a_suite_fixes_is_not_searched(runs):
+    options = {"methods": ("hard-sharing",), "trials": 2, "per_dimension": True, "trial_seeds": 1, "best": 1}
+    suite = make_suite(**options, fixed="--hidden-sizes 64 64")
+    assert tune.search(suite)
+    assert suite.trials_of("hard-sharing") == 2 * (len(METHODS["hard-sharing"].space) - 1)
+    for text in read("trials.csv").settings:
+        assert {*parse_flags(text)} == METHODS["hard-sharing"].space.keys() - {"hidden-sizes"}
+    assert {parse_flags(job.flags)["hidden-sizes"] for job in runs} == {"64 64"}
 
 
 def test_a_step_size_chosen_anew_for_the_settings_of_another_suite(runs):
