@@ -11,6 +11,7 @@ from bench.collect import EVALUATION, KEY, SUCCESS, TRAINING_SUCCESS, read
 from bench.methods import METHODS, ROOT, title_of
 from bench.statistics import (
     BLIND,
+    INDEPENDENT,
     Interval,
     Runs,
     against,
@@ -162,10 +163,11 @@ def provenance(configs: pd.DataFrame) -> str:
 def make_table(x: Result) -> str:
     """The table of a suite: task-blind, then the others, best mean first."""
     returns = scores(x.runs, EVALUATION)
-    control = BLIND if BLIND in x.by_method else best_first(x.by_method)[0]
-    compared = against(x.values("means"), control)
+    controls = [control for control in (BLIND, INDEPENDENT) if control in x.by_method]
+    if BLIND not in controls:
+        controls = [best_first(x.by_method)[0]]
+    compared = {control: against(x.values("means"), control) for control in controls}
     mean, worst = x.intervals("means"), x.intervals("worst")
-    against_what = f"minus {control}", "p (Holm)", f"against {control}"
     timed = all(s.timed for s in x.by_method.values())
     area = x.intervals("area") if timed else {}
     cost = x.runs[x.runs.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
@@ -183,9 +185,9 @@ def make_table(x: Result) -> str:
             row["return"] = mean_interval(returns[method].means).text()
         elif SUCCESS in c:
             row["success"] = f"{c[SUCCESS]:.0%}"
-        if compared:
-            cells = compared[method].cells() if method in compared else [""] * 3
-            row |= zip(against_what, cells)
+        for control, found in compared.items():
+            names = f"minus {control}", f"p of {control} (Holm)", f"against {control}"
+            row |= zip(names, found[method].cells() if method in found else [""] * 3)
         if timed:
             row["area under evaluations"] = area[method].text()
         if timed and x.target is not None:

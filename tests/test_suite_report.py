@@ -184,11 +184,11 @@ def test_what_the_table_says():
     assert row["worst task"] == mean_interval(by_task.min()["cagrad"]).text()
     for method, c in against(returns, BLIND).items():
         cells = table[title_of(method)]
-        columns = ("minus task-blind", "p (Holm)", "against task-blind")
+        columns = ("minus task-blind", f"p of {BLIND} (Holm)", "against task-blind")
         assert [cells[name] for name in columns] == c.cells()
         assert c.verdict == ("better" if means[method] > means[BLIND] else "worse")
     control = table["Task-blind"]
-    assert control["minus task-blind"] == control["p (Holm)"] == control["against task-blind"] == ""
+    assert control["minus task-blind"] == control[f"p of {BLIND} (Holm)"] == control["against task-blind"] == ""
     assert row["area under evaluations"].split(" ")[0] == f"{mean.center * 0.6:.1f}"  # 0.2, 0.4, ... 1
     assert row["steps to 400 (median)"] == "- [-, -]" and row["runs that get there"] == "0 of 6"
     assert [*row.values()][-4:] == ["0", "5", "100.0", "10"]  # one set of weights, none per task
