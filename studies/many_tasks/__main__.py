@@ -1,6 +1,7 @@
 """What does sharing gain as tasks get more and the samples of each fewer? results/studies/many_tasks/.
 
-The runs are those of the suites many-tasks10 to many-tasks160 of benchmark.sh: equal total steps.
+The runs are those of the suites many-tasks10 to many-tasks160 of benchmark.sh: equal total steps. A map of
+the tasks of one of them is kept too, for the README's first figure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from bench.collect import principal_components, read_run, task_vectors
 from bench.figures import STYLE, add_legend, color_of, save, start_figure
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, INDEPENDENT, Interval, compare, mean_interval
@@ -22,6 +24,8 @@ from bench.tables import Result, markdown
 from studies import folder_of
 
 NUMBERS = (10, 20, 40, 80, 160)
+MAPPED = Path("runs/many-tasks80__varshare__1001")  # the first run of VarShare's on eighty tasks
+SHOWN = ("varshare", "hard-sharing", INDEPENDENT, BLIND)  # in the README's figure
 
 
 def read_suites() -> dict[int, Result]:
@@ -74,6 +78,31 @@ def draw(ax: Axes, suites: dict[int, Result], what: dict[str, dict[int, Interval
     ax.minorticks_off()
 
 
+def map_tasks(folder: Path) -> pd.DataFrame:
+    """Of a run: goal and two principal components of the residuals of each task, and their shares."""
+    run = read_run(folder)
+    places, shares = principal_components(task_vectors(run))
+    goals = [params["goal"] for params in run.config["task_params"]]
+    columns = {"goal": goals, "component 1": places[:, 0], "component 2": places[:, 1]}
+    return pd.DataFrame(columns).assign(share_1=shares[0], share_2=shares[1])
+
+
+def plot_first(suites: dict[int, Result], places: pd.DataFrame) -> Figure:
+    """The map of the tasks, and what some methods reach by the number of tasks."""
+    steps = next(iter(suites.values())).steps
+    figure = start_figure("what residuals know, and what sharing gains", 3.6)
+    left, right = figure.subplots(1, 2)
+    dots = left.scatter(places["component 1"], places["component 2"], c=places.goal, cmap="cividis", s=22)
+    figure.colorbar(dots, ax=left, pad=0.01, label="the task's goal in m, which no observation tells")
+    labels = [f"component {i} ({places[f'share_{i}'].iloc[0]:.0%})" for i in (1, 2)]
+    left.set(title=f"residuals of {len(places)} tasks", xlabel=labels[0], ylabel=labels[1])
+    intervals = {n: x.intervals("means") for n, x in suites.items()}
+    draw(right, suites, {m: {n: x[m] for n, x in intervals.items() if m in x} for m in SHOWN})
+    right.set(title=f"{steps:,} steps of all tasks together", ylabel="return, mean over tasks", ylim=(0, 500))
+    add_legend(figure)
+    return figure
+
+
 def plot(suites: dict[int, Result]) -> Figure:
     """Return against the number of tasks, and parameters in all per task."""
     runs = min(len(s.final) for x in suites.values() for s in x.by_method.values())
@@ -121,7 +150,7 @@ def table(suites: dict[int, Result]) -> str:
 
 
 def report(out: Path) -> str:
-    """table.md and many_tasks.png."""
+    """table.md, many_tasks.png, and of a run that is at hand or was the map of its tasks and first.png."""
     suites = read_suites()
     if not suites:
         return "many_tasks: no suite has results yet"
@@ -130,8 +159,12 @@ def report(out: Path) -> str:
     gates = [f"- {n} tasks: {'can' if x.able else '**cannot**'} tell: {x.why}" for n, x in suites.items()]
     text = "\n".join([table(suites), *gates, "", f"C10: {answer}\n", lines])
     (out / "table.md").write_text(text)
+    if (MAPPED / "evaluation.csv").exists():
+        map_tasks(MAPPED).to_csv(out / "map.csv", index=False, float_format="%.5g")
     with rc_context(STYLE):
         save(plot(suites), out / "many_tasks.png")
+        if (out / "map.csv").exists():
+            save(plot_first(suites, pd.read_csv(out / "map.csv")), out / "first.png")
     return text
 
 

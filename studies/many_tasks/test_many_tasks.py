@@ -55,6 +55,32 @@ def test_the_slope_is_per_doubling():
     assert interval.center == pytest.approx(16 / 3)
 
 
+def test_the_first_figure_has_every_task_of_the_map(tmp_path):
+    write_suites(lambda n: 10 * np.log2(n), tmp_path)
+    goals = np.linspace(-1.5, 1.5, 80)
+    places = pd.DataFrame({"goal": goals, "component 1": goals, "component 2": goals**2})
+    places = places.assign(share_1=0.6, share_2=0.2)
+    (tmp_path / "out").mkdir()
+    places.to_csv(tmp_path / "out/map.csv", index=False)
+    many.report(tmp_path / "out")
+    assert (tmp_path / "out/first.png").exists()
+    figure = many.plot_first(many.read_suites(), places)
+    probes.check_figure(figure)
+    (dots,) = figure.axes[0].collections
+    np.testing.assert_allclose(dots.get_offsets(), places[["component 1", "component 2"]])
+    np.testing.assert_allclose(dots.get_array(), goals)
+
+
+def test_a_runs_tasks_are_mapped():
+    script = probes.load_script("varshare_ppo.py")
+    args = script.make_args("cartpole-goals20", total_timesteps=640, num_steps=16, run_name="r")
+    places = many.map_tasks(
+        script.train(script.Args(**vars(args) | {"envs_per_task": 1, "eval_episodes": 1}))
+    )
+    assert len(places) == 20 and places.goal.iloc[[0, -1]].tolist() == [-1.5, 1.5]
+    assert 0 < places.share_1.iloc[0] <= 1
+
+
 def test_the_figure_can_be_read(tmp_path):
     write_suites(lambda n: 10 * np.log2(n), tmp_path)
     figure = many.plot(many.read_suites())
