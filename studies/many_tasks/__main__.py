@@ -25,7 +25,7 @@ from studies import folder_of
 
 NUMBERS = (10, 20, 40, 80, 160)
 MAPPED = Path("runs/many-tasks80__varshare__1001")  # the first run of VarShare's on eighty tasks
-SHOWN = ("varshare", "hard-sharing", INDEPENDENT, BLIND)  # in the README's figure
+SHOWN = ("varshare-lora", "varshare", "hard-sharing", INDEPENDENT, BLIND)  # in the README's figure
 
 
 def read_suites() -> dict[int, Result]:
@@ -93,7 +93,7 @@ def plot_first(suites: dict[int, Result], places: pd.DataFrame) -> Figure:
     figure = start_figure("what residuals know, and what sharing gains", 3.6)
     left, right = figure.subplots(1, 2)
     dots = left.scatter(places["component 1"], places["component 2"], c=places.goal, cmap="cividis", s=22)
-    figure.colorbar(dots, ax=left, pad=0.01, label="the task's goal in m, which no observation tells")
+    figure.colorbar(dots, ax=left, pad=0.01, label="hidden goal of the task, m")
     labels = [f"component {i} ({places[f'share_{i}'].iloc[0]:.0%})" for i in (1, 2)]
     left.set(title=f"residuals of {len(places)} tasks", xlabel=labels[0], ylabel=labels[1])
     intervals = {n: x.intervals("means") for n, x in suites.items()}
