@@ -171,12 +171,19 @@ def interpolate(weights: Tensor, known: Sequence[float], wanted: Sequence[float]
     return (torch.vander(wanted, degree + 1) @ solution).to(weights.dtype)
 
 
+def trained_tasks(model: dict[str, Any], names: list[str]) -> list[int]:
+    """Indices of the model's tasks among those of its environment."""
+    if lost := [name for name in model["task_names"] if name not in names]:
+        fail(f"the model was trained on {lost[0]}, a task that {model['args']['env_id']} no longer has")
+    return [names.index(name) for name in model["task_names"]]
+
+
 def play_goal(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Path]]:
     """As `play`, of the one task that is the model's with another goal, with interpolated weights."""
     model = read_model(args.run)
     script, env_id = load_script(model["script"]), model["args"]["env_id"]
     suite = build(make, env_id, 1)
-    trained = [suite.task_names.index(name) for name in model["task_names"]]
+    trained = trained_tasks(model, suite.task_names)
     params = [suite.task_params[task] for task in trained]
     if not all("goal" in x and {**x, "goal": 0} == {**params[0], "goal": 0} for x in params):
         fail(f"--goal is for CartPoles that differ by their goals only, not for {env_id}")
@@ -217,9 +224,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
     model = read_model(args.run)
     script, env_id = load_script(model["script"]), model["args"]["env_id"]
     suite = build(make, env_id, 1).task_names
-    if lost := [name for name in model["task_names"] if name not in suite]:
-        fail(f"the model was trained on {lost[0]}, a task that {env_id} no longer has")
-    trained = [suite.index(name) for name in model["task_names"]]
+    trained = trained_tasks(model, suite)
     tasks = list(args.tasks) or trained
     if not set(tasks) <= set(trained):
         fail(f"--tasks must be of those that the model was trained on, {trained}, not {tasks}")
@@ -267,6 +272,8 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
 
 def export(args: Args) -> None:
     """Write a model of mean weights only."""
+    if args.goal is not None:
+        fail("--export writes what was trained: leave out --goal")
     path = args.export / "model.pt"
     if path.exists():
         fail(f"{path} exists")

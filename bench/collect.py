@@ -225,8 +225,9 @@ def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     more = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]
     if has_residuals(agent):
         more += residuals(agent, run.tasks)
-    if "goal" in run.config["task_params"][0] and (vectors := task_vectors(run)) is not None:
-        goals = [params["goal"] for params in run.config["task_params"]]
+    goals = [params.get("goal") for params in run.config["task_params"]]
+    numbers = len(goals) > 2 and all(isinstance(goal, (int, float)) for goal in goals)
+    if numbers and len(set(goals)) > 2 and (vectors := task_vectors(run)) is not None:
         more.append((DIRECTION, "mean", direction_correlation(vectors, goals)))
     more = pd.DataFrame(more, columns=["metric", "task", "value"]).assign(step=rows.step.max())
     return pd.concat([rows, more.astype({"value": float})], ignore_index=True)
@@ -242,12 +243,12 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs[COLUMNS], configs
 
 
-def earlier(folder: Path, today: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What is known of methods and settings that are not today's, if their runs are as long as today's."""
+def earlier(folder: Path, today: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is known of those that are not today's, by this key, if their runs are as long as today's."""
     if not (folder / "configs.csv").exists():
         return pd.DataFrame(columns=COLUMNS), today[:0]
     runs, configs = read(folder)
-    again = configs.set_index(KEY[:-1]).index.isin(today.set_index(KEY[:-1]).index)
+    again = configs.set_index(key).index.isin(today.set_index(key).index)
     configs = configs[~again]
     steps = today.drop_duplicates("env").set_index("env").steps
     configs = configs[configs.steps == configs.env.map(steps).fillna(configs.steps)]
@@ -274,8 +275,8 @@ def collect(
 ) -> None:
     """Write a suite's or a study's CSVs to its folder in results/, of all runs that have finished.
 
-    What is known of other methods and settings stays. rows_of: what is kept of a run: metric, task, step,
-    value. searched_on: the suite whose search chose the settings.
+    What is known of other methods stays, and in a study of other settings. rows_of: what is kept of a run:
+    metric, task, step, value. searched_on: the suite whose search chose the settings.
     """
     jobs, new = list(jobs), []
     today = pd.DataFrame([config_of(job) for job in jobs]).assign(searched_on=searched_on)
@@ -284,7 +285,8 @@ def collect(
             new.append(rows_of(read_run(Path("runs", job.name))).assign(**key))
     if not new:
         fail(f"no run of {out.name} has finished")
-    new, (old, configs) = pd.concat(new)[COLUMNS], earlier(out, today)
+    key = KEY[:2] if searched_on else KEY[:3]  # a suite's settings are the numbers of its searches
+    new, (old, configs) = pd.concat(new)[COLUMNS], earlier(out, today, key)
     out.mkdir(parents=True, exist_ok=True)
     mapped = (new.metric == "cosine") | new.metric.str.startswith(SHARING)
     if mapped.any():

@@ -341,7 +341,10 @@ def write_suite(folder: Path) -> str:
     able = f"**This suite {'can' if x.able else 'cannot'} tell methods apart**: {x.why}."
     note = "In brackets 95 % intervals over runs: Student's t, of medians order statistics."
     if search_noise(x.values("means")):
-        note += " Those of means are over searches and runs; in the figures over runs alone."
+        note += (
+            " Those of means, differences and areas are over searches and runs; of the worst task, and in "
+        )
+        note += "the figures, over runs alone."
     text = f"# {x.title}\n\n{able}\n\n{provenance(x.configs)} {note}\n\n{make_table(x)}"
     (folder / "table.md").write_text(text)
     with rc_context(STYLE):

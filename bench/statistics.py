@@ -63,9 +63,11 @@ class Noise(NamedTuple):
 
         methods: whose searches x depends on, 1, or 2 of a difference. With N runs in K searches the variance
         is that within searches / N, and of each method the variance of a search, (between - within) K / N,
-        over K.
+        over K. NaN if x lacks a search, or has none with two runs.
         """
         free = len(x) - self.searches
+        if x.index.get_level_values(0).nunique() < self.searches or free < 1:
+            return math.nan, math.nan
         own = squares(x)[1]
         more = methods * max(self.between - self.within, 0.0)
         parts = [(own, free)]
@@ -87,13 +89,18 @@ def squares(x: pd.Series) -> tuple[float, float]:
 
 
 def search_noise(runs: Runs) -> Noise | None:
-    """Of a suite's methods, without task-blind, whose settings hardly matter; None if each has one search."""
+    """Of a suite's methods, without task-blind, whose settings hardly matter; None if each has one search.
+
+    Of methods that have runs of every search, and more than one of some.
+    """
     several = [x for method, x in runs.items() if method != BLIND and x.index.nlevels == 2]
-    several = [x for x in several if 1 < len(x.index.levels[0]) < len(x)]
-    if not several:
+    numbers = [x.index.get_level_values(0).nunique() for x in several]
+    searches = max(numbers, default=1)
+    several = [x for x, number in zip(several, numbers) if number == searches < len(x)]
+    if searches == 1 or not several:
         return None
     between, within = np.mean([squares(x) for x in several], axis=0)
-    return Noise(len(several), len(several[0].index.levels[0]), float(between), float(within))
+    return Noise(len(several), searches, float(between), float(within))
 
 
 def mean_interval(x: Sequence[float], noise: Noise | None = None) -> Interval:

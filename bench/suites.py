@@ -167,6 +167,12 @@ def read_settings(suite: str) -> dict[tuple[str, int], Settings]:
     found = {}
     for path in (ROOT / SETTINGS, SETTINGS):
         if path.exists():
-            rows = pd.read_csv(path, keep_default_na=False).query("suite == @suite")
+            rows = read_table(path).query("suite == @suite")
             found |= dict(zip(zip(rows.method, rows.search), map(parse_flags, rows.settings)))
     return found
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV of results/search/; before there were several searches of a method it had no column for them."""
+    rows = pd.read_csv(path, keep_default_na=False)
+    return rows if "search" in rows else rows.assign(search=1)

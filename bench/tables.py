@@ -115,17 +115,22 @@ def scores(runs: pd.DataFrame, metric: str) -> dict[str, Scores]:
         tasks, means = rows[rows.task != "mean"], rows[rows.task == "mean"]
         run = "seed" if rows.setting.nunique() == 1 else ["setting", "seed"]
         final = tasks.pivot_table(index=run, columns="task", values="value", sort=False)
-        curve = means.pivot_table(index=run, columns="step", values="value")
+        curve = means.pivot(index=run, columns="step", values="value")
         result[method] = Scores(final.sort_index(), at_common_steps(curve))
     return result
 
 
 def at_common_steps(curve: pd.DataFrame) -> pd.DataFrame:
-    """Evaluations (run, step) of runs whose rollouts differ in length, interpolated to the same steps."""
+    """Evaluations (run, step) of runs whose rollouts differ in length, interpolated to the same steps.
+
+    From the latest first evaluation on: before it a run has no value.
+    """
     if not curve.isna().any(axis=None):
         return curve
     number = curve.notna().sum(axis=1).max()
+    begin = curve.apply(pd.Series.first_valid_index, axis=1).max()
     steps = [round(curve.columns.max() * (i + 1) / number) for i in range(number)]
+    steps = [step for step in steps if step >= begin]
     rows = [np.interp(steps, x.dropna().index, x.dropna()) for _, x in curve.iterrows()]
     return pd.DataFrame(rows, curve.index, steps)
 
@@ -167,7 +172,7 @@ def make_table(x: Result) -> str:
     if BLIND not in controls:
         controls = [best_first(x.by_method)[0]]
     compared = {control: against(x.values("means"), control) for control in controls}
-    mean, worst = x.intervals("means"), x.intervals("worst")
+    mean = x.intervals("means")
     timed = all(s.timed for s in x.by_method.values())
     area = x.intervals("area") if timed else {}
     cost = x.runs[x.runs.task == "mean"].groupby(["method", "seed", "metric"]).value.last().unstack()
@@ -179,7 +184,7 @@ def make_table(x: Result) -> str:
         row["success, %" if x.by_success else "mean"] = mean[method].text()
         if s.means.index.nlevels > 1:
             row["by search"] = ", ".join(f"{value:.0f}" for value in s.means.groupby(level=0).mean())
-        row["worst task"] = worst[method].text()
+        row["worst task"] = mean_interval(s.worst).text()
         if x.by_success:
             row["success in training, %"] = mean_interval(training_success(x.runs, method)).text()
             row["return"] = mean_interval(returns[method].means).text()

@@ -1,4 +1,4 @@
-"""The search for the settings of every method, the same number of environment steps for each.
+"""The search for the settings of every method, as long for each, or for each setting that it has.
 
 A trial runs two or three seeds of one setting, proposed by TPE (Bergstra et al. 2011, in Optuna). It is
 dropped after a seed if its mean final return so far is below the median of the trials that ran all; what it
@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bench import launch
 from bench.collect import EVALUATION, SUCCESS, read_log
 from bench.methods import Settings, fail, parse_flags, write_flags
-from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite
+from bench.suites import FRESH_SEEDS, SEEDS, SETTINGS, STORAGE, Suite, read_table
 
 RANDOM_TRIALS = 8  # before TPE proposes, and before one is dropped
 EVALUATIONS = 4  # of a run of a search
@@ -290,7 +290,7 @@ def update(name: str, rows: pd.DataFrame) -> None:
     if rows.empty:
         return
     if path.exists():
-        old = pd.read_csv(path)
+        old = read_table(path)
         key = ["suite", "method", "search"]
         again = old.set_index(key).index.isin(rows.set_index(key).index)
         rows = pd.concat([old[~again], rows])

@@ -238,12 +238,37 @@ def test_several_searches_are_part_of_the_intervals():
     assert "over searches and runs" in write_suite(out)
 
 
+@pytest.mark.parametrize("finished", [1, 3, 4, 5])
+def test_a_suite_with_searches_is_reported_on_the_way(finished):
+    """So many runs of one method and six of the others: what cannot be said is a dash."""
+    means = {"task-blind": 100, "varshare": 300, "independent": 250}
+    suite = write_runs("suite", means, seeds=6, searches=3)
+    for job in suite.jobs():
+        if "varshare" in job.name and int(job.name.rsplit("__", 1)[1]) > finished:
+            Path("runs", job.name, "evaluation.csv").unlink()
+    suite.collect()
+    write_suite(suite.folder)
+    row = table_of(suite.folder)["VarShare"]
+    assert row["runs"] == str(finished)
+    assert ("[-, -]" in row["mean"]) == (finished <= 3)
+
+
+def test_fewer_seeds_of_a_suite_with_searches_replace_all_that_was_known():
+    means = {"task-blind": 100, "varshare": 300, "independent": 250}
+    collected("suite", means, seeds=6, searches=3)
+    again = Suite("suite", "cartpole10", steps=1000, seeds=1, methods=("varshare",), searches=3)
+    again.collect()
+    runs = runs_of(again.folder)
+    assert set(runs[runs.method == "varshare"].seed) == {1}
+    assert set(runs[runs.method == "independent"].seed) == {1, 2, 3, 4, 5, 6}
+
+
 def test_evaluations_at_different_steps_are_brought_to_the_same():
     """As where one search chose more environments a task than another."""
     rows = {1: {100: 10.0, 200: 20.0, 300: 30.0}, 2: {150: 15.0, 290: 29.0}}
     curve = at_common_steps(pd.DataFrame(rows).T.sort_index(axis=1))
-    assert curve.columns.tolist() == [100, 200, 300]
-    assert curve.loc[1].tolist() == [10, 20, 30] and curve.loc[2].tolist() == [15, 20, 29]
+    assert curve.columns.tolist() == [200, 300]  # at 100 the second run has not been evaluated
+    assert curve.loc[1].tolist() == [20, 30] and curve.loc[2].tolist() == [20, 29]
     assert at_common_steps(curve) is curve
 
 

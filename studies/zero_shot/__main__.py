@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from bench.collect import Run, evaluations
 from bench.figures import STYLE, add_legend, color_of, save, start_figure
 from bench.launch import Job
-from bench.methods import title_of
+from bench.methods import fail, title_of
 from bench.statistics import compare, mean_interval
 from bench.suites import Suite
 from bench.tables import markdown
@@ -45,11 +45,13 @@ REGRESSED, NEAREST = "zero_shot/regressed", "zero_shot/nearest"
 def jobs() -> Iterator[Job]:
     """Every method without the held-out tasks, with the settings of the suite of twenty tasks."""
     suite = Suite("many-tasks20", ENV, methods=METHODS, base="cartpole-goals10")
+    for method, _ in suite.missing:
+        fail(f"the settings of {method} are those of many-tasks20: bash benchmark.sh search many-tasks20")
     for seed in SEEDS:
         for protocol, held_out in HELD_OUT.items():
             trained = [task for task in TASKS if task not in held_out]
             for method in METHODS:
-                settings = suite.found_at_base(method) | suite.chosen.get(method, {})
+                settings = suite.found_at_base(method) | suite.chosen[method]
                 settings |= {"envs-per-task": "4", "tasks": " ".join(map(str, trained))}
                 steps = STEPS_OF_TASK * len(trained)
                 yield job("zero_shot", ENV, steps, f"{method}@{protocol}", seed, settings)
@@ -142,13 +144,16 @@ def report(runs: pd.DataFrame) -> str:
             by_method(runs, protocol, metric) for metric in (REGRESSED, NEAREST, "eval/episodic_return")
         )
         names = sorted(regressed, key=lambda m: -regressed[m].mean())
-        found = compare([(regressed[m], nearest[m]) for m in names])
+        near = compare([(regressed[m], nearest[m]) for m in names])
+        own = compare([(regressed[m], trained[m]) for m in names])
         rows = [
-            [title_of(m), *(mean_interval(x[m]).text(0) for x in (regressed, nearest, trained)), *c.cells(0)]
-            for m, c in zip(names, found)
+            [title_of(m), *(mean_interval(x[m]).text(0) for x in (regressed, nearest, trained))]
+            + [*of_near.cells(0), *of_own.cells(0)]
+            for m, of_near, of_own in zip(names, near, own)
         ]
         columns = ["method", "held out, regressed", "held out, nearest trained task", "trained tasks"]
-        columns += ["regressed minus nearest", "p (Holm)", "verdict"]
+        for what in ("nearest", "trained tasks, other goals"):
+            columns += [f"regressed minus {what}", "p (Holm)", "verdict"]
         text.append(f"## {protocol}: {len(held_out)} of 20 goals held out\n\n{markdown(columns, rows)}")
     with rc_context(STYLE):
         save(plot(runs), folder_of("zero_shot") / "zero_shot.png")
