@@ -1,6 +1,7 @@
 """Scripts stay readable and small, and what depends on what stays as it is."""
 
 import ast
+import re
 import tokenize
 
 import pytest
@@ -65,3 +66,28 @@ def test_scripts_import_envs_and_nothing_imports_studies():
             assert "studies" not in imported(path), path
     for path in ROOT.glob("envs/*.py"):
         assert imported(path) <= {"envs"}, path
+
+
+def anchors(page):
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_pages_have_no_holes_and_no_dead_links():
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("studies/**/*.md"),
+        ROOT / "models/README.md",
+    ]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "@@" not in text, page
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target, _, anchor = link.partition("#")
+            if target.startswith(("http:", "https:", "mailto:")):
+                continue
+            path = (page.parent / target).resolve() if target else page
+            assert path.exists(), f"{page}: {link}"
+            assert not anchor or anchor in anchors(path), f"{page}: {link}"
