@@ -25,7 +25,8 @@ from studies import folder_of
 
 NUMBERS = (10, 20, 40, 80, 160)
 MAPPED = Path("runs/many-tasks80__varshare__1001")  # the first run of VarShare's on eighty tasks
-SHOWN = ("varshare-lora", "varshare", "hard-sharing", "contextual", INDEPENDENT, BLIND)  # in the README's figure
+# in the README's figure
+SHOWN = ("varshare-lora", "varshare", "hard-sharing", "contextual", INDEPENDENT, BLIND)
 
 
 def read_suites() -> dict[int, Result]:
