@@ -25,6 +25,7 @@ import tyro
 from torch import Tensor, nn
 
 from envs import make
+from envs.cartpole import CartPole10
 from envs.evaluation import greedy, play_episodes, spread_seeds
 from envs.folders import find_run
 from envs.generators import generators_of
@@ -178,6 +179,12 @@ def trained_tasks(model: dict[str, Any], names: list[str]) -> list[int]:
     return [names.index(name) for name in model["task_names"]]
 
 
+def folder_of_films(args: Args) -> Path:
+    """Where films go."""
+    run = find_run(args.run)
+    return args.video_dir or (run if run.is_dir() else run.parent) / "videos"
+
+
 def play_goal(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Path]]:
     """As `play`, of the one task that is the model's with another goal, with interpolated weights."""
     model = read_model(args.run)
@@ -185,7 +192,8 @@ def play_goal(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray
     suite = build(make, env_id, 1)
     trained = trained_tasks(model, suite.task_names)
     params = [suite.task_params[task] for task in trained]
-    if not all("goal" in x and {**x, "goal": 0} == {**params[0], "goal": 0} for x in params):
+    alike = all({**x, "goal": 0} == {**params[0], "goal": 0} for x in params)
+    if not (isinstance(suite, CartPole10) and suite.reward and alike):
         fail(f"--goal is for CartPoles that differ by their goals only, not for {env_id}")
     if args.weights != "mean" or args.tasks:
         fail("--goal plays mean weights of no task that was trained: leave out --weights and --tasks")
@@ -204,9 +212,7 @@ def play_goal(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray
 
         stages = build(open_stages, env_id, trained[:1])
         stages[0].unwrapped.goal = args.goal
-        run = find_run(args.run)
-        folder = args.video_dir or (run if run.is_dir() else run.parent) / "videos"
-        films, _ = film(lambda obs: agent.policy(W, obs), stages, names, seeds, folder)
+        films, _ = film(lambda obs: agent.policy(W, obs), stages, names, seeds, folder_of_films(args))
     return names, *play_episodes(lambda obs: agent.policy(W, obs), envs, seeds), films
 
 
@@ -260,9 +266,7 @@ def play(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, lis
             noise = torch.stack(noise, 1)
         if stages and start == 0:
             policy = player(agent, rows, noise if noise is None else noise[:, :1])
-            run = find_run(args.run)
-            folder = args.video_dir or (run if run.is_dir() else run.parent) / "videos"
-            films, _ = film(policy, stages, names, seeds[:, 0].tolist(), folder)
+            films, _ = film(policy, stages, names, seeds[:, 0].tolist(), folder_of_films(args))
         with generators_of(seed, 1 + start):  # as in the run's own evaluation
             env = make_envs(part.shape[1], tasks)
             results.append(play_episodes(player(agent, rows, noise), env, part.flatten().tolist()))

@@ -74,6 +74,22 @@ def run_study(
     raise SystemExit(not tyro.cli(main))
 
 
+def report_study(study: str, report: Callable[[Path], str]) -> None:
+    """The command line of a study without runs of its own: report takes its folder, returns what to print."""
+
+    def main(dry_run: bool = False, report_only: bool = False) -> None:
+        """Make the report of what is in results/.
+
+        Args:
+            dry_run: print nothing: this study has no runs of its own
+            report_only: the same as without it
+        """
+        if not dry_run:
+            print(report(folder_of(study)))
+
+    tyro.cli(main)
+
+
 def write_report(
     study: str,
     jobs: list[Job],

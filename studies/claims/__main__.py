@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -42,7 +41,7 @@ from bench.statistics import (
     search_noise,
 )
 from bench.tables import Result, Scores, markdown
-from studies import folder_of
+from studies import folder_of, report_study
 from studies.leave_one_out.report import Adaptations, claim_7
 from studies.leave_one_out.runs import LORA
 from studies.many_tasks.__main__ import claim_10, read_suites
@@ -348,16 +347,5 @@ def report(out: Path) -> str:
     return text
 
 
-def main(dry_run: bool = False, report_only: bool = False) -> None:
-    """Verdicts on all claims, from results/.
-
-    Args:
-        dry_run: print nothing: this study has no runs of its own
-        report_only: the same as without it
-    """
-    if not dry_run:
-        print(report(folder_of("claims")))
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    report_study("claims", report)

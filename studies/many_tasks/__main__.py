@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ from bench.figures import STYLE, add_legend, color_of, save, start_figure
 from bench.methods import METHODS, title_of
 from bench.statistics import BLIND, INDEPENDENT, Interval, against, compare, mean_interval
 from bench.tables import Result, markdown
-from studies import folder_of
+from studies import report_study
 
 NUMBERS = (10, 20, 40, 80, 160)
 MAPPED = Path("runs/many-tasks80__varshare__1001")  # the first run of VarShare's on eighty tasks
@@ -179,16 +178,5 @@ def report(out: Path) -> str:
     return text
 
 
-def main(dry_run: bool = False, report_only: bool = False) -> None:
-    """Report of the suites many-tasks10 to many-tasks160.
-
-    Args:
-        dry_run: print nothing: the runs are those of the suites
-        report_only: the same as without it
-    """
-    if not dry_run:
-        print(report(folder_of("many_tasks")))
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    report_study("many_tasks", report)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
-import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from bench.collect import EVALUATION, read
 from bench.figures import GREY, STYLE, color_of, save, start_figure
 from bench.methods import METHODS, parse_flags, title_of
 from bench.tables import markdown
-from studies import folder_of
+from studies import report_study
 
 STATES = {"complete": "o", "dropped": "x", "crashed": "v"}  # all seeds, one or two, none
 
@@ -177,16 +176,5 @@ def report(search: Path, out: Path) -> str:
     return text
 
 
-def main(dry_run: bool = False, report_only: bool = False) -> None:
-    """Make the table and the figures from results/search.
-
-    Args:
-        dry_run: print nothing: the runs are those of the searches
-        report_only: the same as without it
-    """
-    if not dry_run:
-        print(report(Path("results/search"), folder_of("settings")))
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    report_study("settings", lambda out: report(Path("results/search"), out))

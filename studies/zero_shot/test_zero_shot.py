@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import probes
 import pytest
-import torch
 
 import enjoy
 from bench.collect import read_run
@@ -25,7 +24,7 @@ def test_no_protocol_holds_out_an_end_and_the_gap_is_wide():
     spread = set(zero.HELD_OUT["spread"])
     assert not any(task + 1 in spread for task in spread)
     tasks = [job.flags.split("--tasks ")[1].split(" --")[0].split() for job in zero.jobs()]
-    assert {len(x) for x in tasks} == {14, 15 + 0} and len(tasks) == 5 * 2 * len(zero.METHODS)
+    assert {len(x) for x in tasks} == {14, 15} and len(tasks) == 5 * 2 * len(zero.METHODS)
 
 
 @pytest.mark.parametrize("method", ["varshare_ppo.py", "baselines/hard_sharing_ppo.py"])
@@ -46,7 +45,6 @@ def test_held_out_goals_are_played_by_the_regressed_and_by_the_nearest(method):
     returns = zero.play_episodes(lambda obs: model.agent.policy(W, obs), envs, seeds).returns.mean(1)
     found = rows[(rows.metric == zero.NEAREST) & (rows.task != "mean")].value
     np.testing.assert_allclose(found, returns)
-    assert torch.is_tensor(model.agent.weights())
 
 
 def made_up_rows(finals, near):
