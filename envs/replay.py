@@ -20,7 +20,10 @@ def memory(device: torch.device) -> int:
 
 
 class ReplayBuffer:
-    """The newest transitions of every task, a ring: (task, step % capacity, env, ...).
+    """The newest transitions of every task, a ring: (task, step % capacity, env, number).
+
+    A transition is one row of float32: what an update draws of them lies together. Discrete actions are
+    exact in it up to 2^24.
 
     Attributes:
         steps: steps of all environments that it has seen.
@@ -28,27 +31,24 @@ class ReplayBuffer:
 
     def __init__(self, envs: gym.vector.VectorEnv, capacity: int, device: torch.device):
         obs, space = envs.single_observation_space.shape, envs.single_action_space
-        shapes = {"obs": obs, "next_obs": obs, "actions": space.shape, "rewards": (), "terminated": ()}
-        dtypes = {"actions": torch.int64} if isinstance(space, gym.spaces.Discrete) else {}
-        ring = (envs.num_tasks, capacity, envs.envs_per_task)
-        numbers = sum(math.prod(shape) * (1 + (name in dtypes)) for name, shape in shapes.items())
-        gibibytes, total = 4 * math.prod(ring) * numbers / 2**30, memory(device) / 2**30
+        self.shapes = {"obs": obs, "next_obs": obs, "actions": space.shape, "rewards": (), "terminated": ()}
+        self.discrete = isinstance(space, gym.spaces.Discrete)
+        self.widths = [math.prod(shape) for shape in self.shapes.values()]
+        ring = (envs.num_tasks, capacity, envs.envs_per_task, sum(self.widths))
+        gibibytes, total = 4 * math.prod(ring) / 2**30, memory(device) / 2**30
         if 2 * gibibytes > total:  # a checkpoint takes a copy
             needed = f"the replay buffer needs {gibibytes:,.1f} GiB, and as much while it is saved"
             fail(f"{needed}; here are {total:.1f}: reduce --buffer-size")
         each = f"{capacity * envs.envs_per_task:,} transitions of each task"
         print(f"replay buffer: {each}, {gibibytes:.3f} GiB")
-        self.data = {
-            name: torch.zeros(*ring, *shape, dtype=dtypes.get(name), device=device)
-            for name, shape in shapes.items()
-        }
+        self.data = torch.zeros(ring, device=device)
         self.capacity, self.steps = capacity, 0
-        self.task = torch.arange(envs.num_tasks, device=device).unsqueeze(1)
+        self.first = torch.arange(envs.num_tasks, device=device).unsqueeze(1) * capacity * envs.envs_per_task
 
     def add(self, *transition: Tensor) -> None:
         """Store what one step of all environments has seen: obs, ..., terminated, (task, env, ...) each."""
-        for x, new in zip(self.data.values(), transition, strict=True):
-            x[:, self.steps % self.capacity] = new.view_as(x[:, 0])
+        columns = [x.reshape(*x.shape[:2], -1) for x in transition]
+        torch.cat(columns, 2, out=self.data[:, self.steps % self.capacity])
         self.steps += 1
 
     def clear(self) -> None:
@@ -57,21 +57,24 @@ class ReplayBuffer:
 
     def num_stored(self) -> int:
         """N_m, the transitions of each task that are in it."""
-        return min(self.steps, self.capacity) * self.data["rewards"].shape[2]
+        return min(self.steps, self.capacity) * self.data.shape[2]
 
     def sample(self, batch_size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """So many transitions of every task, drawn with replacement, (task, sample, ...)."""
-        size = len(self.task), batch_size
-        inds = torch.randint(self.num_stored(), size, generator=rng, device=rng.device)
-        return {name: x.flatten(1, 2)[self.task, inds] for name, x in self.data.items()}
+        size = len(self.data), batch_size
+        inds = self.first + torch.randint(self.num_stored(), size, generator=rng, device=rng.device)
+        columns = self.data.flatten(0, 2).index_select(0, inds.flatten()).split(self.widths, dim=1)
+        sample = {name: x.reshape(*size, *self.shapes[name]) for name, x in zip(self.shapes, columns)}
+        if self.discrete:
+            sample["actions"] = sample["actions"].long()
+        return sample
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """For a checkpoint: what is filled."""
         filled = min(self.steps, self.capacity)
-        return {"steps": self.steps, **{name: x[:, :filled].clone() for name, x in self.data.items()}}
+        return {"steps": self.steps, "data": self.data[:, :filled].clone()}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """From a checkpoint."""
         self.steps = state["steps"]
-        for name, x in self.data.items():
-            x[:, : state[name].shape[1]] = state[name]
+        self.data[:, : state["data"].shape[1]] = state["data"]

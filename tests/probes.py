@@ -1,5 +1,6 @@
 """What the tests of the scripts share; tiny environments with a known answer, after Andy Jones' probes."""
 
+import copy
 import csv
 import importlib.util
 import itertools
@@ -148,6 +149,15 @@ def make_agent(script, space=DISCRETE, dtype=torch.float64, **changes):
         if isinstance(getattr(agent, "sigma", None), torch.Tensor):
             agent.sigma.uniform_(0.05, 0.4, generator=rng)
     return agent
+
+
+@torch.no_grad()
+def target_of(agent, distance=0.1):
+    """A target of SAC, whose weights are at some distance from the agent's."""
+    rng, target = torch.Generator().manual_seed(2), copy.deepcopy(agent).requires_grad_(False)
+    for x in target.parameters():
+        x += distance * torch.randn(x.shape, generator=rng)
+    return target
 
 
 @torch.no_grad()

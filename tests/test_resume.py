@@ -320,7 +320,7 @@ def test_without_a_name_resume_finds_the_newest_run_of_the_seed():
 def test_what_a_checkpoint_holds(either):
     folder = small(either)
     checkpoint, config = probes.load(folder, "checkpoint"), json.loads((folder / "config.json").read_text())
-    more = {"buffer", "means"} if either is sac else set()
+    more = {"buffer", "means", "target"} if either is sac else set()
     assert checkpoint.keys() == {*MISSING, *more, "kind", "format", *config}
     assert checkpoint["kind"] == "checkpoint" and checkpoint["iteration"] == (20 if either is sac else 2)
     assert checkpoint["heartbeat_bytes"] < (folder / "heartbeat.csv").stat().st_size  # the evaluation follows

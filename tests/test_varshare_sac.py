@@ -50,14 +50,14 @@ def forward(agent, row, net, x):
     return x
 
 
-def losses_task_by_task(agent, weights, b, args):
+def losses_task_by_task(agent, target, weights, b, args):
     """Bellman errors, actor's and temperature's loss of each task, (task,) each, from the papers' formulas.
 
     Critics say (Q - mean) / std of each task: losses are in Q's own units, except for the Bellman error.
     """
     results, pick = [], torch.min if args.critics == "min" else lambda x, y: (x + y) / 2
     for m in range(TASKS):
-        row, target, log_alpha = weights[m], agent.target[m], agent.log_alpha[m, 0]
+        row, slow, log_alpha = weights[m], target.weights()[m], agent.log_alpha[m, 0]
         alpha, mean, std = log_alpha.detach().exp(), agent.value_norm.mean[m], agent.value_norm.std[m]
 
         def both(row, *inputs, mean=mean, std=std):
@@ -74,13 +74,13 @@ def losses_task_by_task(agent, weights, b, args):
         if agent.discrete:
             after = Categorical(logits=forward(agent, row, "actor", b.next_obs[m]))
             now = Categorical(logits=forward(agent, row, "actor", b.obs[m]))
-            value = (after.probs * (pick(*both(target, b.next_obs[m])) - alpha * after.logits)).sum(1)
+            value = (after.probs * (pick(*both(slow, b.next_obs[m])) - alpha * after.logits)).sum(1)
             taken = [q[torch.arange(len(q)), b.actions[m]] for q in both(row, b.obs[m])]
             actor = (now.probs * (alpha * now.logits - pick(*both(row, b.obs[m])))).sum(1).mean()
             entropy = now.entropy()
         else:
             action, logp = squashed(row, b.next_obs[m], b.noise[0][m])
-            value = pick(*both(target, b.next_obs[m], action)).squeeze(1) - alpha * logp
+            value = pick(*both(slow, b.next_obs[m], action)).squeeze(1) - alpha * logp
             taken = [q.squeeze(1) for q in both(row, b.obs[m], b.actions[m])]
             action, logp = squashed(row, b.obs[m], b.noise[1][m])
             actor = (alpha * logp - pick(*both(row, b.obs[m], action)).squeeze(1)).mean()
@@ -100,13 +100,13 @@ def test_gradients_are_those_of_the_objective(monkeypatch, space, critics, norm_
     agent = make_agent(space, norm_value=norm_value)
     args = settings(reward_scale=0.7, gamma=0.9, critics=critics, norm_value=norm_value, beta=0.7)
     with torch.no_grad():
-        for x in (agent.theta, agent.mu, agent.sigma, agent.target):
+        for x in (agent.theta, agent.mu, agent.sigma):
             x *= 0.3  # atanh, in the log-probability of a saturated action, is rough
-        agent.target += 0.1 * torch.randn(agent.target.shape, generator=rng)
+        target = probes.target_of(agent)
         agent.value_norm.see(torch.tensor([[3.0], [-4.0], [0.5]]) + torch.randn(TASKS, 50, generator=rng))
     b, draws, rows = probes.random_transitions(sac, agent, 40), probes.draws(agent), []
     weights = agent.theta + agent.mu + agent.sigma * draws[0]
-    losses = losses_task_by_task(agent, weights, b, args)
+    losses = losses_task_by_task(agent, target, weights, b, args)
     bellman, actor = (torch.autograd.grad(x.sum(), weights, retain_graph=True)[0] for x in losses[:2])
     G = bellman
     for name in agent.shapes:
@@ -118,14 +118,15 @@ def test_gradients_are_those_of_the_objective(monkeypatch, space, critics, norm_
 
     monkeypatch.setattr(sac, "learn_sigma", lambda agent, G, *rest: rows.append(G.clone()))
     stored = torch.tensor(50.0).double()
-    grads, (stats, _) = probes.gradients(sac, agent, b, *draws, stored, args)
+    inputs = target, b, *draws, stored, args
+    grads, (stats, _) = probes.gradients(sac, agent, *inputs)
     torch.testing.assert_close(grads, expected)
     torch.testing.assert_close(rows, [G])
     for name, x in zip(("qf_loss", "actor_loss", "alpha_loss"), losses):
         torch.testing.assert_close(stats[f"losses/{name}"], x.detach())
     assert not any(x.requires_grad for x in stats.values())
     agent.theta.requires_grad_(False)
-    frozen, _ = probes.gradients(sac, agent, b, *draws, stored, args)
+    frozen, _ = probes.gradients(sac, agent, *inputs)
     torch.testing.assert_close(frozen, {name: x for name, x in expected.items() if name != "theta"})
 
 
@@ -133,13 +134,14 @@ def test_discrete_losses_by_hand():
     """One task, one state, two actions, Q and policy set by the biases of the last layers."""
     agent = make_agent(gym.spaces.Discrete(2))
     with torch.no_grad():
-        for x in (agent.theta, agent.mu, agent.target):
+        for x in (agent.theta, agent.mu):
             x.zero_()
+        target = probes.target_of(agent, 0.0)
         agent.theta[columns(agent, "actor.2.bias")] = torch.tensor([math.log(3), 0.0]).double()  # 3/4, 1/4
         agent.theta[columns(agent, "critic1.2.bias")] = torch.tensor([1.0, 2.0]).double()
         agent.theta[columns(agent, "critic2.2.bias")] = torch.tensor([3.0, 0.0]).double()
-        agent.target[:, columns(agent, "critic1.2.bias")] = torch.tensor([4.0, 8.0]).double()
-        agent.target[:, columns(agent, "critic2.2.bias")] = torch.tensor([6.0, 4.0]).double()
+        target.theta[columns(agent, "critic1.2.bias")] = torch.tensor([4.0, 8.0]).double()
+        target.theta[columns(agent, "critic2.2.bias")] = torch.tensor([6.0, 4.0]).double()
         agent.log_alpha.fill_(math.log(0.5))
     batch = probes.random_transitions(sac, agent, 2)
     b = sac.Batch(*(x[:, :1] for x in batch[:-1]), noise=batch.noise[:, :, :1])
@@ -155,7 +157,7 @@ def test_discrete_losses_by_hand():
         "losses/alpha_loss": 0.5 * (entropy - agent.target_entropy),
     }
     noise, args = torch.zeros_like(agent.mu), settings(gamma=0.9, reward_scale=1.0)
-    stats, target_q = sac.minibatch_backward(agent, b, noise, torch.tensor(9.0), args)
+    stats, target_q = sac.minibatch_backward(agent, target, b, noise, torch.tensor(9.0), args)
     assert stats.keys() == expected.keys() and target_q.flatten().tolist() == pytest.approx([y] * TASKS)
     for name, value in expected.items():
         assert stats[name].tolist() == pytest.approx([value] * TASKS), name
@@ -202,8 +204,12 @@ def saves(monkeypatch):
 
     def save(path, kind, content):
         steps = [int(x["step"]) for x in content.get("optimizer", {"state": {}})["state"].values()]
-        agent = {name: x.clone() for name, x in content["agent"].items()}
-        saved.append({"agent": agent, "buffer": content.get("buffer"), "updates": max(steps, default=0)})
+        parts = {
+            part: {name: x.clone() for name, x in content[part].items()}
+            for part in ("agent", "target")
+            if part in content
+        }
+        saved.append(parts | {"buffer": content.get("buffer"), "updates": max(steps, default=0)})
 
     monkeypatch.setattr(runs, "save", save)
     return saved
@@ -212,24 +218,24 @@ def saves(monkeypatch):
 def test_the_buffer_keeps_the_newest_transitions_and_updates_draw_from_all_of_them(saves, monkeypatch):
     sampled, backward = [], sac.minibatch_backward
 
-    def record(agent, b, noise, num_stored, args):
+    def record(agent, target, b, noise, num_stored, args):
         sampled.append((b.rewards.unique().tolist(), num_stored.item()))
-        return backward(agent, b, noise, num_stored, args)
+        return backward(agent, target, b, noise, num_stored, args)
 
     monkeypatch.setattr(sac, "minibatch_backward", record)
     size = {"env_id": "Counting", "total_timesteps": 50, "envs_per_task": 2, "buffer_size": 14}
     run(**size, batch_size=14, learning_starts=4, updates_per_step=10.0, checkpoint_interval=0.0)
     for step, save in enumerate(saves[:24], 1):
         buffer, newest = save["buffer"], range(max(1, step - 6), step + 1)
-        assert buffer["steps"] == step and buffer["obs"].shape == (1, min(step, 7), 2, 1)
+        assert buffer["steps"] == step and buffer["data"].shape == (1, min(step, 7), 2, 5)
         expected = [next(t for t in newest if (t - 1) % 7 == i) for i in range(min(step, 7))]
-        assert buffer["rewards"][0].tolist() == [[t, t + 0.5] for t in expected]
-        assert buffer["terminated"].all()  # every step was the last of its episode
+        assert buffer["data"][0, :, :, 3].tolist() == [[t, t + 0.5] for t in expected]  # the rewards
+        assert buffer["data"][..., 4].all()  # every step was the last of its episode
         if step > 1:
             rewards, stored = zip(*sampled[10 * (step - 2) : 10 * (step - 1)])
             assert {x for seen in rewards for x in seen} == {t + half for t in newest for half in (0, 0.5)}
             assert set(stored) == {2 * len(newest)}
-    assert saves[24]["buffer"]["obs"].shape[1] == 0 and len(saves) == 26  # a finished run has no use for it
+    assert saves[24]["buffer"]["data"].shape[1] == 0 and len(saves) == 26  # a finished run has no use for it
 
 
 @BOTH
@@ -254,16 +260,15 @@ def test_the_buffer_keeps_what_belongs_together(space):
         assert torch.equal(batch["actions"], actions)
 
 
-def test_targets_follow_the_mean_weights_once_in_every_update(saves):
+def test_targets_average_the_parameters_once_in_every_update(saves):
     changes = {"updates_per_step": 0.5, "tau": 0.3, "checkpoint_interval": 0.0}
     run(total_timesteps=400, **changes)  # 40 steps, the first 20 at random
     for step, (old, new) in enumerate(itertools.pairwise(saves[:-1]), 2):
         assert new["updates"] == max(0, step - 19) // 2
-        old, new = old["agent"], new["agent"]
-        if step > 19 and (step - 19) % 2 == 0:
-            torch.testing.assert_close(new["target"], old["target"].lerp(new["theta"] + new["mu"], 0.3))
-        else:
-            assert torch.equal(new["target"], old["target"])
+        moves = step > 19 and (step - 19) % 2 == 0
+        for name in ("theta", "mu"):
+            before, after, now = old["target"][name], new["target"][name], new["agent"][name]
+            torch.testing.assert_close(after, before.lerp(now, 0.3) if moves else before)
 
 
 def test_a_buffer_that_cannot_fit_is_refused():

@@ -72,10 +72,11 @@ def jobs() -> Iterator[Job]:
         for env, cases in {**dict.fromkeys(GOALS, ladder), SPARSE: sparse}.items():
             for method, own in cases.items():
                 yield job(STUDY, env, 500_000, method, seed, base | own, METHODS)
+    sac = {"eval-interval": "40000", "learning-rate": "0.001", "beta": "0.1", "sigma-prior": "0.01"}
+    cases = {"varshare-sac@mean": {"sigma-decay": "0.99"}, "varshare-fixed-sac@mean": {"sigma": "0.01"}}
     for seed in seeds[:3]:
-        for method, own in {"varshare-sac": {}, "varshare-fixed-sac": {"sigma": "0.01"}}.items():
-            settings = {"eval-interval": "40000"} | own
-            yield job(STUDY, GOALS[0], 200_000, f"{method}@mean", seed, settings, METHODS)
+        for method, own in cases.items():
+            yield job(STUDY, GOALS[0], 200_000, method, seed, sac | own, METHODS)
 
 
 def tenths(run: Run, prefix: str) -> pd.DataFrame:

@@ -8,15 +8,16 @@ q(phi_m) = N(mu_m, sigma^2), sigma one constant, and prior p = N(0, sigma_prior^
 where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
 from its replay buffer with N_m transitions: beta = 1 is the negative ELBO, with SAC's losses in place of the
 log-likelihood. `minibatch_backward` is this formula and its gradients: a constant sigma leaves of the KL a
-penalty lambda |mu_m|^2 with lambda = beta / (2 N_m sigma_prior^2). The target critics average the mean
-weights theta + mu_m. After every update --reptile-alpha moves a share of mean_m(mu_m) into theta, which
-changes no W_m and no target.
+penalty lambda |mu_m|^2 with lambda = beta / (2 N_m sigma_prior^2). The target critics have averages of theta
+and of mu_m. After every update --reptile-alpha moves a share of mean_m(mu_m) into theta, which changes no W_m
+and no target.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;
 docs/sac.md lists every deviation. The weights of task m are row m of one (task, weight) matrix.
 """
 
+import copy
 import math
 import sys
 from collections import namedtuple
@@ -49,7 +50,7 @@ class Args(RunArgs):
     freeze_theta: bool = False  # train only what tasks do not share (needs --load)
 
     # SAC
-    learning_rate: PositiveFloat = 1e-3  # step size of Adam, of actor, critics and temperatures
+    learning_rate: PositiveFloat = 2.5e-3  # step size of Adam, of actor, critics and temperatures
     envs_per_task: PositiveInt = 1  # parallel environments of each task
     buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
     learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
@@ -66,16 +67,16 @@ class Args(RunArgs):
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
 
     # VarShare
-    beta: PositiveFloat = 0.1  # weight of beta * KL / N_m; 1 is the ELBO
-    sigma_prior: PositiveFloat = 0.01  # standard deviation of the prior
+    beta: PositiveFloat = 0.013  # weight of beta * KL / N_m; 1 is the ELBO
+    sigma_prior: PositiveFloat = 0.043  # standard deviation of the prior
     sigma: PositiveFloat = 0.003  # standard deviation of the residuals
     reptile_alpha: UnitFloat = 0.0  # share of mean_m(mu_m) that moves into theta after each update
     rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per step
 
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
-LANDER = dict(beta=0.01)
-ENV_DEFAULTS = {"lunarlander20": LANDER, "lunarlander20-continuous": LANDER, "lunarlander20-goals": LANDER}
+LANDER = dict(beta=0.01, sigma_prior=0.01)
+ENV_DEFAULTS = {x: LANDER for x in ("lunarlander20", "lunarlander20-continuous", "lunarlander20-goals")}
 make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
@@ -104,12 +105,13 @@ class Agent(nn.Module):
     `per_task` names the tensors with a row per task, which a new task does not inherit from a saved model.
     """
 
-    per_task = ("mu", "log_alpha", "target", "value_norm")
+    per_task = ("mu", "log_alpha", "value_norm")
 
     def __init__(self, envs, args: Args, rng):
         super().__init__()
         self.discrete = envs.discrete
         self.act_dim = envs.act_dim
+        self.num_tasks = envs.num_tasks
         self.num_hidden = len(args.hidden_sizes)
         init = self.init_weights(envs.obs_dim, args.hidden_sizes, rng)
         self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
@@ -119,8 +121,6 @@ class Agent(nn.Module):
         self.sigma = args.sigma
         log_alpha = torch.full((envs.num_tasks, 1), math.log(args.alpha_init))
         self.log_alpha = nn.Parameter(log_alpha)
-        # averages the mean weights; the actor's are not used
-        self.register_buffer("target", self.weights().detach().clone())
         self.obs_norm = RunningNorm((envs.obs_dim,), args.norm_obs, limit=10)
         self.value_norm = RunningNorm((envs.num_tasks, 1), args.norm_value, decay=0.999)
         if self.discrete:
@@ -255,11 +255,10 @@ def sac_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor
     return loss, stats, target_q
 
 
-def minibatch_backward(agent, b: Batch, noise: Tensor, num_stored, args) -> tuple[dict, Tensor]:
+def minibatch_backward(agent, target, b: Batch, noise: Tensor, num_stored, args) -> tuple[dict, Tensor]:
     """Gradients of the objective at the top, what to log (task,), and Q's targets."""
     W = agent.unpack(agent.weights(noise))
-    target = agent.unpack(agent.target)
-    losses, stats, target_q = sac_loss(agent, W, target, b, args)
+    losses, stats, target_q = sac_loss(agent, W, target.unpack(target.weights()), b, args)
     losses.sum().backward()
     kl_of_mu = agent.mu.square().sum(1) / (2 * args.sigma_prior**2)  # the rest of the KL is constant
     kl_loss = args.beta / num_stored * kl_of_mu
@@ -302,10 +301,10 @@ def environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng):
     return next_obs
 
 
-def update(agent, optimizer, buffer, backward, args, rng) -> dict:
-    """One step of Adam, and of the targets; returns what to log, (task,) each."""
+def update(agent, target, optimizer, buffer, backward, args, rng) -> dict:
+    """One step of Adam, and of the target; returns what to log, (task,) each."""
     draws = 0 if agent.discrete else 2  # an expectation over actions needs none
-    shape = (draws, len(agent.mu), args.batch_size, agent.act_dim)
+    shape = (draws, agent.num_tasks, args.batch_size, agent.act_dim)
     noise = action_noise(agent.discrete, shape, rng)
     sample = buffer.sample(args.batch_size, rng)
     obs = agent.obs_norm(sample.pop("obs"))
@@ -314,12 +313,13 @@ def update(agent, optimizer, buffer, backward, args, rng) -> dict:
     eps = agent.draw_noise(rng)
     num_stored = torch.tensor(buffer.num_stored(), device=rng.device)  # a number would be compiled in
     optimizer.zero_grad()
-    stats, target_q = backward(agent, batch, eps, num_stored, args)
+    stats, target_q = backward(agent, target, batch, eps, num_stored, args)
     optimizer.step()
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
     with torch.no_grad():
-        agent.target.lerp_(agent.weights(), args.tau)
+        for average, x in zip(target.parameters(), agent.parameters()):
+            average.lerp_(x, args.tau)
     agent.value_norm.see(target_q)
     return stats
 
@@ -364,8 +364,8 @@ def train(args: Args) -> Path:
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
     if args.load and not run.resumes:
         load_agent(agent, args, envs.task_names)
-        agent.target.copy_(agent.weights().detach())
     agent.to(device).theta.requires_grad_(not args.freeze_theta)
+    target = copy.deepcopy(agent).requires_grad_(False)  # of it the critics are used, with mean weights
     params = agent.parameters()
     optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
     backward = minibatch_backward
@@ -374,7 +374,7 @@ def train(args: Args) -> Path:
     capacity = math.ceil(args.buffer_size / args.envs_per_task)
     buffer = ReplayBuffer(envs, min(capacity, num_iterations), device)
     episodes, means = Episodes(envs), Means()
-    state = dict(agent=agent, optimizer=optimizer, rng=rng, episodes=episodes)
+    state = dict(agent=agent, target=target, optimizer=optimizer, rng=rng, episodes=episodes)
     state |= dict(buffer=buffer, means=means)
     obs = run.start_or_resume(envs, num_iterations, envs.num_envs, **state)
 
@@ -385,7 +385,7 @@ def train(args: Args) -> Path:
             before = int((step - starts) * args.updates_per_step)
             after = int((step - starts + 1) * args.updates_per_step)
             for _ in range(after - before):
-                means.add(update(agent, optimizer, buffer, backward, args, rng))
+                means.add(update(agent, target, optimizer, buffer, backward, args, rng))
         if step == starts:
             run.start_clock()  # after the first update, which compiles
 
