@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench.collect import MANY, SHARING
 from bench.methods import METHODS, title_of
-from bench.statistics import BLIND, mean_interval, search_noise
+from bench.statistics import BLIND, control_in, mean_interval, search_noise
 from bench.tables import Result, best_first, make_table, provenance
 from envs import ENV_IDS
 
@@ -158,7 +158,7 @@ def draw_method(
 ) -> None:
     """The same in the method's colour, by default over steps; dashed if it is a variant by flags."""
     dashed = method in METHODS and METHODS[method].variant
-    line = ":" if method == BLIND else "--" if dashed else "-"
+    line = ":" if method.removesuffix("-sac") == BLIND else "--" if dashed else "-"
     x = values.columns if x is None else x
     draw_curve(ax, x, values, title_of(method), color_of(method), line, bounds)
 
@@ -227,7 +227,8 @@ def plot_variants(x: Result) -> Figure | None:
         return None
     base = [m for m in of_families(x, "varshare") if not METHODS[m].variant]
     controls = [m for m in of_families(x, "varshare", "l2soft") if METHODS[m].variant]
-    controls += [BLIND] if BLIND in x.by_method else []
+    blind = control_in(x.by_method, BLIND)
+    controls += [blind] if blind in x.by_method else []
     best = best_first({m: x.by_method[m] for m in variants})[:3]
     panels = {"all variants": base + variants, "the best three, and controls": base + best + controls}
     return plot_evaluations(x, panels)

@@ -16,9 +16,13 @@ from pathlib import Path
 from bench.methods import ROOT, read_methods
 
 LOCK = Path(__file__).with_name("siblings.csv")
-TABLES = {"README.md": ("", "baselines/"), "docs/variants.md": ("variants/",)}  # folders of scripts in each
+TABLES = {  # names of scripts in each
+    "README.md": r"[^/]*|baselines/.*_ppo.py",
+    "docs/sac.md": r".*_sac.py",
+    "docs/variants.md": r"variants/.*_ppo.py",
+}
 MAX_CHANGED = 100  # lines
-LONGER = {"baselines/l2soft_ppo.py": 110}  # nearly all of them drop sigma and its learning from the trunk
+LONGER = dict.fromkeys(("baselines/l2soft_ppo.py", "baselines/l2soft_sac.py"), 110)  # most drop sigma
 Definitions = dict[str, list[str]]  # name -> lines
 
 # what a method may change of its parent, and PPO's and SAC's trunk of each other
@@ -140,11 +144,11 @@ def drifted(script: str) -> list[str]:
     return wrong
 
 
-def table(folders: tuple[str, ...]) -> str:
-    """The scripts in these folders ("" is the top), their parents, and how many lines differ from theirs."""
+def table(names: str) -> str:
+    """The scripts with these names, their parents, and how many lines differ from theirs."""
     rows = ["| script | method | parent | lines | changed lines |", "|---|---|---|---|---|"]
     for script, (parent, what) in read_scripts().items():
-        if script[: script.rfind("/") + 1] in folders:
+        if re.fullmatch(names, script) and not script.startswith("studies/"):
             lines = lines_of(script)
             changed = count_changed(lines_of(parent), lines) if parent else ""
             cells = (f"`{script}`", what, f"`{parent}`" if parent else "", len(lines), changed)
@@ -157,10 +161,10 @@ def main() -> None:
     rows = [(script, *row) for script in compared() for row in differences(script).items()]
     with open(LOCK, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("script", "definition", "changed"), *rows])
-    for name, folders in TABLES.items():
+    for name, names in TABLES.items():
         text = (ROOT / name).read_text()
         old = re.search(r"\| script \| method \|.*\n(\|.*\n)+", text)
-        (ROOT / name).write_text(text[: old.start()] + table(folders) + text[old.end() :])
+        (ROOT / name).write_text(text[: old.start()] + table(names) + text[old.end() :])
 
 
 if __name__ == "__main__":

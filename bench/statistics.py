@@ -9,7 +9,7 @@ scatter is part of every interval (`Noise`).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ def search_noise(runs: Runs) -> Noise | None:
 
     Of methods that have runs of every search, and more than one of some.
     """
-    several = [x for method, x in runs.items() if method != BLIND and x.index.nlevels == 2]
+    several = [x for method, x in runs.items() if method != control_in(runs, BLIND) and x.index.nlevels == 2]
     numbers = [x.index.get_level_values(0).nunique() for x in several]
     searches = max(numbers, default=1)
     several = [x for x, number in zip(several, numbers) if number == searches < len(x)]
@@ -213,6 +213,12 @@ def against(runs: Runs, control: str) -> dict[str, Comparison]:
     return dict(zip(others, compare(pairs, within, search_noise(runs))))
 
 
+def control_in(runs: Collection[str], control: str) -> str:
+    """What a control is called among these methods: with soft actor-critic "task-blind-sac"."""
+    sac = f"{control}-sac"
+    return sac if sac in runs and control not in runs else control
+
+
 LOST = {BLIND: "tasks need not be known", INDEPENDENT: "sharing gains nothing"}  # if a control is not beaten
 
 
@@ -225,15 +231,16 @@ def can_tell(runs: Runs, ceiling: float | None, controls: Iterable[str] = tuple(
     that is known. If a control is not beaten the reason says whether the interval lies below the margin or
     the runs were too few.
     """
-    others = {method: x for method, x in runs.items() if method != BLIND}
+    others = {method: x for method, x in runs.items() if method != control_in(runs, BLIND)}
     if len(runs) < 2:
         return False, "there is nothing to compare"
     height = "" if ceiling is not None else "; how much the tasks allow has not been measured"
     best = max(others, key=lambda method: others[method].mean())
     says = f"the best method, {title_of(best)}, scores {others[best].mean():.1f}"
-    for control in controls:
+    for known in controls:
+        control = control_in(runs, known)
         if control not in runs:
-            return False, f"without {control} it cannot be excluded that {LOST[control]}; {says}{height}"
+            return False, f"without {control} it cannot be excluded that {LOST[known]}; {says}{height}"
         if best == control:
             return False, f"no method is better than {control}; {says}{height}"
         interval, p, *_ = against(runs, control)[best]

@@ -16,6 +16,7 @@ from bench.statistics import (
     Runs,
     against,
     can_tell,
+    control_in,
     mean_interval,
     median_interval,
     search_noise,
@@ -144,7 +145,8 @@ def training_success(runs: pd.DataFrame, method: str) -> pd.Series:
 
 def best_first(by_method: dict[str, Scores]) -> list[str]:
     """Task-blind, then the others by their mean."""
-    return sorted(by_method, key=lambda m: (m != BLIND, -by_method[m].means.mean()))
+    blind = control_in(by_method, BLIND)
+    return sorted(by_method, key=lambda m: (m != blind, -by_method[m].means.mean()))
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
@@ -168,8 +170,9 @@ def provenance(configs: pd.DataFrame) -> str:
 def make_table(x: Result) -> str:
     """The table of a suite: task-blind, then the others, best mean first."""
     returns = scores(x.runs, EVALUATION)
-    controls = [control for control in (BLIND, INDEPENDENT) if control in x.by_method]
-    if BLIND not in controls:
+    blind, independent = (control_in(x.by_method, control) for control in (BLIND, INDEPENDENT))
+    controls = [control for control in (blind, independent) if control in x.by_method]
+    if blind not in controls:
         controls = [best_first(x.by_method)[0]]
     compared = {control: against(x.values("means"), control) for control in controls}
     mean = x.intervals("means")

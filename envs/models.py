@@ -99,10 +99,13 @@ def load_agent(agent: nn.Module, args: Any, task_names: Sequence[str]) -> None:
 def agent_of_task(agent: nn.Module, m: int) -> nn.Module:
     """The agent that has task m only, in the same memory.
 
-    It shares parameters with `agent` and has row m of those in `agent.per_task`, and of its buffers.
+    It shares parameters and modules with `agent`, has row m of those in `agent.per_task`, and of its buffers.
     """
+    own = {name: copy.copy(x) for name, x in agent._modules.items() if name in agent.per_task}
     one = copy.copy(agent)
-    one._buffers = {name: x[m, None] for name, x in agent._buffers.items()}
+    one._modules = agent._modules | own
+    for module in (one, *own.values()):
+        module._buffers = {name: x[m, None] for name, x in module._buffers.items()}
     one._parameters = dict(agent._parameters)
     for name, x in agent._parameters.items():
         if name in agent.per_task:

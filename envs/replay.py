@@ -32,15 +32,13 @@ class ReplayBuffer:
     def __init__(self, envs: gym.vector.VectorEnv, capacity: int, device: torch.device):
         obs, space = envs.single_observation_space.shape, envs.single_action_space
         self.shapes = {"obs": obs, "next_obs": obs, "actions": space.shape, "rewards": (), "terminated": ()}
-        self.discrete = isinstance(space, gym.spaces.Discrete)
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
         ring = (envs.num_tasks, capacity, envs.envs_per_task, sum(self.widths))
         gibibytes, total = 4 * math.prod(ring) / 2**30, memory(device) / 2**30
         if 2 * gibibytes > total:  # a checkpoint takes a copy
             needed = f"the replay buffer needs {gibibytes:,.1f} GiB, and as much while it is saved"
             fail(f"{needed}; here are {total:.1f}: reduce --buffer-size")
-        each = f"{capacity * envs.envs_per_task:,} transitions of each task"
-        print(f"replay buffer: {each}, {gibibytes:.3f} GiB")
+        print(f"replay buffer: {ring[1] * ring[2]:,} transitions of each task, {gibibytes:.3f} GiB")
         self.data = torch.zeros(ring, device=device)
         self.capacity, self.steps = capacity, 0
         self.first = torch.arange(envs.num_tasks, device=device).unsqueeze(1) * capacity * envs.envs_per_task
@@ -65,14 +63,13 @@ class ReplayBuffer:
         inds = self.first + torch.randint(self.num_stored(), size, generator=rng, device=rng.device)
         columns = self.data.flatten(0, 2).index_select(0, inds.flatten()).split(self.widths, dim=1)
         sample = {name: x.reshape(*size, *self.shapes[name]) for name, x in zip(self.shapes, columns)}
-        if self.discrete:
+        if self.shapes["actions"] == ():  # discrete
             sample["actions"] = sample["actions"].long()
         return sample
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """For a checkpoint: what is filled."""
-        filled = min(self.steps, self.capacity)
-        return {"steps": self.steps, "data": self.data[:, :filled].clone()}
+        return {"steps": self.steps, "data": self.data[:, : self.steps].clone()}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """From a checkpoint."""

@@ -21,7 +21,10 @@ def trunk(request):
     return probes.load_script(request.param)
 
 
-@pytest.fixture(params=probes.SCRIPTS + probes.SAC_SCRIPTS)
+SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in probes.SAC_SIBLINGS]
+
+
+@pytest.fixture(params=[*probes.SCRIPTS, *probes.SAC_SCRIPTS, *SLOW])
 def script(request):
     return probes.load_script(request.param)
 

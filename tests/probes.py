@@ -32,11 +32,11 @@ def _scripts(*patterns):
 
 
 TRUNKS, SAC_SCRIPTS = ("varshare_ppo.py",), ("varshare_sac.py",)
-SIBLINGS = _scripts("baselines/*_ppo.py")
+SIBLINGS, SAC_SIBLINGS = _scripts("baselines/*_ppo.py"), _scripts("baselines/*_sac.py")
 SCRIPTS = TRUNKS + SIBLINGS
 VARIANTS = _scripts("variants/*_ppo.py", "studies/*/*_ppo.py")
 SAC_VARIANTS = _scripts("variants/*_sac.py", "studies/*/*_sac.py")
-ALL_SCRIPTS = SCRIPTS + SAC_SCRIPTS + VARIANTS + SAC_VARIANTS
+ALL_SCRIPTS = SCRIPTS + SAC_SCRIPTS + SAC_SIBLINGS + VARIANTS + SAC_VARIANTS
 
 # Processes of their own fork from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")
@@ -202,7 +202,10 @@ def gradients(script, agent, *inputs):
     """The gradients that `minibatch_backward` leaves, by name of the parameter; and what it returns."""
     agent.zero_grad()
     returned = script.minibatch_backward(agent, *inputs)
-    return {name: x.grad.clone() for name, x in agent.named_parameters() if x.grad is not None}, returned
+    grads = {name: x.grad for name, x in agent.named_parameters() if x.grad is not None}
+    for name, x in grads.items():  # fused Adam takes what is not contiguous for something else
+        assert x.is_contiguous(), name
+    return {name: x.clone() for name, x in grads.items()}, returned
 
 
 def update(script, agent, args, batch, optimizer=None):

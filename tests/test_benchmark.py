@@ -25,7 +25,7 @@ from bench.suites import Suite
 SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 VARIANTS = ("reptile", "lora", "variant")  # families
-COMPARED = {m for m, x in METHODS.items() if x.space and m != "varshare-sac" and x.family not in VARIANTS}
+COMPARED = {m for m, x in METHODS.items() if x.space and x.family not in VARIANTS and not m.endswith("-sac")}
 SETTINGS = Path("results/search/settings.csv")
 
 

@@ -43,6 +43,8 @@ def columns(agent, name):
 
 def forward(agent, row, net, x):
     """Output of one network of one task, from its row of weights, by plain linear layers."""
+    if "embedding" in agent.shapes:
+        x = torch.cat((x, row[columns(agent, "embedding")].expand(len(x), -1)), 1)
     for i in range(len(HIDDEN) + 1):
         weight, bias = (f"{net}.{i}.{kind}" for kind in ("weight", "bias"))
         weight = row[columns(agent, weight)].view(agent.shapes[weight])
@@ -50,14 +52,15 @@ def forward(agent, row, net, x):
     return x
 
 
-def losses_task_by_task(agent, target, weights, b, args):
+def losses_task_by_task(agent, slow, weights, b, args):
     """Bellman errors, actor's and temperature's loss of each task, (task,) each, from the papers' formulas.
 
-    Critics say (Q - mean) / std of each task: losses are in Q's own units, except for the Bellman error.
+    Of weights (task, weight), and those of the target. Critics say (Q - mean) / std of each task: losses are
+    in Q's own units, except for the Bellman error. Each loss has the gradient that the paper gives it.
     """
     results, pick = [], torch.min if args.critics == "min" else lambda x, y: (x + y) / 2
     for m in range(TASKS):
-        row, slow, log_alpha = weights[m], target.weights()[m], agent.log_alpha[m, 0]
+        row, fixed, log_alpha = weights[m], weights[m].detach(), agent.log_alpha[m, 0]
         alpha, mean, std = log_alpha.detach().exp(), agent.value_norm.mean[m], agent.value_norm.std[m]
 
         def both(row, *inputs, mean=mean, std=std):
@@ -74,16 +77,16 @@ def losses_task_by_task(agent, target, weights, b, args):
         if agent.discrete:
             after = Categorical(logits=forward(agent, row, "actor", b.next_obs[m]))
             now = Categorical(logits=forward(agent, row, "actor", b.obs[m]))
-            value = (after.probs * (pick(*both(slow, b.next_obs[m])) - alpha * after.logits)).sum(1)
+            value = (after.probs * (pick(*both(slow[m], b.next_obs[m])) - alpha * after.logits)).sum(1)
             taken = [q[torch.arange(len(q)), b.actions[m]] for q in both(row, b.obs[m])]
-            actor = (now.probs * (alpha * now.logits - pick(*both(row, b.obs[m])))).sum(1).mean()
+            actor = (now.probs * (alpha * now.logits - pick(*both(fixed, b.obs[m])))).sum(1).mean()
             entropy = now.entropy()
         else:
             action, logp = squashed(row, b.next_obs[m], b.noise[0][m])
-            value = pick(*both(slow, b.next_obs[m], action)).squeeze(1) - alpha * logp
+            value = pick(*both(slow[m], b.next_obs[m], action)).squeeze(1) - alpha * logp
             taken = [q.squeeze(1) for q in both(row, b.obs[m], b.actions[m])]
             action, logp = squashed(row, b.obs[m], b.noise[1][m])
-            actor = (alpha * logp - pick(*both(row, b.obs[m], action)).squeeze(1)).mean()
+            actor = (alpha * logp - pick(*both(fixed, b.obs[m], action)).squeeze(1)).mean()
             entropy = -logp
         y = args.reward_scale * b.rewards[m] + args.gamma * (1 - b.terminated[m]) * value
         bellman = sum(0.5 * ((x - y.detach()) / std).square().mean() for x in taken)
@@ -106,12 +109,8 @@ def test_gradients_are_those_of_the_objective(monkeypatch, space, critics, norm_
         agent.value_norm.see(torch.tensor([[3.0], [-4.0], [0.5]]) + torch.randn(TASKS, 50, generator=rng))
     b, draws, rows = probes.random_transitions(sac, agent, 40), probes.draws(agent), []
     weights = agent.theta + agent.mu + agent.sigma * draws[0]
-    losses = losses_task_by_task(agent, target, weights, b, args)
-    bellman, actor = (torch.autograd.grad(x.sum(), weights, retain_graph=True)[0] for x in losses[:2])
-    G = bellman
-    for name in agent.shapes:
-        if name.startswith("actor"):
-            G[:, columns(agent, name)] = actor[:, columns(agent, name)]
+    losses = losses_task_by_task(agent, target.weights(), weights, b, args)
+    G = torch.autograd.grad(sum(x.sum() for x in losses), weights, retain_graph=True)[0]
     kl = kl_divergence(Normal(agent.mu, agent.sigma), Normal(0.0, args.sigma_prior)).sum()
     expected = {"theta": G.sum(0), "mu": G + torch.autograd.grad(0.7 / 50 * kl, agent.mu)[0]}
     expected["log_alpha"] = torch.autograd.grad(losses[2].sum(), agent.log_alpha)[0]

@@ -1,0 +1,468 @@
+"""VarShare-LoRA with SAC: residuals of low rank, whose factors have the posteriors.
+
+Every matrix of the actor and of both critics acts in task m as theta + B_m A_m, of rank r (Hu et al. 2022);
+biases have a residual. What is task m's own, f_m, has q(f_m) = N(mu_m, sigma_m^2) and prior p = N(0, s^2)
+with s^2 = sigma_prior / sqrt(r), which gives an entry of B_m A_m variance sigma_prior^2. The script minimises
+
+    sum_m [ L_SAC(theta, mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
+
+where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
+from its replay buffer with N_m transitions: beta = 1 is the negative ELBO, with SAC's losses in place of the
+log-likelihood. `minibatch_backward` is this formula and its gradients; sigma follows their squares, as in
+Vadam (Khan et al. 2018). The target critics have averages of theta and of mu_m, not of their products.
+
+B starts with mean 0 and A with a draw from the prior: if both were 0, neither would have a gradient. No
+(task, out, in) matrix is formed. There is no re-centring: the mean of residuals does not have their rank.
+
+SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
+temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;
+docs/sac.md lists every deviation. The weights of task m are row m of one (task, weight) matrix.
+"""
+
+import copy
+import math
+import sys
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# so that a script, or a fork of it in any folder of the project, finds the project's envs package
+sys.path += [str(folder) for folder in Path(__file__).resolve().parents if (folder / "envs/runs.py").exists()]
+from envs.metrics import Episodes, Means, sharing, sigma_quantiles
+from envs.models import load_agent
+from envs.networks import init_layers, split
+from envs.normalisation import RunningNorm
+from envs.policies import Categorical, SquashedGaussian, action_noise
+from envs.replay import ReplayBuffer
+from envs.runs import Run, keep_signals, make_envs, set_up_torch
+from envs.settings import RunArgs, args_maker, check_args, fail, run_command
+from envs.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
+
+
+@dataclass
+class Args(RunArgs):
+    env_id: str = "cartpole-goals10"  # an environment of several tasks, or any Gymnasium id
+    seed: NonNegativeInt = 1  # seed of every random draw
+    total_timesteps: PositiveInt = 300_000  # environment steps of the run, all tasks together
+    load: str = ""  # start from this saved model (run folder or model.pt); new tasks start anew
+    freeze_theta: bool = False  # train only what tasks do not share (needs --load)
+
+    # SAC
+    learning_rate: PositiveFloat = 2.5e-3  # step size of Adam, of actor, critics and temperatures
+    envs_per_task: PositiveInt = 1  # parallel environments of each task
+    buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
+    learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
+    batch_size: PositiveInt = 128  # samples of each task in an update
+    updates_per_step: PositiveFloat = 1.0  # updates per step of all environments
+    gamma: UnitFloat = 0.99  # discount
+    tau: UnitFloat = 0.05  # step of the target critics towards the critics
+    reward_scale: PositiveFloat = 0.1  # factor of the rewards
+    norm_obs: bool = False  # normalise observations by their running mean and std, of all tasks together
+    norm_value: bool = False  # normalise the critic's targets by their running mean and std of each task
+    target_entropy: NonNegativeFloat = 0.2  # times log(actions), or times -dimensions (1 is usual)
+    alpha_init: PositiveFloat = 0.2  # initial temperature
+    critics: Literal["min", "mean"] = "min"  # of both critics' values, what targets and actor take
+    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # hidden layers of actor and critic
+
+    # VarShare
+    beta: PositiveFloat = 0.013  # weight of beta * KL / N_m; 1 is the ELBO
+    rank: PositiveInt = 4  # largest rank of a residual
+    sigma_prior: PositiveFloat = 0.043  # standard deviation of the prior
+    sigma_init: PositiveFloat = 0.003  # standard deviation of the residuals before the first minibatch
+    sigma_decay: UnitFloat = 0.999  # decay of the running mean of squared gradients, per minibatch
+    rollout_weights: Literal["mean", "sample"] = "mean"  # what acts: mean weights, or one draw per step
+
+    @property
+    def factor_prior(self) -> float:
+        """s, the standard deviation of the prior of A and B."""
+        variance = self.sigma_prior / math.sqrt(self.rank)
+        return math.sqrt(variance)
+
+
+# the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
+LANDER = dict(beta=0.01, sigma_prior=0.01, sigma_decay=0.99)
+ENV_DEFAULTS = {x: LANDER for x in ("lunarlander20", "lunarlander20-continuous", "lunarlander20-goals")}
+make_args = args_maker(Args, "sac", ENV_DEFAULTS)
+
+Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
+# (task, sample, ...); noise (2, task, sample, action) is of continuous actions at next_obs and at obs
+Batch = namedtuple("Batch", "obs next_obs actions rewards terminated noise")
+
+
+def linear(x: Tensor, W: Weights, name: str) -> Tensor:
+    """A layer of every task: x (task, sample, in) -> (task, sample, out)."""
+    A = W[f"{name}.A"]
+    B = W[f"{name}.B"]
+    bias = W[f"{name}.bias"].unsqueeze(1)
+    own = torch.baddbmm(bias, x @ A.mT, B.mT)
+    return F.linear(x, W[f"{name}.weight"]) + own
+
+
+def mlp(x: Tensor, W: Weights, net: str, num_hidden: int) -> Tensor:
+    """A network of every task, e.g. "actor": x (task, sample, in) -> (task, sample, out)."""
+    for i in range(num_hidden):
+        x = linear(x, W, f"{net}.{i}")
+        x = x.relu_()
+    return linear(x, W, f"{net}.{num_hidden}")
+
+
+class Agent(nn.Module):
+    """Actor and two critics of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
+
+    `per_task` names the tensors with a row per task, which a new task does not inherit from a saved model.
+    """
+
+    per_task = ("mu", "sigma", "h_sum", "h_count", "log_alpha", "value_norm")
+
+    def __init__(self, envs, args: Args, rng):
+        super().__init__()
+        self.discrete = envs.discrete
+        self.act_dim = envs.act_dim
+        self.num_tasks = envs.num_tasks
+        self.num_hidden = len(args.hidden_sizes)
+        init = self.init_weights(envs.obs_dim, args.hidden_sizes, rng)
+        self.shapes = {name: x.shape for name, x in init.items()}  # in the order of the columns
+        flat = torch.cat([x.flatten() for x in init.values()])
+        self.theta = nn.Parameter(flat)  # (weight,)
+        self.factors = {}  # shapes of what is a task's own, in the order of mu's columns
+        for name, shape in self.shapes.items():
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight":
+                rank = min(args.rank, *shape)
+                self.factors[f"{layer}.A"] = (rank, shape[1])
+                self.factors[f"{layer}.B"] = (shape[0], rank)
+            else:
+                self.factors[name] = shape
+        size = sum(math.prod(shape) for shape in self.factors.values())
+        self.mu = nn.Parameter(torch.zeros(envs.num_tasks, size))  # (task, weight)
+        mean = split(self.mu.detach(), self.factors)
+        for name, x in mean.items():
+            if name.endswith(".A"):
+                x.normal_(std=args.factor_prior, generator=rng)
+        self.register_buffer("sigma", torch.full_like(self.mu, args.sigma_init))
+        # h_sum / h_count is a running mean: decaying sums of squared gradients, and of ones
+        self.register_buffer("h_sum", torch.zeros_like(self.mu))
+        self.register_buffer("h_count", torch.zeros(envs.num_tasks, 1))
+        # squared gradients in the latest update: a weight that had none is dead
+        self.register_buffer("live", torch.zeros_like(self.mu), persistent=False)
+        log_alpha = torch.full((envs.num_tasks, 1), math.log(args.alpha_init))
+        self.log_alpha = nn.Parameter(log_alpha)
+        self.obs_norm = RunningNorm((envs.obs_dim,), args.norm_obs, limit=10)
+        self.value_norm = RunningNorm((envs.num_tasks, 1), args.norm_value, decay=0.999)
+        if self.discrete:
+            self.target_entropy = args.target_entropy * math.log(self.act_dim)
+        else:
+            self.target_entropy = -args.target_entropy * self.act_dim
+
+    def init_weights(self, obs_dim, hidden, rng) -> Weights:
+        """One draw of all weights of a task."""
+        if self.discrete:  # a logit, and a Q, of every action
+            actor = critic = (obs_dim, *hidden, self.act_dim)
+        else:  # a Gaussian's mean and log standard deviation; Q of an action
+            actor = (obs_dim, *hidden, 2 * self.act_dim)
+            critic = (obs_dim + self.act_dim, *hidden, 1)
+        weights = init_layers("actor", actor, 0.01, rng)
+        weights |= init_layers("critic1", critic, 1.0, rng)
+        weights |= init_layers("critic2", critic, 1.0, rng)
+        return weights
+
+    def draw_noise(self, rng) -> Tensor:
+        """Fresh noise eps for `weights`, (task, weight)."""
+        return torch.randn(self.mu.shape, generator=rng, device=rng.device)
+
+    def weights(self, noise: Tensor | None = None) -> Tensor:
+        """f_m = mu_m + sigma_m * noise, (task, weight); without noise the mean."""
+        mean = self.mu
+        if noise is None:
+            return mean
+        return torch.addcmul(mean, self.sigma, noise)
+
+    def unpack(self, weights: Tensor) -> Weights:
+        """Factors by name, theta's matrices (out, in), and the sums of both's biases and logstd."""
+        W = split(weights, self.factors)
+        theta = split(self.theta.unsqueeze(0), self.shapes)
+        for name, x in theta.items():
+            if name in W:
+                W[name] = x + W[name]
+            else:
+                W[name] = x[0]
+        return W
+
+    def actor(self, W: Weights, obs):
+        """The policy at obs (task, sample, obs)."""
+        out = mlp(obs, W, "actor", self.num_hidden)
+        if self.discrete:
+            return Categorical(out)
+        return SquashedGaussian(out)
+
+    def critics(self, W: Weights, *inputs: Tensor) -> Tensor:
+        """Q of both, (critic, task, sample, action): of obs for every action, or of obs and an action."""
+        x = torch.cat(inputs, -1)
+        q1 = mlp(x, W, "critic1", self.num_hidden)
+        q2 = mlp(x, W, "critic2", self.num_hidden)
+        q = torch.stack((q1, q2))
+        return self.value_norm.inverse(q.flatten(2)).view_as(q)
+
+    def policy(self, W: Weights, obs: Tensor) -> Tensor:
+        """Action probabilities, or the mean's action, (task, sample, action), for the evaluation."""
+        return self.actor(W, self.obs_norm(obs)).mean
+
+    def random_actions(self, noise: Tensor) -> Tensor:
+        """Uniform actions made of `action_noise`."""
+        if self.discrete:
+            return noise.argmax(-1)
+        return torch.special.erf(noise / math.sqrt(2))
+
+
+def gaussian_kl(mu: Tensor, sigma: Tensor, sigma_prior: float) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, sigma_prior^2)) in nats: (task, weight) -> sum over weights (task,)."""
+    shift = (mu / sigma_prior).square()
+    ratio = (sigma / sigma_prior).square()
+    kl = 0.5 * (shift + ratio - ratio.log() - 1)
+    return kl.sum(1)
+
+
+def take(q, args) -> Tensor:
+    """What targets and actor take of two critics, (critic, ...) -> (...)."""
+    return q.amin(0) if args.critics == "min" else q.mean(0)
+
+
+def discrete_terms(agent, W: Weights, target: Weights, b: Batch, args):
+    """What `sac_loss` is made of, with expectations over actions.
+
+    Q of the actions taken, (critic, task, sample); the policy's Q by the target critics, and its entropy, at
+    next_obs, (task, sample) each; and the same at obs, by the critics. Only the actor gets their gradient.
+    """
+
+    def expect(policy, q):
+        logp = policy.logits.log_softmax(-1)
+        p = logp.exp()
+        return (p * q).sum(-1), -(p * logp).sum(-1)
+
+    q = agent.critics(W, b.obs)
+    index = b.actions.unsqueeze(-1).expand(2, -1, -1, 1)
+    q_taken = q.gather(3, index).squeeze(3)
+    with torch.no_grad():
+        next_q = agent.critics(target, b.next_obs)
+        after = expect(agent.actor(W, b.next_obs), take(next_q, args))
+    now = expect(agent.actor(W, b.obs), take(q.detach(), args))
+    return q_taken, after, now
+
+
+def continuous_terms(agent, W: Weights, target: Weights, b: Batch, args):
+    """The same, with one action drawn at next_obs and one at obs."""
+
+    def draw(policy, critics, obs, noise):
+        actions, logp = policy.sample_log_prob(noise)
+        q = agent.critics(critics, obs, actions)
+        return take(q, args).squeeze(2), -logp
+
+    next_noise, noise = b.noise
+    q_taken = agent.critics(W, b.obs, b.actions).squeeze(3)
+    with torch.no_grad():
+        after = draw(agent.actor(W, b.next_obs), target, b.next_obs, next_noise)
+    fixed = {name: x.detach() for name, x in W.items()}
+    now = draw(agent.actor(W, b.obs), fixed, b.obs, noise)
+    return q_taken, after, now
+
+
+def sac_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor, dict, Tensor]:
+    """Critics', actor's and temperature's loss in one sum; what to log, (task,) each; and the targets.
+
+    One backward() gives each of the three its own gradient: the critics' targets have none, the actor's loss
+    sees detached critics and temperature, and the temperature's a detached entropy.
+    """
+    terms = discrete_terms if agent.discrete else continuous_terms
+    q_taken, (next_q, next_entropy), (q, entropy) = terms(agent, W, target, b, args)
+    alpha = agent.log_alpha.exp().detach()  # (task, 1)
+    next_value = next_q + alpha * next_entropy
+    discount = args.gamma * (1 - b.terminated)
+    target_q = args.reward_scale * b.rewards + discount * next_value
+    td_error = (q_taken - target_q) / agent.value_norm.std
+    qf_loss = 0.5 * td_error.square().sum(0).mean(1)
+    actor_loss = -(q + alpha * entropy).mean(1)
+    entropy = entropy.detach().mean(1)
+    excess = entropy - agent.target_entropy
+    alpha_loss = agent.log_alpha.exp().squeeze(1) * excess
+    stats = {
+        "losses/qf1_values": q_taken[0].mean(1),
+        "losses/qf2_values": q_taken[1].mean(1),
+        "losses/qf_loss": qf_loss,
+        "losses/actor_loss": actor_loss,
+        "losses/alpha_loss": alpha_loss,
+        "losses/entropy": entropy,
+    }
+    loss = qf_loss + actor_loss + alpha_loss
+    return loss, stats, target_q
+
+
+@torch.no_grad()
+def learn_sigma(agent, G: Tensor, num_stored, args):
+    """sigma_m = (N_m h / beta + 1 / s^2)^(-1/2), with h from the squares of G (task, weight).
+
+    h stands in for the curvature of one sample: it is that for a log-likelihood at its optimum. The mean
+    gradient of B samples, drawn from N_m with replacement, varies by h / B, and more because weights are
+    sampled (exactly so for a diagonal curvature). If G stays 0 sigma is the prior's. All in place: on large
+    networks the time goes into memory.
+    """
+    N, B = num_stored, args.batch_size
+    share = args.beta * B / N
+    scale = B / (1 + share)
+    torch.square(G, out=agent.live)
+    agent.h_sum.mul_(args.sigma_decay).add_(agent.live)
+    agent.h_count.mul_(args.sigma_decay).add_(1)
+    weight = N / args.beta * scale / agent.h_count
+    torch.mul(agent.h_sum, weight, out=agent.sigma)
+    agent.sigma.add_(1 / args.factor_prior**2).rsqrt_()
+
+
+def minibatch_backward(agent, target, b: Batch, noise: Tensor, num_stored, args) -> tuple[dict, Tensor]:
+    """Gradients of the objective at the top, what to log (task,), and Q's targets; sigma learns from them.
+
+    Row m of mu.grad is at first the gradient of task m's loss by f_m.
+    """
+    W = agent.unpack(agent.weights(noise))
+    losses, stats, target_q = sac_loss(agent, W, target.unpack(target.weights()), b, args)
+    losses.sum().backward()
+    learn_sigma(agent, agent.mu.grad, num_stored, args)
+    kl_of_mu = agent.mu.square().sum(1) / (2 * args.factor_prior**2)  # the rest of the KL is learn_sigma's
+    kl_loss = args.beta / num_stored * kl_of_mu
+    kl_loss.sum().backward()
+    return {name: x.detach() for name, x in stats.items()}, target_q
+
+
+@torch.no_grad()
+def environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng):
+    """A step of all environments, from obs (task * env, obs), into the buffer; returns the next obs."""
+    size = (envs.num_tasks, args.envs_per_task)
+
+    def to_torch(x):  # (task * env, ...) -> (task, env, ...)
+        return torch.from_numpy(x).to(rng.device).unflatten(0, size)
+
+    eps = agent.draw_noise(rng) if args.rollout_weights == "sample" else None
+    W = agent.unpack(agent.weights(eps))
+    noise = action_noise(agent.discrete, (*size, agent.act_dim), rng)
+    x = to_torch(obs)
+    if not args.load:  # else the loaded weights are used to the loaded statistics
+        agent.obs_norm.see(x)
+    if at_random:
+        actions = agent.random_actions(noise)
+    else:
+        policy = agent.actor(W, agent.obs_norm(x))
+        actions = policy.sample(noise)
+    flat = actions.flatten(0, 1).cpu().numpy()
+    next_obs, rewards, terminated, _, infos = envs.step(flat)
+    episodes.add(infos)
+    final_obs = to_torch(infos.get("final_obs", next_obs))
+    buffer.add(x, final_obs, actions, to_torch(rewards), to_torch(terminated))
+    return next_obs
+
+
+def update(agent, target, optimizer, buffer, backward, args, rng) -> dict:
+    """One step of Adam, and of the target; returns what to log, (task,) each."""
+    draws = 0 if agent.discrete else 2  # an expectation over actions needs none
+    shape = (draws, agent.num_tasks, args.batch_size, agent.act_dim)
+    noise = action_noise(agent.discrete, shape, rng)
+    sample = buffer.sample(args.batch_size, rng)
+    obs = agent.obs_norm(sample.pop("obs"))
+    next_obs = agent.obs_norm(sample.pop("next_obs"))
+    batch = Batch(obs, next_obs, **sample, noise=noise)
+    eps = agent.draw_noise(rng)
+    num_stored = torch.tensor(buffer.num_stored(), device=rng.device)  # a number would be compiled in
+    optimizer.zero_grad()
+    stats, target_q = backward(agent, target, batch, eps, num_stored, args)
+    optimizer.step()
+    with torch.no_grad():
+        for average, x in zip(target.parameters(), agent.parameters()):
+            average.lerp_(x, args.tau)
+    agent.value_norm.see(target_q)
+    return stats
+
+
+@torch.no_grad()
+def log_method(run, agent, num_stored, args):
+    """Log what is the method's own."""
+    kl = gaussian_kl(agent.mu, agent.sigma, args.factor_prior)
+    run.log("varshare/kl", kl)
+    run.log("varshare/kl_loss", kl * args.beta / num_stored)
+    theta = split(agent.theta.unsqueeze(0), agent.shapes)
+    mu = split(agent.mu, agent.factors)
+    sigma = split(agent.sigma, agent.factors)
+    live = split(agent.live, agent.factors)
+    run.log_all(sharing(theta, mu, run.theta_start, args.freeze_theta))
+    run.log_all(sigma_quantiles(theta, sigma, live))
+
+
+def check(args: Args) -> None:
+    """Refuse settings that make no sense, before anything is written."""
+    check_args(args)
+    if args.buffer_size < max(args.batch_size, args.learning_starts):
+        fail("--buffer-size must be at least --batch-size and --learning-starts")
+
+
+@keep_signals
+def train(args: Args) -> Path:
+    """Train, evaluate and save; returns the run's folder."""
+    check(args)
+    envs = make_envs(args, args.envs_per_task)
+    num_iterations = args.total_timesteps // envs.num_envs  # a step of all environments each
+    random_steps = math.ceil(args.learning_starts / args.envs_per_task)
+    starts = max(1, random_steps)  # step of the first update
+    if num_iterations < starts:
+        least = starts * envs.num_envs
+        fail(f"--total-timesteps must be at least {least}: one step, and --learning-starts, of all tasks")
+    run = Run(args, __file__, envs)
+    if run.finished:
+        return run.folder
+
+    device = set_up_torch(args)
+    rng = torch.Generator(device).manual_seed(args.seed)
+    agent = Agent(envs, args, torch.Generator().manual_seed(args.seed))
+    if args.load and not run.resumes:
+        load_agent(agent, args, envs.task_names)
+    agent.to(device).theta.requires_grad_(not args.freeze_theta)
+    target = copy.deepcopy(agent).requires_grad_(False)  # of it the critics are used, with mean weights
+    params = agent.parameters()
+    optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
+    backward = minibatch_backward
+    if args.compile:
+        backward = torch.compile(backward, fullgraph=True)
+    capacity = math.ceil(args.buffer_size / args.envs_per_task)
+    buffer = ReplayBuffer(envs, min(capacity, num_iterations), device)
+    episodes, means = Episodes(envs), Means()
+    state = dict(agent=agent, target=target, optimizer=optimizer, rng=rng, episodes=episodes)
+    state |= dict(buffer=buffer, means=means)
+    obs = run.start_or_resume(envs, num_iterations, envs.num_envs, **state)
+
+    for step in range(run.first_iteration, num_iterations + 1):
+        at_random = step <= random_steps
+        obs = environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng)
+        if step >= starts:
+            before = int((step - starts) * args.updates_per_step)
+            after = int((step - starts + 1) * args.updates_per_step)
+            for _ in range(after - before):
+                means.add(update(agent, target, optimizer, buffer, backward, args, rng))
+        if step == starts:
+            run.start_clock()  # after the first update, which compiles
+
+        if run.log_due:
+            run.log_charts(episodes, args.learning_rate)
+            run.log_all(means.pop())
+            run.log("losses/alpha", agent.log_alpha.detach().exp().squeeze(1))
+            log_method(run, agent, buffer.num_stored(), args)
+        if run.eval_due:
+            run.evaluate(args.eval_interval_episodes)
+        if step == num_iterations:
+            buffer.clear()  # a finished run has no use for it
+        run.end_iteration()
+
+    return run.finish()
+
+
+if __name__ == "__main__":
+    run_command(train, make_args, __doc__)
