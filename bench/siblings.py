@@ -28,7 +28,7 @@ Definitions = dict[str, list[str]]  # name -> lines
 # what a method may change of its parent, and PPO's and SAC's trunk of each other
 SEAMS = {"docstring", "Agent", "Agent.per_task", "Agent.weights", "Agent.draw_noise", "linear"}
 SEAMS |= {"ENV_DEFAULTS", "gaussian_kl", "learn_sigma", "recentre", "minibatch_backward", "log_method"}
-ALGORITHM = {"docstring", "imports", "LANDER", "ENV_DEFAULTS", "Batch", "Agent", "Agent.per_task"}
+ALGORITHM = {"docstring", "imports", "LANDER", "LANDERS", "ENV_DEFAULTS", "Batch", "Agent", "Agent.per_task"}
 ALGORITHM |= {f"Agent.{x}" for x in ("__init__", "init_weights", "actor", "policy")}
 ALGORITHM |= {"learn_sigma", "minibatch_backward", "update", "log_method", "check", "train"}
 

@@ -27,6 +27,7 @@ __all__ = ["ENV_IDS", "make", "make_single"]
 # single environment, vector environment, steps of an episode, arguments of both
 _CARTPOLE = "cartpole:CartPoleTask", "cartpole:CartPole10", 500
 _LANDER = "lunarlander:LunarLanderTask", "lunarlander:LunarLander20", 1000
+_LANDER_GOALS = "lunarlander:LunarLanderGoalTask", "lunarlander:LunarLander20Goals", 1000
 _ENVIRONMENTS = {
     "cartpole10": (*_CARTPOLE, {}),
     "cartpole-identical10": (*_CARTPOLE, {"task_set": "cartpole-identical10"}),
@@ -35,7 +36,8 @@ _ENVIRONMENTS = {
     "cartpole-goals-physics10": (*_CARTPOLE, {"task_set": "cartpole-goals-physics10"}),
     "lunarlander20": (*_LANDER, {}),
     "lunarlander20-continuous": (*_LANDER, {"continuous": True}),
-    "lunarlander20-goals": ("lunarlander:LunarLanderGoalTask", "lunarlander:LunarLander20Goals", 1000, {}),
+    "lunarlander20-goals": (*_LANDER_GOALS, {}),
+    "lunarlander20-goals-continuous": (*_LANDER_GOALS, {"continuous": True}),
     "mt10": ("metaworld:make_task", "metaworld:MT10", 500, {}),
     "mt10-reward-v1": ("metaworld:make_task", "metaworld:MT10", 500, {"reward": "v1"}),
     "mt50": ("metaworld:make_mt50_task", "metaworld:MT50", 500, {}),

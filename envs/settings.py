@@ -54,6 +54,7 @@ class RunArgs:
 # what an environment needs, for every method of a base algorithm alike; flags on the command line win
 _LANDER = dict(total_timesteps=8_000_000, envs_per_task=4, gamma=0.999, norm_reward=True, ent_coef=0.01)
 _LANDER |= dict(eval_interval_episodes=5)
+_LANDER_GOALS = ("lunarlander20-goals", "lunarlander20-goals-continuous")
 _LANDER_SAC = dict(total_timesteps=800_000, envs_per_task=4, updates_per_step=4.0, batch_size=64)
 _LANDER_SAC |= dict(learning_rate=2e-3, gamma=0.995, target_entropy=1.0, eval_interval_episodes=5)
 _DISCRETE_LANDER_SAC = _LANDER_SAC | dict(gamma=0.99, target_entropy=0.08, critics="mean")
@@ -70,15 +71,13 @@ ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
         "cartpole-goals10-sparse": dict(norm_value=True),
         "cartpole-goals-physics10": dict(norm_value=True),
         **{f"cartpole-goals{number}": dict(norm_value=True) for number in (20, 40, 80, 160)},
-        "lunarlander20": _LANDER,
-        "lunarlander20-continuous": _LANDER,
-        "lunarlander20-goals": _LANDER | dict(total_timesteps=2_000_000, norm_value=True),
+        **dict.fromkeys(("lunarlander20", "lunarlander20-continuous"), _LANDER),
+        **dict.fromkeys(_LANDER_GOALS, _LANDER | dict(total_timesteps=2_000_000, norm_value=True)),
         **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_PPO),
     },
     "sac": {
-        "lunarlander20": _DISCRETE_LANDER_SAC,
-        "lunarlander20-continuous": _LANDER_SAC,
-        "lunarlander20-goals": _DISCRETE_LANDER_SAC,
+        **dict.fromkeys(("lunarlander20", "lunarlander20-goals"), _DISCRETE_LANDER_SAC),
+        **dict.fromkeys(("lunarlander20-continuous", "lunarlander20-goals-continuous"), _LANDER_SAC),
         **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_SAC),
     },
 }

@@ -149,7 +149,11 @@ class SlowLander(LunarLander):
         legs = sum(leg.ground_contact for leg in self.legs)
         shaping = -100 * (math.hypot(x - self.pad, y) + speed + abs(self.lander.angle)) + 10 * legs
         reward, self.shaping = 0.0 if self.shaping is None else shaping - self.shaping, shaping
-        reward -= {0: 0.0, 1: 0.03, 2: 0.3, 3: 0.03}[action]
+        if self.continuous:
+            main, side = np.clip(action[0], 0, 1), np.clip(abs(action[1]), 0.5, 1)
+            reward -= 0.3 * 0.5 * (main + 1) * (action[0] > 0) + 0.03 * side * (abs(action[1]) > 0.5)
+        else:
+            reward -= {0: 0.0, 1: 0.03, 2: 0.3, 3: 0.03}[action]
         off_pad = self.rule and legs > 0 and abs(x - self.pad) > 0.2
         terminated = bool(self.game_over or abs(x) >= 1 or off_pad or not self.lander.awake)
         if terminated:
@@ -166,7 +170,9 @@ def fly(task, reference, episodes, through=1000):
         target = rng.choice([0, task.pad])  # some land in the middle, off the pad
         for _ in range(through):
             seen = obs - np.array([target, 0, 0, 0, 0, 0, 0, 0])
-            action = int(heuristic(task, seen)) if rng.random() < 0.95 else int(rng.integers(4))
+            action = heuristic(task, seen)
+            if rng.random() < 0.05:
+                action = rng.uniform(-1, 1, 2) if task.continuous else int(rng.integers(4))
             obs, reward, terminated, truncated, info = task.step(action)
             expected = reference.step(action)
             np.testing.assert_array_equal(obs, expected[0])
@@ -182,13 +188,14 @@ def fly(task, reference, episodes, through=1000):
     return np.array(ends), rested, np.array(where)
 
 
+@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("task", [0, 1, 6, 11, 12, 19])
-def test_goal_landers_are_gymnasiums_with_another_pad(task):
+def test_goal_landers_are_gymnasiums_with_another_pad(task, continuous):
     """Terrain, reward, ends, through whole flights to the pad and to the middle."""
     params = dict(lunarlander.GOAL_TASKS[task])
     pad = params.pop("pad")
-    reference = SlowLander(pad, True, enable_wind=params["wind_power"] > 0, **params)
-    ends, _, where = fly(lunarlander.LunarLanderGoalTask(task), reference, 8)
+    reference = SlowLander(pad, True, enable_wind=params["wind_power"] > 0, continuous=continuous, **params)
+    ends, _, where = fly(lunarlander.LunarLanderGoalTask(task, continuous), reference, 8)
     assert (ends == -100).any() and len(set(where)) == 8
     assert all(abs(x - pad) <= 0.2 for x, end in zip(where, ends) if end == 100)
 

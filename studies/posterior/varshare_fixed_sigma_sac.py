@@ -76,7 +76,8 @@ class Args(RunArgs):
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
 LANDER = dict(beta=0.01, sigma_prior=0.01)
-ENV_DEFAULTS = {x: LANDER for x in ("lunarlander20", "lunarlander20-continuous", "lunarlander20-goals")}
+LANDERS = [f"lunarlander20{kind}" for kind in ("", "-continuous", "-goals", "-goals-continuous")]
+ENV_DEFAULTS = dict.fromkeys(LANDERS, LANDER)
 make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
