@@ -56,10 +56,14 @@ SMALL = 0.1  # residuals on identical tasks are small if below this share of tho
 
 
 def of_family(
-    by_method: dict[str, Scores], *families: str, algorithm: str = "ppo", variants: bool = False
+    by_method: dict[str, Scores], *families: str, algorithm: str = "", variants: bool = False
 ) -> list[str]:
-    """Methods of these families with this algorithm, with or without variants by flags."""
+    """Methods of these families with this algorithm, with or without variants by flags.
+
+    By default the algorithm is PPO, or SAC where all methods have it.
+    """
     known = [METHODS[method] for method in by_method if method in METHODS]
+    algorithm = algorithm or ("sac" if all(m.script.endswith("_sac.py") for m in known) else "ppo")
     return [
         m.name
         for m in known

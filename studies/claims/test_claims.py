@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.collect import DIRECTION, NORMS
+from bench.collect import DIRECTION, NORMS, SECONDS
 from bench.tables import Result, Scores
 from studies.claims import __main__ as claims
 from studies.conftest import cells_of
@@ -104,6 +104,7 @@ def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0
         for seed in range(1, seeds + 1):
             x = mean + rng.normal()
             values = [("eval/episodic_return", task, 1000, x) for task in ("a", "b", "mean")]
+            values.append((SECONDS, "mean", 1000, 5.0))
             if method == "varshare":
                 values += [("residual/ratio", "mean", 1000, size), ("parameters/own", "mean", 1000, 5)]
                 values += [(metric, "mean", s, size * s / 1000) for metric in NORMS for s in (500, 1000)]
@@ -123,14 +124,17 @@ def report():
 
 
 def test_no_verdict_where_task_blind_does_as_well():
-    """However far the methods are apart among themselves."""
+    """However far the methods are apart among themselves; SAC has controls of its own."""
     for name, blind in (("even", 100), ("uneven", 60)):
-        write_suite(name, {"task-blind": blind, "varshare": 100, "l2soft": 99, "independent": 50})
+        means = {"task-blind": blind, "varshare": 100, "l2soft": 99, "independent": 50}
+        write_suite(name, means)
+        write_suite(f"{name}-sac", {f"{method}-sac": x for method, x in means.items()})
     text = report()
     assert Path("results/studies/claims/table.md").read_text(encoding="utf-8") == text
     for claim in ("C1 VarShare and L2Soft beat the other baselines", "C2 VarShare and L2Soft are the same"):
-        assert f"| {claim} | even | **this suite cannot tell** |" in text
-        assert f"| {claim} | uneven | **supported** |" in text
+        for suffix in ("", "-sac"):
+            assert f"| {claim} | even{suffix} | **this suite cannot tell** |" in text
+            assert f"| {claim} | uneven{suffix} | **supported** |" in text
     assert "- even: **cannot tell methods apart**: task-blind is not beaten" in text
     assert "- uneven: **can tell methods apart**" in text
     assert "## C1 on even: this suite cannot tell" in text and "## C1 on uneven: supported" in text
