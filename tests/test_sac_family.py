@@ -18,7 +18,7 @@ l2soft, independent, hard_sharing, pcgrad, cagrad = (
 )
 NAMES = [*BASELINES, "variants/varshare_lora_sac.py", "variants/varshare_reptile_sac.py"]
 KEPT = ("obs_norm.sums", "obs_norm.mean", "obs_norm.std")  # of all tasks together
-LEARNED = dict.fromkeys(NAMES, 100) | {"baselines/task_blind_sac.py": 50}
+LEARNED = dict.fromkeys(NAMES, 70) | {"baselines/task_blind_sac.py": 40}
 STORED = torch.tensor(50.0).double()
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -280,8 +280,8 @@ def test_probe_task_blind_cannot_tell_opposite_tasks():
 @pytest.mark.learns
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_goals(name):
-    """After 60 k steps; a random policy has 19."""
-    changes = {"env_id": "cartpole-goals10", "total_timesteps": 60_000, "hidden_sizes": (64, 64)}
+    """After 30 k steps; a random policy has 19."""
+    changes = {"env_id": "cartpole-goals10", "total_timesteps": 30_000, "hidden_sizes": (64, 64)}
     script = probes.load_script(name)
     folder = script.train(script.Args(**changes, eval_episodes=10, run_name="goals"))
     assert probes.evaluation(folder)["mean"] > LEARNED[name]
