@@ -65,7 +65,7 @@ NORMS = {  # what single methods log, such as a weight that is on a schedule, is
     "varshare/kl_loss": r"$\beta\,\mathrm{KL}_m / N_m$, in the loss",
     "varshare/kl_weight": r"$\beta / N_m$, weight of the KL",
     "varshare/lambda": r"$\lambda = \beta / (2 N_m \sigma_p^2)$, of $|\mu_m|^2$",
-    "varshare/l2_loss": r"$\lambda\,|\mu_m|^2$, in the loss",
+    "varshare/l2_loss": r"penalty of $|\mu_m|^2$, in the loss",
 }
 
 

@@ -7,8 +7,8 @@ minimises
 
 where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
 from its replay buffer. In place of the sum of the M tasks' gradients theta here follows M times what
-`cagrad` makes of them (Liu et al. 2021, Alg. 1), the actor and both critics apart: c = 0 is Hard sharing.
-There is no other rescaling. The heads and the temperatures keep their gradients.
+`cagrad` makes of them (Liu et al. 2021, Alg. 1), apart for the actor and for both critics together: c = 0 is
+Hard sharing. There is no other rescaling. The heads and the temperatures keep their gradients.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;

@@ -5,7 +5,7 @@ With weights W_m of the actor and both critics of task m the script minimises
     sum_m L_SAC(W_m),
 
 where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
-from its replay buffer. Nothing is shared: Adam moves every weight by itself, as if each agent were alone.
+from its replay buffer. No weight is shared: Adam moves each by itself, as if every agent were trained alone.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;

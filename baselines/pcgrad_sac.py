@@ -7,8 +7,8 @@ minimises
 
 where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
 from its replay buffer. In place of the sum of the tasks' gradients theta here follows what `pcgrad`
-makes of them (Yu et al. 2020, Alg. 1), the actor and both critics apart. The heads and the temperatures keep
-their gradients.
+makes of them (Yu et al. 2020, Alg. 1), apart for the actor and for both critics together. The heads and the
+temperatures keep their gradients.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;

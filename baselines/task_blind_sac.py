@@ -5,7 +5,8 @@ With shared weights theta of the actor and of both critics the script minimises
     sum_m L_SAC(theta),
 
 where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
-from its replay buffer. Temperatures are learned per task, which no network sees.
+from its replay buffer. Temperatures are learned per task, and scales of Q with --norm-value; no network sees
+them.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;

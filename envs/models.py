@@ -109,5 +109,5 @@ def agent_of_task(agent: nn.Module, m: int) -> nn.Module:
     one._parameters = dict(agent._parameters)
     for name, x in agent._parameters.items():
         if name in agent.per_task:
-            one._parameters[name] = nn.Parameter(x.detach()[m, None])
+            one._parameters[name] = nn.Parameter(x.detach()[m, None], x.requires_grad)
     return one

@@ -1,5 +1,7 @@
 """The siblings of VarShare-SAC: each method's gradients and updates, and what it learns."""
 
+from functools import partial
+
 import probes
 import pytest
 import torch
@@ -88,6 +90,9 @@ def test_gradients_are_those_of_each_methods_objective(monkeypatch, name, space)
     inputs = target, b, *draws, *stored, args
     grads, (stats, _) = probes.gradients(script, agent, *inputs)
     assert grads.keys() == expected.keys()
+    if script is lora:  # learned from the gradient by what is a task's own, before the KL
+        kl = args.beta / STORED / args.factor_prior**2 * agent.mu.detach()
+        torch.testing.assert_close(rows, [expected["mu"] - kl])
     for part, x in expected.items():
         assert (grads[part] - x).norm() <= (1e-4 if script is cagrad else 1e-6) * x.norm(), part
     for part, x in zip(("qf_loss", "actor_loss", "alpha_loss"), losses):
@@ -103,13 +108,15 @@ def test_gradients_are_those_of_each_methods_objective(monkeypatch, name, space)
 
 def one_update(script, agent, args, transitions=60):
     """An update by gradient descent, of agent and target; returns the target, and statistics."""
-    buffer = script.ReplayBuffer(probes.spaces(), transitions // 2, torch.device("cpu"))
+    space = probes.DISCRETE if agent.discrete else probes.BOX
+    buffer = script.ReplayBuffer(probes.spaces(space), transitions // 2, torch.device("cpu"))
     buffer.data = buffer.data.double()
     rng = torch.Generator().manual_seed(3)
     for _ in range(transitions // 2):
         obs, next_obs = torch.randn(2, TASKS, 2, probes.OBS, generator=rng).double()
-        actions = torch.randint(4, (TASKS, 2), generator=rng)
-        buffer.add(obs, next_obs, actions.double(), obs[..., 0], torch.zeros(TASKS, 2).double())
+        actions = torch.rand(TASKS, 2, agent.act_dim, generator=rng).double()
+        actions = (4 * actions[..., 0]).floor() if agent.discrete else actions
+        buffer.add(obs, next_obs, actions, obs[..., 0], torch.zeros(TASKS, 2).double())
     target = probes.target_of(agent)
     more, parameters = [], list(agent.parameters())
     if script is reptile:
@@ -166,10 +173,19 @@ def test_pcgrad_without_projection_and_cagrad_with_c_0_are_hard_sharing(monkeypa
     torch.testing.assert_close(results[cagrad], results[hard_sharing])
 
 
+def test_loras_sigma_has_the_prior_of_the_factors():
+    agent, args = probes.make_agent(lora, rank=2), probes.settings(lora, rank=2, beta=0.7)
+    G, h = torch.randn(agent.mu.shape, generator=torch.Generator().manual_seed(0)).double(), args.batch_size
+    lora.learn_sigma(agent, G, STORED, args)
+    h = h / (1 + 0.7 * h / 50) * G.square()
+    torch.testing.assert_close(agent.sigma, (50 * h / 0.7 + 1 / args.factor_prior**2).rsqrt())
+
+
+@BOTH
 @pytest.mark.parametrize("norm_value", [False, True])
-def test_turns_are_varshares_updates_of_single_tasks(monkeypatch, norm_value):
+def test_turns_are_varshares_updates_of_single_tasks(monkeypatch, space, norm_value):
     """In random order, each on what the turns before left of theta; then theta moves towards the task."""
-    agent = probes.make_agent(reptile, norm_value=norm_value)
+    agent = probes.make_agent(reptile, space, norm_value=norm_value)
     agent.value_norm.see(torch.arange(12.0).double().view(TASKS, 4))
     args = probes.settings(reptile, reptile_alpha=0.3, norm_value=norm_value)
     start, target = probes.copy.deepcopy(agent), probes.target_of(agent)
@@ -183,7 +199,8 @@ def test_turns_are_varshares_updates_of_single_tasks(monkeypatch, norm_value):
     monkeypatch.setattr(reptile, "minibatch_backward", record)
     _, stats = one_update(reptile, agent, args)
     order = [m for m, _, _ in turns]
-    assert sorted(order) == list(range(TASKS)) and order != sorted(order)
+    assert sorted(order) == list(range(TASKS))
+    assert (order != sorted(order)) == (space is probes.DISCRETE)  # where other numbers were drawn before it
 
     theta, mu, sigma, alpha = (
         x.detach().clone() for x in (start.theta, start.mu, start.sigma, start.log_alpha)
@@ -191,7 +208,7 @@ def test_turns_are_varshares_updates_of_single_tasks(monkeypatch, norm_value):
     moves = torch.zeros_like(mu)
     for m, b, noise in turns:
         single, slow = (
-            varshare.Agent(probes.spaces(num_tasks=1), args, torch.Generator()).double() for _ in range(2)
+            varshare.Agent(probes.spaces(space, 1), args, torch.Generator()).double() for _ in range(2)
         )
         for one, source in ((single, start), (slow, target)):
             rows = source.state_dict()
@@ -259,6 +276,18 @@ def test_a_resumed_run_is_the_same_bit_for_bit(monkeypatch, name):
         with pytest.raises(KeyboardInterrupt):
             probes.run(script, "parts", **changes)
     probes.assert_same_runs(probes.run(script, "parts", resume=True, **changes), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_compiled_run_is_an_eager_one(monkeypatch, name):
+    """By Dynamo alone, whose operations are the same."""
+    script, results = probes.load_script(name), []
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    for flag in (False, True):
+        folder = probes.run(script, str(flag), total_timesteps=400, compile=flag)
+        results.append(probes.load(folder)["agent"])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.learns

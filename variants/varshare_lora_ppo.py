@@ -2,7 +2,8 @@
 
 Every matrix acts in task m as theta + B_m A_m, of rank r (Hu et al. 2022); biases have a residual. What is
 task m's own, f_m, has q(f_m) = N(mu_m, sigma_m^2) and prior p = N(0, s^2) with s^2 = sigma_prior / sqrt(r),
-which gives an entry of B_m A_m variance sigma_prior^2. With N_m samples of task m the script minimises
+which gives an entry of B_m A_m variance sigma_prior^2 where its rank is r. With N_m samples of task m the
+script minimises
 
     sum_m [ L_PPO(theta, mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
@@ -118,7 +119,7 @@ def mlp(x: Tensor, W: Weights, net: str, num_hidden: int, norm: bool = False) ->
 
 
 class Agent(nn.Module):
-    """Actor and critic of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
+    """Actor and critic of all tasks. Row m of `weights()` (task, weight) holds f_m, what is task m's own.
 
     A Gaussian policy's log standard deviation is a weight like the others. `per_task` names the tensors with
     a row per task, which a new task does not inherit from a saved model.

@@ -2,7 +2,8 @@
 
 Every matrix of the actor and of both critics acts in task m as theta + B_m A_m, of rank r (Hu et al. 2022);
 biases have a residual. What is task m's own, f_m, has q(f_m) = N(mu_m, sigma_m^2) and prior p = N(0, s^2)
-with s^2 = sigma_prior / sqrt(r), which gives an entry of B_m A_m variance sigma_prior^2. The script minimises
+with s^2 = sigma_prior / sqrt(r), which gives an entry of B_m A_m variance sigma_prior^2 where its rank is r.
+The script minimises
 
     sum_m [ L_SAC(theta, mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
 
@@ -16,7 +17,7 @@ B starts with mean 0 and A with a draw from the prior: if both were 0, neither w
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;
-docs/sac.md lists every deviation. The weights of task m are row m of one (task, weight) matrix.
+docs/sac.md lists every deviation. What is task m's own is row m of one (task, weight) matrix.
 """
 
 import copy
@@ -113,7 +114,7 @@ def mlp(x: Tensor, W: Weights, net: str, num_hidden: int) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Actor and two critics of all tasks. Row m of `weights()` (task, weight) holds every weight of task m.
+    """Actor and two critics of all tasks. Row m of `weights()` (task, weight) holds f_m, what is its own.
 
     `per_task` names the tensors with a row per task, which a new task does not inherit from a saved model.
     """
@@ -184,7 +185,7 @@ class Agent(nn.Module):
         return torch.addcmul(mean, self.sigma, noise)
 
     def unpack(self, weights: Tensor) -> Weights:
-        """Factors by name, theta's matrices (out, in), and the sums of both's biases and logstd."""
+        """Factors by name, theta's matrices (out, in), and the sums of both's biases."""
         W = split(weights, self.factors)
         theta = split(self.theta.unsqueeze(0), self.shapes)
         for name, x in theta.items():
