@@ -22,8 +22,7 @@ def memory(device: torch.device) -> int:
 class ReplayBuffer:
     """The newest transitions of every task, a ring: (task, step % capacity, env, number).
 
-    A transition is one row of float32: what an update draws of them lies together. Discrete actions are
-    exact in it up to 2^24.
+    A transition is one row of float32, in which discrete actions are exact: what is drawn lies together.
 
     Attributes:
         steps: steps of all environments that it has seen.

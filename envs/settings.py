@@ -67,10 +67,8 @@ _METAWORLD_SAC |= dict(reward_scale=1.0, target_entropy=1.0, alpha_init=1.0, hid
 
 ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo": {
-        "cartpole-goals10": dict(norm_value=True),
-        "cartpole-goals10-sparse": dict(norm_value=True),
-        "cartpole-goals-physics10": dict(norm_value=True),
-        **{f"cartpole-goals{number}": dict(norm_value=True) for number in (20, 40, 80, 160)},
+        **{f"cartpole-goals{x}": dict(norm_value=True) for x in (10, 20, 40, 80, 160)},
+        **{f"cartpole-goals{x}": dict(norm_value=True) for x in ("10-sparse", "-physics10")},
         **dict.fromkeys(("lunarlander20", "lunarlander20-continuous"), _LANDER),
         **dict.fromkeys(_LANDER_GOALS, _LANDER | dict(total_timesteps=2_000_000, norm_value=True)),
         **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_PPO),
