@@ -50,6 +50,7 @@ class Args(RunArgs):
 
     # SAC
     learning_rate: PositiveFloat = 2.5e-3  # step size of Adam, of actor, critics and temperatures
+    anneal_lr: bool = True  # decay it linearly to 0
     envs_per_task: PositiveInt = 1  # parallel environments of each task
     buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
     learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
@@ -275,8 +276,7 @@ def learn_sigma(agent, G: Tensor, num_stored, args):
 
     h stands in for the curvature of one sample: it is that for a log-likelihood at its optimum. The mean
     gradient of B samples, drawn from N_m with replacement, varies by h / B, and more because weights are
-    sampled (exactly so for a diagonal curvature). If G stays 0 sigma is the prior's. All in place: on large
-    networks the time goes into memory.
+    sampled (exactly so for a diagonal curvature). If G stays 0 sigma is the prior's.
     """
     N, B = num_stored, args.batch_size
     share = args.beta * B / N
@@ -295,7 +295,8 @@ def minibatch_backward(agent, target, b: Batch, noise: Tensor, num_stored, args)
     Row m of mu.grad is at first the gradient of task m's loss by W_m. theta.grad is their sum: both move W_m.
     """
     W = agent.unpack(agent.weights(noise))
-    losses, stats, target_q = sac_loss(agent, W, target.unpack(target.weights()), b, args)
+    slow = target.unpack(target.weights())
+    losses, stats, target_q = sac_loss(agent, W, slow, b, args)
     losses.sum().backward()
     learn_sigma(agent, agent.mu.grad, num_stored, args)
     kl_of_mu = agent.mu.square().sum(1) / (2 * args.sigma_prior**2)  # the rest of the KL is learn_sigma's
@@ -407,8 +408,7 @@ def train(args: Args) -> Path:
         load_agent(agent, args, envs.task_names)
     agent.to(device).theta.requires_grad_(not args.freeze_theta)
     target = copy.deepcopy(agent).requires_grad_(False)  # of it the critics are used, with mean weights
-    params = agent.parameters()
-    optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     backward = minibatch_backward
     if args.compile:
         backward = torch.compile(backward, fullgraph=True)
@@ -420,8 +420,10 @@ def train(args: Args) -> Path:
     obs = run.start_or_resume(envs, num_iterations, envs.num_envs, **state)
 
     for step in range(run.first_iteration, num_iterations + 1):
-        at_random = step <= random_steps
-        obs = environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng)
+        if args.anneal_lr:
+            left = 1 - (step - 1) / num_iterations
+            optimizer.param_groups[0]["lr"] = args.learning_rate * left
+        obs = environment_step(agent, buffer, envs, obs, episodes, step <= random_steps, args, rng)
         if step >= starts:
             before = int((step - starts) * args.updates_per_step)
             after = int((step - starts + 1) * args.updates_per_step)
@@ -431,7 +433,7 @@ def train(args: Args) -> Path:
             run.start_clock()  # after the first update, which compiles
 
         if run.log_due:
-            run.log_charts(episodes, args.learning_rate)
+            run.log_charts(episodes, optimizer.param_groups[0]["lr"])
             run.log_all(means.pop())
             run.log("losses/alpha", agent.log_alpha.detach().exp().squeeze(1))
             log_method(run, agent, buffer.num_stored(), args)

@@ -46,6 +46,7 @@ class Args(RunArgs):
 
     # SAC
     learning_rate: PositiveFloat = 2.5e-3  # step size of Adam, of actor, critics and temperatures
+    anneal_lr: bool = True  # decay it linearly to 0
     envs_per_task: PositiveInt = 1  # parallel environments of each task
     buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
     learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
@@ -234,7 +235,8 @@ def sac_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor
 def minibatch_backward(agent, target, b: Batch, args) -> tuple[dict, Tensor]:
     """Gradients of the objective at the top, what to log (task,), and Q's targets."""
     W = agent.unpack(agent.weights())
-    losses, stats, target_q = sac_loss(agent, W, target.unpack(target.weights()), b, args)
+    slow = target.unpack(target.weights())
+    losses, stats, target_q = sac_loss(agent, W, slow, b, args)
     losses.sum().backward()
     return {name: x.detach() for name, x in stats.items()}, target_q
 
@@ -319,8 +321,7 @@ def train(args: Args) -> Path:
         load_agent(agent, args, envs.task_names)
     agent.to(device)
     target = copy.deepcopy(agent).requires_grad_(False)  # of it the critics are used, with mean weights
-    params = agent.parameters()
-    optimizer = torch.optim.Adam(params, lr=args.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     backward = minibatch_backward
     if args.compile:
         backward = torch.compile(backward, fullgraph=True)
@@ -332,8 +333,10 @@ def train(args: Args) -> Path:
     obs = run.start_or_resume(envs, num_iterations, envs.num_envs, **state)
 
     for step in range(run.first_iteration, num_iterations + 1):
-        at_random = step <= random_steps
-        obs = environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng)
+        if args.anneal_lr:
+            left = 1 - (step - 1) / num_iterations
+            optimizer.param_groups[0]["lr"] = args.learning_rate * left
+        obs = environment_step(agent, buffer, envs, obs, episodes, step <= random_steps, args, rng)
         if step >= starts:
             before = int((step - starts) * args.updates_per_step)
             after = int((step - starts + 1) * args.updates_per_step)
@@ -343,7 +346,7 @@ def train(args: Args) -> Path:
             run.start_clock()  # after the first update, which compiles
 
         if run.log_due:
-            run.log_charts(episodes, args.learning_rate)
+            run.log_charts(episodes, optimizer.param_groups[0]["lr"])
             run.log_all(means.pop())
             run.log("losses/alpha", agent.log_alpha.detach().exp().squeeze(1))
             log_method(run, agent)
