@@ -46,7 +46,6 @@ class Args(RunArgs):
 
     # SAC
     learning_rate: PositiveFloat = 2.5e-3  # step size of Adam, of actor, critics and temperatures
-    anneal_lr: bool = True  # decay it linearly to 0
     envs_per_task: PositiveInt = 1  # parallel environments of each task
     buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
     learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
@@ -333,9 +332,6 @@ def train(args: Args) -> Path:
     obs = run.start_or_resume(envs, num_iterations, envs.num_envs, **state)
 
     for step in range(run.first_iteration, num_iterations + 1):
-        if args.anneal_lr:
-            left = 1 - (step - 1) / num_iterations
-            optimizer.param_groups[0]["lr"] = args.learning_rate * left
         obs = environment_step(agent, buffer, envs, obs, episodes, step <= random_steps, args, rng)
         if step >= starts:
             before = int((step - starts) * args.updates_per_step)
@@ -346,7 +342,7 @@ def train(args: Args) -> Path:
             run.start_clock()  # after the first update, which compiles
 
         if run.log_due:
-            run.log_charts(episodes, optimizer.param_groups[0]["lr"])
+            run.log_charts(episodes, args.learning_rate)
             run.log_all(means.pop())
             run.log("losses/alpha", agent.log_alpha.detach().exp().squeeze(1))
             log_method(run, agent)

@@ -73,7 +73,6 @@ def jobs() -> Iterator[Job]:
             for method, own in cases.items():
                 yield job(STUDY, env, 500_000, method, seed, base | own, METHODS)
     sac = {"eval-interval": "40000", "learning-rate": "0.001", "beta": "0.1", "sigma-prior": "0.01"}
-    sac["no-anneal-lr"] = ""
     cases = {"varshare-sac@mean": {"sigma-decay": "0.99"}, "varshare-fixed-sac@mean": {"sigma": "0.01"}}
     for seed in seeds[:3]:
         for method, own in cases.items():
