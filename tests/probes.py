@@ -515,6 +515,7 @@ PROBE = {
 }
 PROBE_SAC = {
     "beta": 1e-12,
+    "l2_coef": 1e-9,
     "envs_per_task": 4,
     "learning_starts": 50,
     "hidden_sizes": (32,),
@@ -535,11 +536,9 @@ def learn(script, env_id, rollouts=40, **changes):
     action by its first critic. SAC takes 300 steps.
     """
     num_tasks = gym.spec(env_id).vector_entry_point.num_tasks
-    if is_sac(script):
-        probe = PROBE_SAC | {"total_timesteps": 4 * 300 * num_tasks}
-    else:
-        probe = {name: x for name, x in PROBE.items() if hasattr(script.Args, name)}
-        probe |= {"total_timesteps": rollouts * 16 * 16 * num_tasks}
+    probe = PROBE_SAC if is_sac(script) else PROBE
+    probe = {name: x for name, x in probe.items() if hasattr(script.Args, name)}
+    probe["total_timesteps"] = (4 * 300 if is_sac(script) else rollouts * 16 * 16) * num_tasks
     folder = script.train(script.Args(**probe | {"env_id": env_id} | changes))
     agent, W = load_agent(script, folder)
 
