@@ -290,8 +290,8 @@ def test_a_compiled_run_is_an_eager_one(monkeypatch, name):
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
-# without an observation L2Soft has output biases only: theta's goes where the task with large rewards wants it,
-# and the other task's residual back, in Adam's steps of the same size
+# without an observation L2Soft has output biases only: theta's goes where the task with large rewards wants
+# it, and the other task's residual back, in Adam's steps of the same size
 @pytest.mark.learns
 @pytest.mark.parametrize("name", [x for x in NAMES if "task_blind" not in x and "l2soft" not in x])
 def test_probe_tasks_with_opposite_actions(name):
