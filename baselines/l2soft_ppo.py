@@ -72,7 +72,8 @@ class Args(RunArgs):
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
 ENV_DEFAULTS = {"lunarlander20-goals": dict(l2_coef=0.001)}
-ENV_DEFAULTS |= {name: dict(l2_coef=0.006) for name in ("lunarlander20", "lunarlander20-continuous")}
+LANDERS = ("lunarlander20", "lunarlander20-continuous", "lunarlander20-goals-continuous")
+ENV_DEFAULTS |= {name: dict(l2_coef=0.006) for name in LANDERS}
 ENV_DEFAULTS |= {name: dict(l2_coef=0.0016) for name in ("mt10", "mt10-reward-v1", "mt50")}
 make_args = args_maker(Args, "ppo", ENV_DEFAULTS)
 

@@ -77,7 +77,7 @@ class Args(RunArgs):
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
 LANDER, METAWORLD = dict(l2_coef=0.006), dict(l2_coef=0.0016)
-ENV_DEFAULTS = {"lunarlander20": LANDER, "lunarlander20-continuous": LANDER}
+ENV_DEFAULTS = {f"lunarlander20{kind}": LANDER for kind in ("", "-continuous", "-goals-continuous")}
 ENV_DEFAULTS |= {"lunarlander20-goals": dict(l2_coef=0.001)}
 ENV_DEFAULTS |= {"mt10": METAWORLD, "mt10-reward-v1": METAWORLD, "mt50": METAWORLD}
 make_args = args_maker(Args, "ppo", ENV_DEFAULTS)
