@@ -108,9 +108,19 @@ def mean_interval(x: Sequence[float], noise: Noise | None = None) -> Interval:
     center = float(np.mean(x))
     if len(x) < 2:
         return Interval(center, math.nan, math.nan)
-    variance, freedom = noise.of_mean(x, 1) if noise else (np.var(x, ddof=1) / len(x), len(x) - 1)
+    return student(center, *variance_of_mean(x, noise)).interval
+
+
+def variance_of_mean(x: Sequence[float], noise: Noise | None) -> tuple[float, float]:
+    """Variance of the mean of runs, and its degrees of freedom."""
+    return noise.of_mean(x, 1) if noise else (float(np.var(x, ddof=1)) / len(x), len(x) - 1)
+
+
+def student(center: float, variance: float, freedom: float) -> Difference:
+    """What Student's t says of a difference whose variance was estimated with these degrees of freedom."""
     half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
-    return Interval(center, center - half, center + half)
+    p = 2 * stats.t.sf(abs(center) / math.sqrt(variance), freedom) if variance else float(not center)
+    return Difference(Interval(center, center - half, center + half), float(p))
 
 
 def median_interval(x: Sequence[float]) -> Interval:
@@ -140,13 +150,22 @@ def difference(x: pd.Series, y: pd.Series, noise: Noise | None = None) -> Differ
     if spread <= 1e-9 * max(1, abs(center)):  # the same in every run, except for rounding
         return Difference(Interval(center, center, center), float(abs(center) <= 1e-9))
     if noise:
-        variance, freedom = noise.of_mean(x - y, 2)
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
-        p = 2 * stats.t.sf(abs(center) / math.sqrt(variance), freedom)
-        return Difference(Interval(center, center - half, center + half), float(p))
+        return student(center, *noise.of_mean(x - y, 2))
     test = stats.ttest_rel(x, y[x.index]) if paired else stats.ttest_ind(x, y, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     return Difference(Interval(center, float(low), float(high)), float(test.pvalue))
+
+
+def across(x: pd.Series, y: pd.Series, noise_x: Noise | None, noise_y: Noise | None) -> Difference:
+    """Mean of x minus that of y, runs of two suites: unpaired, each with the noise of its own searches.
+
+    Without noise Welch's t, else the same formula of degrees of freedom (Satterthwaite 1946).
+    """
+    center = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return Difference(Interval(center, math.nan, math.nan), math.nan)
+    (a, free_a), (b, free_b) = variance_of_mean(x, noise_x), variance_of_mean(y, noise_y)
+    return student(center, a + b, (a + b) ** 2 / max(a**2 / free_a + b**2 / free_b, 1e-300))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -198,7 +217,11 @@ def compare(
         within = [margin((x.mean(), y.mean())) for x, y in pairs]
     elif isinstance(within, float):
         within = [within] * len(pairs)
-    found = [difference(x, y, noise) for x, y in pairs]
+    return judge([difference(x, y, noise) for x, y in pairs], within)
+
+
+def judge(found: list[Difference], within: list[float]) -> list[Comparison]:
+    """What differences say, corrected for their number; within: what counts as the same, of each."""
     corrected = holm([d.p for d in found])
     return [Comparison(d.interval, p, verdict(d, p, m), m) for d, p, m in zip(found, corrected, within)]
 

@@ -10,6 +10,7 @@ from scipy import stats
 from bench.statistics import (
     Difference,
     Interval,
+    across,
     can_tell,
     difference,
     holm,
@@ -203,6 +204,23 @@ def test_intervals_over_searches_and_seeds_cover(between):
         plain.append(alone.low <= 400 <= alone.high)
     assert (0.925 < np.mean(hits, axis=0)).all() and (np.mean(hits, axis=0) < 0.985).all()
     assert between < 20 or np.mean(plain) < 0.75
+
+
+def test_differences_across_suites():
+    """Intervals of a difference of two suites' methods cover; without searches they are Welch's."""
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(300):
+        small = {f"m{i}": made_with_searches(rng, 20.0, 10.0, 2, 10) for i in range(6)}
+        large = {f"m{i}": made_with_searches(rng, 8.0, 30.0) for i in range(6)}
+        gap = across(small["m0"], large["m0"], search_noise(small), search_noise(large))
+        hits.append(gap.interval.low <= 0 <= gap.interval.high)
+    assert 0.925 < np.mean(hits) < 0.985
+    x, y = pd.Series(rng.normal(size=9)), pd.Series(rng.normal(1, 3, size=12))
+    welch = stats.ttest_ind(x, y, equal_var=False)
+    interval, p = across(x, y, None, None)
+    assert p == pytest.approx(welch.pvalue)
+    assert interval[1:] == pytest.approx(welch.confidence_interval())
+    assert np.isnan(across(x[:1], y, None, None).p)
 
 
 def test_where_only_some_methods_searches_scatter_their_intervals_cover_less():

@@ -11,8 +11,6 @@ from bench.tables import Result, Scores
 from studies.claims import __main__ as claims
 from studies.conftest import cells_of
 
-SAC = ("varshare-sac", "varshare")
-
 
 def scores(final, curve=None, steps=(100, 200)):
     final = pd.DataFrame(np.asarray(final, float))
@@ -80,23 +78,6 @@ def test_verdicts_on_claim_5():
     assert claims.claim_5(make_scores(varshare=100, varshare_reptile=100), own) is None
 
 
-def test_verdicts_on_claim_6():
-    def both(sac, ppo, finals=(100.0, 100.0)):  # runs that reach 100 after so many of 1000 steps
-        steps = np.arange(100, 1001, 100)
-        curves = ([100.0 * (steps >= s) for s in reached] for reached in (sac, ppo))
-        return {m: scores(np.full((5, 3), x), np.array(c), steps) for m, c, x in zip(SAC, curves, finals)}
-
-    fast, slow = [200, 200, 200, 300, 300], [800, 800, 900, 900, 900]
-    answer, text = claims.claim_6(both(fast, slow))
-    assert answer == "withdrawn" and "VarShare-SAC: median 200 [" in text and claims.WITHDRAWN in text
-    assert "reached in 0 of 5" in claims.claim_6(both([9999] * 5, slow))[1]
-    assert "to an evaluation of 60," in claims.claim_6(both(fast, slow, (60.0, 90.0)))[1]  # which both reach
-    assert "to an evaluation of 70," in claims.claim_6(both(fast, slow, (90.0, 70.0)))[1]
-    end = {m: scores(s.final, s.curve.iloc[:, -1:], (1000,)) for m, s in both(fast, slow).items()}
-    assert claims.claim_6(end)[0] == "not decided"
-    assert claims.claim_6(make_scores(varshare=1)) is claims.claim_6(make_scores(varshare_sac=1)) is None
-
-
 def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0):
     """A suite whose methods have these mean returns; size: norm of the residuals at the end."""
     rng, rows, configs = np.random.default_rng(0), [], []
@@ -121,6 +102,49 @@ def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0
 
 def report():
     return claims.report(Path("results/studies/claims"))
+
+
+def test_verdicts_on_claim_6():
+    """SAC minus PPO, method by method, of suites of the same environment and length."""
+    ppo = write_suite("ppo", {"independent": 100, "l2soft": 100, "varshare": 100, "pcgrad": 100})
+
+    def answer_to(independent, l2soft, varshare, reptile=0):
+        means = {"independent": independent, "l2soft": l2soft, "varshare": varshare}
+        means["varshare-reptile"] = reptile  # which PPO's suite lacks
+        sac = write_suite("sac", {f"{method}-sac": x for method, x in means.items()})
+        assert claims.both_algorithms([ppo, sac]) == [(sac, ppo)]
+        return claims.claim_6(sac, ppo)
+
+    answer, text = answer_to(110, 120, 130)
+    table = cells_of(text.partition("On the way")[0])
+    assert answer == "supported" and {cells["SAC is"] for cells in table.values()} == {"better"}
+    assert set(table) == {"Independent", "L2Soft", "VarShare"}
+    assert table["VarShare"]["SAC minus PPO"].startswith("30.0 [")
+    assert answer_to(110, 100, 130)[0] == "not supported: better in 2 of 3 methods, worse in 0"
+    assert answer_to(90, 80, 130)[0] == "not supported: better in 1 of 3 methods, worse in 2"
+    assert "## C6 on sac and ppo: not supported" in report()
+    other = write_suite("reptile", {"varshare-reptile-sac": 1})
+    assert claims.claim_6(other, ppo) is None
+    assert claims.both_algorithms([ppo, write_suite("far", {"l2soft-sac": 1}, env="cartpole20")]) == []
+
+
+def test_evaluations_on_the_way_of_both_algorithms():
+    """Interpolated to fifths of the steps; the figures show the seconds of each."""
+    names = {"with SAC": "varshare-sac", "with PPO": "varshare"}
+    both = []
+    for slope, seconds, (label, method) in zip((1.0, 0.5), (50.0, 5.0), names.items()):
+        x = write_suite(label.replace(" ", "-"), {method: 1})
+        steps = np.arange(100, 1001, 300)
+        x.by_method = {method: scores(np.full((6, 2), 9.0), np.tile(slope * steps, (6, 1)), steps)}
+        x.runs.loc[x.runs.metric == SECONDS, "value"] = seconds
+        both.append(x)
+    assert (
+        "| VarShare | 200 / 100 | 400 / 200 | 600 / 300 | 800 / 400 | 1000 / 500 |"
+        in claims.claim_6(*both)[1]
+    )
+    for against, ends in (("steps", (1000, 1000)), ("time", (50, 5))):
+        (ax,) = claims.plot_cost(*both, against).axes
+        assert {x.get_label(): x.get_xdata()[-1] for x in ax.get_lines()} == dict(zip(names, ends))
 
 
 def test_no_verdict_where_task_blind_does_as_well():
