@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from bench.collect import MANY, SHARING
-from bench.methods import METHODS, title_of
+from bench.methods import METHODS, base_of, title_of
 from bench.statistics import BLIND, control_in, mean_interval, search_noise
 from bench.tables import Result, best_first, make_table, provenance
 from envs import ENV_IDS
@@ -158,7 +158,7 @@ def draw_method(
 ) -> None:
     """The same in the method's colour, by default over steps; dashed if it is a variant by flags."""
     dashed = method in METHODS and METHODS[method].variant
-    line = ":" if method.removesuffix("-sac") == BLIND else "--" if dashed else "-"
+    line = ":" if base_of(method) == BLIND else "--" if dashed else "-"
     x = values.columns if x is None else x
     draw_curve(ax, x, values, title_of(method), color_of(method), line, bounds)
 

@@ -80,4 +80,9 @@ def title_of(method: str) -> str:
     return METHODS[method].title if method in METHODS else method
 
 
+def base_of(method: str) -> str:
+    """What a method is called with PPO: "l2soft" of "l2soft-sac" and of "l2soft-vmpo"."""
+    return method.removesuffix("-sac").removesuffix("-vmpo")
+
+
 METHODS = read_methods(ROOT / "bench/methods.csv")

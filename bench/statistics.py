@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.methods import title_of
+from bench.methods import base_of, title_of
 
 CONFIDENCE = 0.95
 MARGIN = 0.05  # two methods are the same if they surely differ by less than this share of the better mean
@@ -237,9 +237,8 @@ def against(runs: Runs, control: str) -> dict[str, Comparison]:
 
 
 def control_in(runs: Collection[str], control: str) -> str:
-    """What a control is called among these methods: with soft actor-critic "task-blind-sac"."""
-    sac = f"{control}-sac"
-    return sac if sac in runs and control not in runs else control
+    """What a control is called among these methods: with another algorithm than PPO "task-blind-sac"."""
+    return next((m for m in runs if base_of(m) == control and control not in runs), control)
 
 
 LOST = {BLIND: "tasks need not be known", INDEPENDENT: "sharing gains nothing"}  # if a control is not beaten

@@ -36,7 +36,8 @@ SIBLINGS, SAC_SIBLINGS = _scripts("baselines/*_ppo.py"), _scripts("baselines/*_s
 SCRIPTS = TRUNKS + SIBLINGS
 VARIANTS = _scripts("variants/*_ppo.py", "studies/*/*_ppo.py")
 SAC_VARIANTS = _scripts("variants/*_sac.py", "studies/*/*_sac.py")
-ALL_SCRIPTS = SCRIPTS + SAC_SCRIPTS + SAC_SIBLINGS + VARIANTS + SAC_VARIANTS
+VMPO_SCRIPTS = _scripts("variants/*_vmpo.py", "baselines/*_vmpo.py")
+ALL_SCRIPTS = SCRIPTS + SAC_SCRIPTS + SAC_SIBLINGS + VARIANTS + SAC_VARIANTS + VMPO_SCRIPTS
 
 # Processes of their own fork from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")

@@ -19,13 +19,13 @@ import torch
 from bench import launch
 from bench.__main__ import report, search
 from bench.collect import parameters
-from bench.methods import METHODS, read_methods, write_flags
+from bench.methods import METHODS, base_of, read_methods, write_flags
 from bench.suites import Suite
 
 SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 VARIANTS = ("reptile", "lora", "variant")  # families
-COMPARED = {m for m, x in METHODS.items() if x.space and x.family not in VARIANTS and not m.endswith("-sac")}
+COMPARED = {m for m, x in METHODS.items() if x.space and x.family not in VARIANTS and m == base_of(m)}
 SETTINGS = Path("results/search/settings.csv")
 
 

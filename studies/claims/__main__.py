@@ -29,7 +29,7 @@ from bench.figures import (
     save,
     start_figure,
 )
-from bench.methods import METHODS, fail, title_of
+from bench.methods import METHODS, base_of, fail, title_of
 from bench.statistics import (
     MARGIN,
     Interval,
@@ -51,19 +51,15 @@ from studies.zero_shot.__main__ import claim_12
 SMALL = 0.1  # residuals on identical tasks are small if below this share of those on different tasks
 
 
-def of_family(
-    by_method: dict[str, Scores], *families: str, algorithm: str = "", variants: bool = False
-) -> list[str]:
-    """Methods of these families with this algorithm, with or without variants by flags.
-
-    By default the algorithm is PPO, or SAC where all methods have it.
-    """
+def of_family(by_method: dict[str, Scores], *families: str, variants: bool = False) -> list[str]:
+    """Methods of these families, with or without variants by flags, with PPO, or what all methods have."""
     known = [METHODS[method] for method in by_method if method in METHODS]
-    algorithm = algorithm or ("sac" if all(m.script.endswith("_sac.py") for m in known) else "ppo")
+    found = {Path(m.script).stem.rpartition("_")[2] for m in known}
+    ending = f"_{found.pop() if len(found) == 1 else 'ppo'}.py"
     return [
         m.name
         for m in known
-        if m.family in families and m.script.endswith(f"_{algorithm}.py") and (variants or not m.variant)
+        if m.family in families and m.script.endswith(ending) and (variants or not m.variant)
     ]
 
 
@@ -157,47 +153,66 @@ def claim_5(by_method: dict[str, Scores], runs: pd.DataFrame) -> tuple[str, str]
     return answer, text
 
 
-def in_both(sac: Result, ppo: Result) -> list[tuple[str, str]]:
-    """Names of every method that two suites have, one with SAC and one with PPO."""
-    pairs = [(method, method.removesuffix("-sac")) for method in sac.by_method]
+def in_both(other: Result, ppo: Result) -> list[tuple[str, str]]:
+    """Names of every method that two suites have, one of them with another algorithm than PPO."""
+    pairs = [(method, base_of(method)) for method in other.by_method]
     return [(x, y) for x, y in pairs if y in ppo.by_method]
+
+
+def against_ppo(other: Result, ppo: Result, name: str) -> tuple[list[str], str]:
+    """Verdicts on every method with another algorithm, of this name, minus the same with PPO; their table."""
+    pairs = in_both(other, ppo)
+    noises = [search_noise(x.values("means")) for x in (other, ppo)]
+    values = [(other.by_method[x].means, ppo.by_method[y].means) for x, y in pairs]
+    within = [margin((x.mean(), y.mean())) for x, y in values]
+    judged = judge([across(x, y, *noises) for x, y in values], within)
+    rows = []
+    for names, means, c in zip(pairs, values, judged):
+        seconds = [x.logged(m, SECONDS).iloc[:, -1].median() for x, m in zip((other, ppo), names)]
+        numbers = [f"{mean.mean():.1f}" for mean in means]
+        rows.append([title_of(names[1]), *numbers, *c.cells(), *(f"{s:.0f}" for s in seconds)])
+    columns = ["method", name, "PPO", f"{name} minus PPO", "p (Holm)", f"{name} is"]
+    table = markdown([*columns, f"seconds, {name}", "seconds, PPO"], rows)
+    text = "Runs of the two are not paired; intervals are over the searches and the runs of both."
+    return [c.verdict for c in judged], f"{text}\n\n{table}\n{on_the_way(other, ppo, name)}"
+
+
+def on_the_way(other: Result, ppo: Result, name: str) -> str:
+    """Means over runs of the evaluations on the way at fifths of the steps, with another algorithm / PPO."""
+    steps = [ppo.steps * fifth // 5 for fifth in range(1, 6)]
+    rows = []
+    for names in in_both(other, ppo):
+        curves = [x.by_method[m].curve.mean() for x, m in zip((other, ppo), names)]
+        numbers = zip(*(np.interp(steps, curve.index, curve) for curve in curves))
+        rows.append([title_of(names[1]), *(f"{x:.0f} / {y:.0f}" for x, y in numbers)])
+    text = (
+        f"On the way, {name} / PPO. A step size that falls until the end of a run, as PPO's, is not on the "
+    )
+    text += "way where that of a run of so many steps would be; SAC's is constant.\n\n"
+    return text + markdown(["method", *(f"{step:,}" for step in steps)], rows)
 
 
 def claim_6(sac: Result, ppo: Result) -> tuple[str, str] | None:
     """SAC needs fewer samples than PPO."""
-    pairs = in_both(sac, ppo)
-    if not pairs:
+    if not in_both(sac, ppo):
         return None
-    noises = [search_noise(x.values("means")) for x in (sac, ppo)]
-    values = [(sac.by_method[x].means, ppo.by_method[y].means) for x, y in pairs]
-    within = [margin((x.mean(), y.mean())) for x, y in values]
-    judged = judge([across(x, y, *noises) for x, y in values], within)
-    won, lost = (sum(c.verdict == word for c in judged) for word in ("better", "worse"))
-    answer = "supported" if won == len(pairs) else "not supported"
-    if won < len(pairs):
-        answer += f": better in {won} of {len(pairs)} methods, worse in {lost}"
-    rows = []
-    for names, means, c in zip(pairs, values, judged):
-        seconds = [x.logged(m, SECONDS).iloc[:, -1].median() for x, m in zip((sac, ppo), names)]
-        numbers = [f"{mean.mean():.1f}" for mean in means]
-        rows.append([title_of(names[1]), *numbers, *c.cells(), *(f"{s:.0f}" for s in seconds)])
-    columns = ["method", "SAC", "PPO", "SAC minus PPO", "p (Holm)", "SAC is", "seconds, SAC", "seconds, PPO"]
-    text = f"Test: with SAC better than with PPO after {sac.steps:,} steps, p below 5 %, for every method. "
-    text += "Runs of the two are not paired; intervals are over the searches and the runs of both.\n\n"
-    return answer, f"{text}{markdown(columns, rows)}\n{on_the_way(sac, ppo)}"
+    verdicts, text = against_ppo(sac, ppo, "SAC")
+    won, lost = verdicts.count("better"), verdicts.count("worse")
+    answer = "supported" if won == len(verdicts) else "not supported"
+    if won < len(verdicts):
+        answer += f": better in {won} of {len(verdicts)} methods, worse in {lost}"
+    return answer, f"Test: better after {sac.steps:,} steps, p below 5 %, for every method. {text}"
 
 
-def on_the_way(sac: Result, ppo: Result) -> str:
-    """Means over runs of the evaluations on the way, SAC / PPO, at fifths of the steps."""
-    steps = [sac.steps * fifth // 5 for fifth in range(1, 6)]
-    rows = []
-    for names in in_both(sac, ppo):
-        curves = [x.by_method[m].curve.mean() for x, m in zip((sac, ppo), names)]
-        numbers = zip(*(np.interp(steps, curve.index, curve) for curve in curves))
-        rows.append([title_of(names[1]), *(f"{x:.0f} / {y:.0f}" for x, y in numbers)])
-    text = "On the way, SAC / PPO. PPO's step size falls until the end of a run, so on the way it is not "
-    text += "where a run of so many steps would end; SAC's is constant.\n\n"
-    return text + markdown(["method", *(f"{step:,}" for step in steps)], rows)
+def claim_9(vmpo: Result, ppo: Result) -> tuple[str, str] | None:
+    """VarShare with V-MPO is better than with PPO."""
+    titles = [METHODS[x].family for x, _ in in_both(vmpo, ppo) if x in METHODS]
+    if "varshare" not in titles:
+        return None
+    verdicts, text = against_ppo(vmpo, ppo, "V-MPO")
+    verdict = verdicts[titles.index("varshare")]
+    answer = {"better": "supported", "undecided": "not decided"}.get(verdict, f"not supported: {verdict}")
+    return answer, f"Test: VarShare's difference, p below 5 % over all methods that both have. {text}"
 
 
 def claim_8(different: Result, identical: Result) -> tuple[str, str] | None:
@@ -254,11 +269,11 @@ def claim_11(x: Result) -> tuple[str, str] | None:
     return answer, f"{test}\n\n" + "\n".join(lines) + "\n"
 
 
-def both_algorithms(results: list[Result]) -> list[tuple[Result, Result]]:
-    """Suites of SAC, each with the one of PPO on the same environment for as many steps."""
-    of_sac = [x for x in results if all(m.endswith("-sac") for m in x.by_method)]
-    others = [x for x in results if x not in of_sac]
-    return [(x, y) for x in of_sac for y in others if (x.env, x.steps) == (y.env, y.steps)]
+def beside_ppo(results: list[Result], algorithm: str) -> list[tuple[Result, Result]]:
+    """Suites of "sac" or "vmpo", each with those of PPO on the same environment for as many steps."""
+    suites = [x for x in results if all(m.endswith(f"-{algorithm}") for m in x.by_method)]
+    of_ppo = [x for x in results if all(m == base_of(m) for m in x.by_method)]
+    return [(x, y) for x in suites for y in of_ppo if (x.env, x.steps) == (y.env, y.steps)]
 
 
 def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
@@ -278,9 +293,10 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
                 able = x.tasks_matter if claim is claim_4 else x.able
                 answer, text = found if able else ("this suite cannot tell", f"\n\n{x.why}\n\n{found[1]}")
                 add(int(claim.__name__[-1]), claim.__doc__, x.name, answer, text)
-    for sac, ppo in both_algorithms(results):
-        if found := claim_6(sac, ppo):  # which is not about sharing: no power is asked for
-            add(6, claim_6.__doc__, f"{sac.name} and {ppo.name}", *found)
+    for claim, algorithm in ((claim_6, "sac"), (claim_9, "vmpo")):
+        for other, ppo in beside_ppo(results, algorithm):
+            if found := claim(other, ppo):  # which is not about sharing: no power is asked for
+                add(int(claim.__name__[-1]), claim.__doc__, f"{other.name} and {ppo.name}", *found)
     for identical in [x for x in results if "identical" in x.env]:
         for different in [x for x in results if x.name == identical.searched_on and x is not identical]:
             if found := claim_8(different, identical):
@@ -307,15 +323,15 @@ def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
     return "\n".join([table, *power, "", *(details[i] for i in order)])
 
 
-def plot_cost(sac: Result, ppo: Result, against: str) -> Figure:
-    """Evaluations of every method with SAC and with PPO, against "steps" or "time"."""
-    pairs = in_both(sac, ppo)
-    numbers = [len(x.by_method[m].curve) for names in pairs for x, m in zip((sac, ppo), names)]
-    figure = start_figure(f"{sac.title}: {describe_runs(numbers)}", 1.0 + 2.0 * math.ceil(len(pairs) / 3))
+def plot_cost(other: Result, ppo: Result, name: str, against: str) -> Figure:
+    """Evaluations of every method with another algorithm and with PPO, against "steps" or "time"."""
+    pairs = in_both(other, ppo)
+    numbers = [len(x.by_method[m].curve) for names in pairs for x, m in zip((other, ppo), names)]
+    figure = start_figure(f"{other.title}: {describe_runs(numbers)}", 1.0 + 2.0 * math.ceil(len(pairs) / 3))
     axes = make_panels(figure, len(pairs), 3, sharex=True, sharey=True)
-    bounds = bounds_of(sac.env, sac.by_success)
+    bounds = bounds_of(other.env, other.by_success)
     for ax, names in zip(axes, pairs):
-        for label, color, x, method in zip(("with SAC", "with PPO"), CYCLE, (sac, ppo), names):
+        for label, color, x, method in zip((name, "PPO"), CYCLE, (other, ppo), names):
             curve = x.by_method[method].curve
             at = curve.columns.to_numpy(float)
             if against == "time":
@@ -373,9 +389,10 @@ def report(out: Path) -> str:
     with rc_context(STYLE):
         if figure := plot_residuals(same_settings):
             save(figure, out / "residuals.png")
-        for sac, ppo in both_algorithms(results):
-            for against in ("steps", "time"):
-                save(plot_cost(sac, ppo, against), out / f"{sac.name}_{against}.png")
+        for name, algorithm in (("SAC", "sac"), ("V-MPO", "vmpo")):
+            for other, ppo in beside_ppo(results, algorithm):
+                for against in ("steps", "time"):
+                    save(plot_cost(other, ppo, name, against), out / f"{other.name}_{against}.png")
     return text
 
 

@@ -112,7 +112,7 @@ def test_verdicts_on_claim_6():
         means = {"independent": independent, "l2soft": l2soft, "varshare": varshare}
         means["varshare-reptile"] = reptile  # which PPO's suite lacks
         sac = write_suite("sac", {f"{method}-sac": x for method, x in means.items()})
-        assert claims.both_algorithms([ppo, sac]) == [(sac, ppo)]
+        assert claims.beside_ppo([ppo, sac], "sac") == [(sac, ppo)]
         return claims.claim_6(sac, ppo)
 
     answer, text = answer_to(110, 120, 130)
@@ -125,15 +125,29 @@ def test_verdicts_on_claim_6():
     assert "## C6 on sac and ppo: not supported" in report()
     other = write_suite("reptile", {"varshare-reptile-sac": 1})
     assert claims.claim_6(other, ppo) is None
-    assert claims.both_algorithms([ppo, write_suite("far", {"l2soft-sac": 1}, env="cartpole20")]) == []
+    assert claims.beside_ppo([ppo, write_suite("far", {"l2soft-sac": 1}, env="cartpole20")], "sac") == []
+
+
+def test_verdicts_on_claim_9():
+    """VarShare's alone, with Holm's correction for the others."""
+    ppo = write_suite("ppo", {"task-blind": 10, "l2soft": 100, "varshare": 100})
+    verdicts = {130: "supported", 100.1: "not supported: the same", 60: "not supported: worse"}
+    for mean, expected in verdicts.items():
+        means = {"task-blind-vmpo": 10, "l2soft-vmpo": 200, "varshare-vmpo": mean}
+        vmpo = write_suite("vmpo", means)
+        assert claims.beside_ppo([ppo, vmpo], "vmpo") == [(vmpo, ppo)]
+        answer, text = claims.claim_9(vmpo, ppo)
+        assert answer == expected and len(cells_of(text.partition("On the way")[0])) == 3
+        assert f"## C9 on vmpo and ppo: {expected}" in report()
+    assert claims.claim_9(write_suite("vmpo", {"l2soft-vmpo": 1}), ppo) is None
 
 
 def test_evaluations_on_the_way_of_both_algorithms():
     """Interpolated to fifths of the steps; the figures show the seconds of each."""
-    names = {"with SAC": "varshare-sac", "with PPO": "varshare"}
+    names = {"SAC": "varshare-sac", "PPO": "varshare"}
     both = []
     for slope, seconds, (label, method) in zip((1.0, 0.5), (50.0, 5.0), names.items()):
-        x = write_suite(label.replace(" ", "-"), {method: 1})
+        x = write_suite(label, {method: 1})
         steps = np.arange(100, 1001, 300)
         x.by_method = {method: scores(np.full((6, 2), 9.0), np.tile(slope * steps, (6, 1)), steps)}
         x.runs.loc[x.runs.metric == SECONDS, "value"] = seconds
@@ -143,7 +157,7 @@ def test_evaluations_on_the_way_of_both_algorithms():
         in claims.claim_6(*both)[1]
     )
     for against, ends in (("steps", (1000, 1000)), ("time", (50, 5))):
-        (ax,) = claims.plot_cost(*both, against).axes
+        (ax,) = claims.plot_cost(*both, "SAC", against).axes
         assert {x.get_label(): x.get_xdata()[-1] for x in ax.get_lines()} == dict(zip(names, ends))
 
 
