@@ -7,8 +7,8 @@ The script minimises
     sum_m [ L(theta + mu_m) + lambda * |mu_m|^2 ],
     L(W_m) = mean_i [ -w_i log pi(a_i|s_i) + alpha_m KL(pi_old || pi) + vf_coef (V(s_i) - R_i)^2 / 2 ],
 
-Evgeniou & Pontil 2004 with V-MPO's loss, or VarShare with points for posteriors. alpha_m aims at a KL of
-eps_alpha. After each update phase --reptile-alpha moves a share of mean_m(mu_m) into theta.
+Evgeniou & Pontil 2004 with V-MPO's loss, or VarShare with points for posteriors. alpha_m is such that the KL
+ends at eps_alpha. After each update phase --reptile-alpha moves a share of mean_m(mu_m) into theta.
 
 V-MPO is Song et al. 2020 (arXiv 1909.12238); docs/vmpo.md lists every deviation.
 """
@@ -60,10 +60,9 @@ class Args(RunArgs):
     eps_eta: PositiveFloat = 0.2  # KL of the samples' weights from equal ones, nats
     top_share: UnitFloat = 1.0  # share of the samples, those of largest advantages, that have weight
     control_variate: bool = True  # put the mean of log pi over all actions in place of that over the samples
-    eps_alpha: PositiveFloat = 0.01  # KL(pi_old || pi) to aim at, nats; of a Gaussian as its mean changes
+    eps_alpha: PositiveFloat = 0.01  # KL(pi_old || pi) of an update, nats; of a Gaussian as its mean changes
     eps_std: PositiveFloat = 1e-4  # the same as a Gaussian's standard deviation changes
-    alpha_init: PositiveFloat = 1.0  # weight of that KL at the start
-    alpha_min: PositiveFloat = 0.1  # its least weight
+    alpha_min: PositiveFloat = 0.1  # least weight of that KL, which starts at 1
     ent_coef: NonNegativeFloat = 0.0  # weight of the entropy
     vf_coef: NonNegativeFloat = 0.5  # weight of the value loss
     max_grad_norm: PositiveFloat = 0.5  # largest norm of the gradient
@@ -89,7 +88,8 @@ make_args = args_maker(Args, "ppo", ENV_DEFAULTS)
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # each (step, task, env, ...); obs has a step more; final_obs is the last observation of an episode, else 0
 Rollout = namedtuple("Rollout", "obs out actions rewards terminated truncated final_obs")
-Batch = namedtuple("Batch", "obs actions old weights returns")  # (task, sample, ...)
+# (task, sample, ...); old: pi_old's logits, or its mean and log standard deviation
+Batch = namedtuple("Batch", "obs actions old weights returns")
 
 
 def linear(x: Tensor, W: Weights, name: str) -> Tensor:
@@ -116,7 +116,7 @@ class Agent(nn.Module):
     a row per task, which a new task does not inherit from a saved model.
     """
 
-    per_task = ("mu", "return_stats", "value_norm", "log_alpha")
+    per_task = ("mu", "alpha", "return_stats", "value_norm")
 
     def __init__(self, envs, args: Args, rng):
         super().__init__()
@@ -131,8 +131,7 @@ class Agent(nn.Module):
         self.mu = nn.Parameter(torch.zeros(envs.num_tasks, len(flat)))  # (task, weight)
         eps = [args.eps_alpha] if self.discrete else [args.eps_alpha, args.eps_std]
         self.register_buffer("eps", torch.tensor(eps), persistent=False)  # of each part of the KL
-        log_alpha = torch.full((envs.num_tasks, len(eps)), math.log(args.alpha_init))
-        self.log_alpha = nn.Parameter(log_alpha)
+        self.register_buffer("alpha", torch.ones(envs.num_tasks, len(eps)))
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3).double())  # for --norm-reward
         self.obs_norm = RunningNorm((envs.obs_dim,), args.norm_obs, limit=10)
         self.value_norm = RunningNorm((envs.num_tasks, 1), args.norm_value, decay=0.9)
@@ -250,22 +249,23 @@ def gae(rewards, values, next_values, terminated, done, args) -> Tensor:
 def e_step(advantages, args) -> tuple[Tensor, Tensor]:
     """Weights of the samples (task, sample), of mean 1, and eta (task, 1), from advantages (task, sample).
 
-    Those of largest advantages have exp(A / eta), the others, if --top-share is less than 1, have 0. Their KL
-    from equal weights falls as eta grows: eta is found by bisection. If all advantages are equal so are they.
+    The share of the largest advantages weighs exp(A / eta), the rest 0. Their KL from equal weights falls as
+    eta grows: a bisection finds eta. Equal advantages have equal weights.
     """
-    number = max(1, round(args.top_share * advantages.shape[1]))
+    number = round(args.top_share * advantages.shape[1])
     best, index = advantages.topk(number, 1)
     best = best - best[:, :1]
-    spread = -best[:, -1:].clamp(max=-1e-12)
-    low, high = 1e-4 * spread, 1e4 * spread
+    spread = best.std(1, keepdim=True).clamp(min=1e-12)
+    low, high = spread.log() - 15, spread.log() + 15
     for _ in range(50):
-        eta = (low * high).sqrt()
-        logp = (best / eta).log_softmax(1)
+        log_eta = (low + high) / 2
+        logp = (best / log_eta.exp()).log_softmax(1)
         kl = (logp.exp() * logp).sum(1, keepdim=True) + math.log(number)
-        low = torch.where(kl > args.eps_eta, eta, low)
-        high = torch.where(kl > args.eps_eta, high, eta)
-    weights = advantages.shape[1] * logp.exp()
-    return torch.zeros_like(advantages).scatter(1, index, weights), eta
+        low = torch.where(kl > args.eps_eta, log_eta, low)
+        high = torch.where(kl > args.eps_eta, high, log_eta)
+    weights = torch.zeros_like(advantages)
+    weights.scatter_(1, index, advantages.shape[1] * logp.exp())
+    return weights, log_eta.exp()
 
 
 @torch.no_grad()
@@ -286,10 +286,9 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, weights, ar
 
 
 def policy_kl(agent, old: Tensor, policy) -> tuple[Tensor, Tensor]:
-    """KL(pi_old || pi) of every sample, (task, sample), and what is held small, (task, sample, part).
+    """KL(pi_old || pi) of every sample, (task, sample), and in parts, (task, sample, part).
 
-    That is the KL itself; of a Gaussian, apart, what it would be if only the mean or only the standard
-    deviation had changed (Song et al. 2020, section 4.2). old: logits, or mean and log standard deviation.
+    A Gaussian's parts are what the KL were if only the mean, or only the standard deviation, had changed.
     """
     if agent.discrete:
         old_logp = old.log_softmax(-1)
@@ -307,8 +306,7 @@ def policy_kl(agent, old: Tensor, policy) -> tuple[Tensor, Tensor]:
 def vmpo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
     """Weighted likelihood, trust region, value loss and entropy bonus: each task's loss, and what to log.
 
-    The mean of log pi over samples is -KL(pi_old || pi) in expectation, up to a constant. The control variate
-    puts that in its place, and leaves mean (w - 1) log pi to the samples.
+    Over pi_old's actions the mean of log pi is -KL(pi_old || pi), up to a constant: the control variate.
     """
     out = agent.actor(W, mb.obs)
     policy = agent.distribution(W, out)
@@ -317,14 +315,11 @@ def vmpo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
     pg_loss = -(mb.weights * newlogprob).mean(1)
     if args.control_variate:
         pg_loss = (kl - (mb.weights - 1) * newlogprob).mean(1)
-    parts = parts.mean(1)
-    alpha = agent.log_alpha.exp()
-    kl_loss = (alpha.detach() * parts).sum(1)
-    alpha_loss = (alpha * (agent.eps - parts.detach())).sum(1)
+    kl_loss = (agent.alpha * parts.mean(1)).sum(1)
     newvalue = agent.critic(W, mb.obs)
     v_loss = 0.5 * (newvalue - mb.returns).square().mean(1)
     entropy = entropy.mean(1)
-    loss = pg_loss + kl_loss + alpha_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+    loss = pg_loss + kl_loss - args.ent_coef * entropy + args.vf_coef * v_loss
     stats = {
         "losses/policy_loss": pg_loss,
         "losses/value_loss": v_loss,
@@ -340,8 +335,7 @@ def minibatch_backward(agent, mb: Batch, args) -> dict:
     losses, stats = vmpo_loss(agent, W, mb, args)
     l2_loss = args.l2_coef * agent.mu.square().sum(1)
     (losses + l2_loss).sum().backward()
-    weights = [x for name, x in agent.named_parameters() if name != "log_alpha"]
-    nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return {name: x.detach() for name, x in stats.items()}
 
 
@@ -351,6 +345,16 @@ def recentre(agent, alpha):
     delta = alpha * agent.mu.mean(0)
     agent.theta += delta
     agent.mu -= delta
+
+
+@torch.no_grad()
+def learn_alpha(agent, batch: Batch, args):
+    """Raise the trust region's weight if the policy went too far, else lower it: at rest if the KL is eps."""
+    W = agent.unpack(agent.weights())
+    policy = agent.distribution(W, agent.actor(W, batch.obs))
+    _, parts = policy_kl(agent, batch.old, policy)
+    ratio = parts.mean(1) / agent.eps
+    agent.alpha.mul_(ratio.clamp(0.25, 4).sqrt()).clamp_(min=args.alpha_min)
 
 
 def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
@@ -363,7 +367,7 @@ def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
             optimizer.zero_grad()
             means.add(backward(agent, mb, args))
             optimizer.step()
-            agent.log_alpha.data.clamp_(min=math.log(args.alpha_min))
+    learn_alpha(agent, batch, args)
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
     first = means.first["losses/kl"]
@@ -384,7 +388,7 @@ def check(args: Args) -> None:
     check_args(args)
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
-    if args.top_share * args.samples_per_task < math.exp(args.eps_eta):
+    if math.log(max(1, args.top_share * args.samples_per_task)) <= args.eps_eta:
         fail("--eps-eta must be below the logarithm of the number of a task's samples that have weight")
     if args.freeze_theta and args.reptile_alpha:
         fail("--freeze-theta cannot be combined with --reptile-alpha, which moves theta")
@@ -438,9 +442,8 @@ def train(args: Args) -> Path:
             run.log_charts(episodes, optimizer.param_groups[0]["lr"])
             run.log_all(stats)
             explained = explained_variance(by_task(values), by_task(advantages))
-            run.log_all({"losses/explained_variance": explained, "losses/eta": eta.squeeze(1)})
-            for name, x in zip(("losses/alpha", "losses/alpha_std"), agent.log_alpha.detach().exp().T):
-                run.log(name, x)
+            run.log_all({"losses/explained_variance": explained})
+            run.log_all({"losses/eta": eta.squeeze(1), "losses/alpha": agent.alpha[:, 0]})
             log_method(run, agent, args)
         if run.eval_due:
             run.evaluate(args.eval_interval_episodes)

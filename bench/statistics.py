@@ -118,8 +118,10 @@ def variance_of_mean(x: Sequence[float], noise: Noise | None) -> tuple[float, fl
 
 def student(center: float, variance: float, freedom: float) -> Difference:
     """What Student's t says of a difference whose variance was estimated with these degrees of freedom."""
+    if variance == 0:  # the same in every run
+        return Difference(Interval(center, center, center), float(center == 0))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
-    p = 2 * stats.t.sf(abs(center) / math.sqrt(variance), freedom) if variance else float(not center)
+    p = 2 * stats.t.sf(abs(center) / math.sqrt(variance), freedom)
     return Difference(Interval(center, center - half, center + half), float(p))
 
 

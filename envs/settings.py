@@ -172,7 +172,7 @@ def parse_args(make_args: Callable[..., Any], doc: str | None) -> Any:
         values[title] = nested[title](**{name: getattr(default, name) for name in group})
     lines = [
         (doc or "").partition("\n")[0],
-        "docs/ppo.md and docs/sac.md explain the settings, docs/environments.md the environments.",
+        "docs/ppo.md, sac.md and vmpo.md explain the settings, docs/environments.md the environments.",
         f"The defaults shown are those for --env-id {default.env_id}.",
     ]
     # tyro keeps the ends of indented lines

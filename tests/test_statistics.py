@@ -221,6 +221,7 @@ def test_differences_across_suites():
     assert p == pytest.approx(welch.pvalue)
     assert interval[1:] == pytest.approx(welch.confidence_interval())
     assert np.isnan(across(x[:1], y, None, None).p)
+    assert across(0 * x + 5, 0 * y + 3, None, None) == ((2, 2, 2), 0)
 
 
 def test_where_only_some_methods_searches_scatter_their_intervals_cover_less():

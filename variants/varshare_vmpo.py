@@ -11,7 +11,7 @@ q; eta_m is where the weights' KL from equal ones is eps_eta. The M-step minimis
     sum_m [ L(theta + mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
     L(W_m) = mean_i [ -w_i log pi(a_i|s_i) + alpha_m KL(pi_old || pi) + vf_coef (V(s_i) - R_i)^2 / 2 ],
 
-so beta = 1 is the bound, but for a trust region, whose weight alpha_m aims at a KL of eps_alpha.
+so beta = 1 is the bound, but for a trust region. Its weight alpha_m is such that the KL ends at eps_alpha.
 
 V-MPO is Song et al. 2020 (arXiv 1909.12238); docs/vmpo.md derives the bound and lists every deviation.
 """
@@ -64,10 +64,9 @@ class Args(RunArgs):
     eps_eta: PositiveFloat = 0.2  # KL of the samples' weights from equal ones, nats
     top_share: UnitFloat = 1.0  # share of the samples, those of largest advantages, that have weight
     control_variate: bool = True  # put the mean of log pi over all actions in place of that over the samples
-    eps_alpha: PositiveFloat = 0.01  # KL(pi_old || pi) to aim at, nats; of a Gaussian as its mean changes
+    eps_alpha: PositiveFloat = 0.01  # KL(pi_old || pi) of an update, nats; of a Gaussian as its mean changes
     eps_std: PositiveFloat = 1e-4  # the same as a Gaussian's standard deviation changes
-    alpha_init: PositiveFloat = 1.0  # weight of that KL at the start
-    alpha_min: PositiveFloat = 0.1  # its least weight
+    alpha_min: PositiveFloat = 0.1  # least weight of that KL, which starts at 1
     ent_coef: NonNegativeFloat = 0.0  # weight of the entropy
     vf_coef: NonNegativeFloat = 0.5  # weight of the value loss
     max_grad_norm: PositiveFloat = 0.5  # largest norm of the gradient
@@ -94,7 +93,8 @@ make_args = args_maker(Args, "ppo", ENV_DEFAULTS)
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # each (step, task, env, ...); obs has a step more; final_obs is the last observation of an episode, else 0
 Rollout = namedtuple("Rollout", "obs out actions rewards terminated truncated final_obs")
-Batch = namedtuple("Batch", "obs actions old weights returns")  # (task, sample, ...)
+# (task, sample, ...); old: pi_old's logits, or its mean and log standard deviation
+Batch = namedtuple("Batch", "obs actions old weights returns")
 
 
 def linear(x: Tensor, W: Weights, name: str) -> Tensor:
@@ -121,7 +121,7 @@ class Agent(nn.Module):
     a row per task, which a new task does not inherit from a saved model.
     """
 
-    per_task = ("mu", "sigma", "h_sum", "h_count", "return_stats", "value_norm", "log_alpha")
+    per_task = ("mu", "sigma", "h_sum", "h_count", "alpha", "return_stats", "value_norm")
 
     def __init__(self, envs, args: Args, rng):
         super().__init__()
@@ -142,8 +142,7 @@ class Agent(nn.Module):
         self.register_buffer("live", torch.zeros_like(self.mu), persistent=False)
         eps = [args.eps_alpha] if self.discrete else [args.eps_alpha, args.eps_std]
         self.register_buffer("eps", torch.tensor(eps), persistent=False)  # of each part of the KL
-        log_alpha = torch.full((envs.num_tasks, len(eps)), math.log(args.alpha_init))
-        self.log_alpha = nn.Parameter(log_alpha)
+        self.register_buffer("alpha", torch.ones(envs.num_tasks, len(eps)))
         of_actor = [torch.full((x.numel(),), "critic" not in name) for name, x in init.items()]
         self.register_buffer("of_actor", torch.cat(of_actor), persistent=False)  # (weight,)
         self.register_buffer("return_stats", torch.zeros(envs.num_tasks, 3).double())  # for --norm-reward
@@ -278,22 +277,23 @@ def gae(rewards, values, next_values, terminated, done, args) -> Tensor:
 def e_step(advantages, args) -> tuple[Tensor, Tensor]:
     """Weights of the samples (task, sample), of mean 1, and eta (task, 1), from advantages (task, sample).
 
-    Those of largest advantages have exp(A / eta), the others, if --top-share is less than 1, have 0. Their KL
-    from equal weights falls as eta grows: eta is found by bisection. If all advantages are equal so are they.
+    The share of the largest advantages weighs exp(A / eta), the rest 0. Their KL from equal weights falls as
+    eta grows: a bisection finds eta. Equal advantages have equal weights.
     """
-    number = max(1, round(args.top_share * advantages.shape[1]))
+    number = round(args.top_share * advantages.shape[1])
     best, index = advantages.topk(number, 1)
     best = best - best[:, :1]
-    spread = -best[:, -1:].clamp(max=-1e-12)
-    low, high = 1e-4 * spread, 1e4 * spread
+    spread = best.std(1, keepdim=True).clamp(min=1e-12)
+    low, high = spread.log() - 15, spread.log() + 15
     for _ in range(50):
-        eta = (low * high).sqrt()
-        logp = (best / eta).log_softmax(1)
+        log_eta = (low + high) / 2
+        logp = (best / log_eta.exp()).log_softmax(1)
         kl = (logp.exp() * logp).sum(1, keepdim=True) + math.log(number)
-        low = torch.where(kl > args.eps_eta, eta, low)
-        high = torch.where(kl > args.eps_eta, high, eta)
-    weights = advantages.shape[1] * logp.exp()
-    return torch.zeros_like(advantages).scatter(1, index, weights), eta
+        low = torch.where(kl > args.eps_eta, log_eta, low)
+        high = torch.where(kl > args.eps_eta, high, log_eta)
+    weights = torch.zeros_like(advantages)
+    weights.scatter_(1, index, advantages.shape[1] * logp.exp())
+    return weights, log_eta.exp()
 
 
 @torch.no_grad()
@@ -314,10 +314,9 @@ def make_batch(agent, W: Weights, data: Rollout, values, advantages, weights, ar
 
 
 def policy_kl(agent, old: Tensor, policy) -> tuple[Tensor, Tensor]:
-    """KL(pi_old || pi) of every sample, (task, sample), and what is held small, (task, sample, part).
+    """KL(pi_old || pi) of every sample, (task, sample), and in parts, (task, sample, part).
 
-    That is the KL itself; of a Gaussian, apart, what it would be if only the mean or only the standard
-    deviation had changed (Song et al. 2020, section 4.2). old: logits, or mean and log standard deviation.
+    A Gaussian's parts are what the KL were if only the mean, or only the standard deviation, had changed.
     """
     if agent.discrete:
         old_logp = old.log_softmax(-1)
@@ -335,8 +334,7 @@ def policy_kl(agent, old: Tensor, policy) -> tuple[Tensor, Tensor]:
 def vmpo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
     """Weighted likelihood, trust region, value loss and entropy bonus: each task's loss, and what to log.
 
-    The mean of log pi over samples is -KL(pi_old || pi) in expectation, up to a constant. The control variate
-    puts that in its place, and leaves mean (w - 1) log pi to the samples.
+    Over pi_old's actions the mean of log pi is -KL(pi_old || pi), up to a constant: the control variate.
     """
     out = agent.actor(W, mb.obs)
     policy = agent.distribution(W, out)
@@ -345,14 +343,11 @@ def vmpo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
     pg_loss = -(mb.weights * newlogprob).mean(1)
     if args.control_variate:
         pg_loss = (kl - (mb.weights - 1) * newlogprob).mean(1)
-    parts = parts.mean(1)
-    alpha = agent.log_alpha.exp()
-    kl_loss = (alpha.detach() * parts).sum(1)
-    alpha_loss = (alpha * (agent.eps - parts.detach())).sum(1)
+    kl_loss = (agent.alpha * parts.mean(1)).sum(1)
     newvalue = agent.critic(W, mb.obs)
     v_loss = 0.5 * (newvalue - mb.returns).square().mean(1)
     entropy = entropy.mean(1)
-    loss = pg_loss + kl_loss + alpha_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+    loss = pg_loss + kl_loss - args.ent_coef * entropy + args.vf_coef * v_loss
     stats = {
         "losses/policy_loss": pg_loss,
         "losses/value_loss": v_loss,
@@ -363,19 +358,25 @@ def vmpo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
 
 
 @torch.no_grad()
-def learn_sigma(agent, G: Tensor, args):
+def learn_sigma(agent, G: Tensor, mb: Batch, args):
     """sigma_m = (N_m h / beta + 1 / sigma_prior^2)^(-1/2), with h from the squares of G (task, weight).
 
-    h stands in for the curvature of one sample: it is that for a log-likelihood at its optimum. The mean
-    gradient of B samples varies by h / B, less because they are drawn from N_m without replacement, more
-    because weights are sampled (exactly so for a diagonal curvature). At most twice B G^2 counts, because a
-    single minibatch does not vary. If G stays 0 sigma is the prior's.
+    h stands in for the curvature of one sample: it is that of a log-likelihood at its optimum. In the actor's
+    curvature a sample counts w, in its gradient w or w - 1: squares are divided by the mean square of that. G
+    of B samples varies by h / B, less because these are drawn from N_m without replacement, more because W is
+    sampled, by 1 + alpha in the actor (exactly so for a diagonal curvature). At most twice B G^2 counts.
     """
     N = args.samples_per_task
     B = N // args.num_minibatches
-    share = (1 - args.beta) * B / N
-    scale = B / max(1 - share, 0.5)
-    agent.h_sum.mul_(args.sigma_decay).addcmul_(G, G, value=scale)
+    factor = mb.weights - 1 if args.control_variate else mb.weights
+    size = factor.square().mean(1, keepdim=True).clamp(min=0.01)
+    sampled = (1 + agent.alpha[:, :1]).square() / size
+    size = torch.where(agent.of_actor, size, 1.0)  # (task, weight)
+    sampled = torch.where(agent.of_actor, sampled, 1.0)
+    share = (1 - args.beta * sampled) * B / N
+    scale = B / (1 - share).clamp(min=0.5)
+    squares = scale / size * G.square()
+    agent.h_sum.mul_(args.sigma_decay).add_(squares)
     agent.h_count.mul_(args.sigma_decay).add_(1)
     weight = N / args.beta / agent.h_count
     precision = weight * agent.h_sum + 1 / args.sigma_prior**2
@@ -387,20 +388,15 @@ def minibatch_backward(agent, mb: Batch, noise: Tensor, args) -> dict:
     """Gradients of the objective at the top, clipped, and what to log, (task,) each; sigma learns from them.
 
     Row m of mu.grad is at first the gradient of task m's loss by W_m. theta.grad is their sum: both move W_m.
-    The noise is not the rollout's, so that the KL is not 0 even at the first minibatch.
     """
     W = agent.unpack(agent.weights(noise))
     losses, stats = vmpo_loss(agent, W, mb, args)
     losses.sum().backward()
-    # in the actor's gradient a sample counts w or w - 1, in its curvature w, whose mean is 1
-    factor = mb.weights - 1 if args.control_variate else mb.weights
-    size = factor.square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
-    learn_sigma(agent, agent.mu.grad / size.where(agent.of_actor, 1.0), args)
+    learn_sigma(agent, agent.mu.grad, mb, args)
     kl_of_mu = agent.mu.square().sum(1) / (2 * args.sigma_prior**2)  # the rest of the KL is learn_sigma's
     kl_loss = args.beta / args.samples_per_task * kl_of_mu
     kl_loss.sum().backward()
-    weights = [x for name, x in agent.named_parameters() if name != "log_alpha"]
-    nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return {name: x.detach() for name, x in stats.items()}
 
 
@@ -410,6 +406,16 @@ def recentre(agent, alpha):
     delta = alpha * agent.mu.mean(0)
     agent.theta += delta
     agent.mu -= delta
+
+
+@torch.no_grad()
+def learn_alpha(agent, batch: Batch, args):
+    """Raise the trust region's weight if the policy went too far, else lower it: at rest if the KL is eps."""
+    W = agent.unpack(agent.weights())
+    policy = agent.distribution(W, agent.actor(W, batch.obs))
+    _, parts = policy_kl(agent, batch.old, policy)
+    ratio = parts.mean(1) / agent.eps
+    agent.alpha.mul_(ratio.clamp(0.25, 4).sqrt()).clamp_(min=args.alpha_min)
 
 
 def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
@@ -424,7 +430,7 @@ def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
             optimizer.zero_grad()
             means.add(backward(agent, mb, noise, args))
             optimizer.step()
-            agent.log_alpha.data.clamp_(min=math.log(args.alpha_min))
+    learn_alpha(agent, batch, args)
     if args.reptile_alpha:
         recentre(agent, args.reptile_alpha)
     first = means.first["losses/kl"]
@@ -450,7 +456,7 @@ def check(args: Args) -> None:
     check_args(args)
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
-    if args.top_share * args.samples_per_task < math.exp(args.eps_eta):
+    if math.log(max(1, args.top_share * args.samples_per_task)) <= args.eps_eta:
         fail("--eps-eta must be below the logarithm of the number of a task's samples that have weight")
     if args.freeze_theta and args.reptile_alpha:
         fail("--freeze-theta cannot be combined with --reptile-alpha, which moves theta")
@@ -505,9 +511,8 @@ def train(args: Args) -> Path:
             run.log_charts(episodes, optimizer.param_groups[0]["lr"])
             run.log_all(stats)
             explained = explained_variance(by_task(values), by_task(advantages))
-            run.log_all({"losses/explained_variance": explained, "losses/eta": eta.squeeze(1)})
-            for name, x in zip(("losses/alpha", "losses/alpha_std"), agent.log_alpha.detach().exp().T):
-                run.log(name, x)
+            run.log_all({"losses/explained_variance": explained})
+            run.log_all({"losses/eta": eta.squeeze(1), "losses/alpha": agent.alpha[:, 0]})
             log_method(run, agent, args)
         if run.eval_due:
             run.evaluate(args.eval_interval_episodes)

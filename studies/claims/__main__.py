@@ -84,6 +84,16 @@ def compared(
     return [c.verdict for c in found], markdown([*columns, "verdict"], rows)
 
 
+def answer_of(verdicts: list[str], what: str) -> str:
+    """To a claim that all of these, called so, are "better"."""
+    won, lost = verdicts.count("better"), verdicts.count("worse")
+    if not won:
+        return "not decided" if set(verdicts) == {"undecided"} else "not supported"
+    if won == len(verdicts):
+        return "supported"
+    return f"supported in {won} of {len(verdicts)} {what}" + f", worse in {lost}" * (lost > 0)
+
+
 def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     """VarShare and L2Soft beat the other baselines."""
     families = ("varshare", "l2soft")
@@ -92,11 +102,7 @@ def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     if not pairs:
         return None
     verdicts, table = compared(by_method, pairs)
-    won, lost = verdicts.count("better"), verdicts.count("worse")
-    answer = "supported" if won == len(pairs) else f"supported in {won} of {len(pairs)} comparisons"
-    answer += f", worse in {lost}" * (0 < won and 0 < lost)
-    if not won:
-        answer = "not decided" if set(verdicts) == {"undecided"} else "not supported"
+    answer = answer_of(verdicts, "comparisons")
     test = "p below 5 % in every comparison, and not the same within the margin"
     text = f"Test: {test}.\n\n{table}"
     if all(by_method[m].timed for pair in pairs for m in pair):  # evaluated on the way
@@ -159,6 +165,11 @@ def in_both(other: Result, ppo: Result) -> list[tuple[str, str]]:
     return [(x, y) for x, y in pairs if y in ppo.by_method]
 
 
+def seconds_of(x: Result, method: str) -> float:
+    """Of a run, the median; how many steps it has depends on the length of its rollouts."""
+    return float(x.logged(method, SECONDS).ffill(axis=1).iloc[:, -1].median())
+
+
 def against_ppo(other: Result, ppo: Result, name: str) -> tuple[list[str], str]:
     """Verdicts on every method with another algorithm, of this name, minus the same with PPO; their table."""
     pairs = in_both(other, ppo)
@@ -168,7 +179,7 @@ def against_ppo(other: Result, ppo: Result, name: str) -> tuple[list[str], str]:
     judged = judge([across(x, y, *noises) for x, y in values], within)
     rows = []
     for names, means, c in zip(pairs, values, judged):
-        seconds = [x.logged(m, SECONDS).iloc[:, -1].median() for x, m in zip((other, ppo), names)]
+        seconds = [seconds_of(x, m) for x, m in zip((other, ppo), names)]
         numbers = [f"{mean.mean():.1f}" for mean in means]
         rows.append([title_of(names[1]), *numbers, *c.cells(), *(f"{s:.0f}" for s in seconds)])
     columns = ["method", name, "PPO", f"{name} minus PPO", "p (Holm)", f"{name} is"]
@@ -185,10 +196,8 @@ def on_the_way(other: Result, ppo: Result, name: str) -> str:
         curves = [x.by_method[m].curve.mean() for x, m in zip((other, ppo), names)]
         numbers = zip(*(np.interp(steps, curve.index, curve) for curve in curves))
         rows.append([title_of(names[1]), *(f"{x:.0f} / {y:.0f}" for x, y in numbers)])
-    text = (
-        f"On the way, {name} / PPO. A step size that falls until the end of a run, as PPO's, is not on the "
-    )
-    text += "way where that of a run of so many steps would be; SAC's is constant.\n\n"
+    text = f"On the way, {name} / PPO. PPO's step size falls until the end of a run: a run of a fifth "
+    text += "of the steps would end higher than its number here.\n\n"
     return text + markdown(["method", *(f"{step:,}" for step in steps)], rows)
 
 
@@ -197,20 +206,17 @@ def claim_6(sac: Result, ppo: Result) -> tuple[str, str] | None:
     if not in_both(sac, ppo):
         return None
     verdicts, text = against_ppo(sac, ppo, "SAC")
-    won, lost = verdicts.count("better"), verdicts.count("worse")
-    answer = "supported" if won == len(verdicts) else "not supported"
-    if won < len(verdicts):
-        answer += f": better in {won} of {len(verdicts)} methods, worse in {lost}"
-    return answer, f"Test: better after {sac.steps:,} steps, p below 5 %, for every method. {text}"
+    test = f"Test: better after {sac.steps:,} steps, p below 5 %, for every method."
+    return answer_of(verdicts, "methods"), f"{test} {text}"
 
 
 def claim_9(vmpo: Result, ppo: Result) -> tuple[str, str] | None:
     """VarShare with V-MPO is better than with PPO."""
-    titles = [METHODS[x].family for x, _ in in_both(vmpo, ppo) if x in METHODS]
-    if "varshare" not in titles:
+    ours = [i for i, (x, _) in enumerate(in_both(vmpo, ppo)) if x in of_family(vmpo.by_method, "varshare")]
+    if not ours:
         return None
     verdicts, text = against_ppo(vmpo, ppo, "V-MPO")
-    verdict = verdicts[titles.index("varshare")]
+    verdict = verdicts[ours[0]]
     answer = {"better": "supported", "undecided": "not decided"}.get(verdict, f"not supported: {verdict}")
     return answer, f"Test: VarShare's difference, p below 5 % over all methods that both have. {text}"
 
@@ -270,10 +276,14 @@ def claim_11(x: Result) -> tuple[str, str] | None:
 
 
 def beside_ppo(results: list[Result], algorithm: str) -> list[tuple[Result, Result]]:
-    """Suites of "sac" or "vmpo", each with those of PPO on the same environment for as many steps."""
+    """Suites of "sac" or "vmpo", each with PPO's of the same environment, length and seeds, or more seeds."""
+
+    def alike(x: Result, y: Result) -> bool:
+        return (x.env, x.steps) == (y.env, y.steps) and set(x.configs.seed) <= set(y.configs.seed)
+
     suites = [x for x in results if all(m.endswith(f"-{algorithm}") for m in x.by_method)]
     of_ppo = [x for x in results if all(m == base_of(m) for m in x.by_method)]
-    return [(x, y) for x in suites for y in of_ppo if (x.env, x.steps) == (y.env, y.steps)]
+    return [(x, y) for x in suites for y in of_ppo if alike(x, y)]
 
 
 def verdicts(results: list[Result], adaptations: list[Adaptations]) -> str:
@@ -335,8 +345,7 @@ def plot_cost(other: Result, ppo: Result, name: str, against: str) -> Figure:
             curve = x.by_method[method].curve
             at = curve.columns.to_numpy(float)
             if against == "time":
-                seconds = x.logged(method, SECONDS).median()  # of the runs; of PPO's the last alone is known
-                at = np.interp(at, np.append(0, seconds.index), np.append(0, seconds))
+                at *= seconds_of(x, method) / at[-1]
             draw_curve(ax, at, curve, label, color, bounds=bounds)
         ax.set_title(title_of(names[1]))
     for ax in axes:
@@ -376,7 +385,7 @@ def plot_residuals(results: list[Result]) -> Figure | None:
 
 
 def report(out: Path) -> str:
-    """table.md, and figures of residuals on identical tasks and of the cost of SAC; returns the verdicts."""
+    """table.md, and figures of residuals on identical tasks, and of SAC and V-MPO; returns the verdicts."""
     results = [Result(path.parent) for path in sorted(Path("results/suites").glob("*/configs.csv"))]
     if not results:
         fail("no suite has results in results/suites yet")

@@ -78,12 +78,12 @@ def test_verdicts_on_claim_5():
     assert claims.claim_5(make_scores(varshare=100, varshare_reptile=100), own) is None
 
 
-def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0):
+def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0, first_seed=1, scatter=1.0):
     """A suite whose methods have these mean returns; size: norm of the residuals at the end."""
     rng, rows, configs = np.random.default_rng(0), [], []
     for method, mean in means.items():
-        for seed in range(1, seeds + 1):
-            x = mean + rng.normal()
+        for seed in range(first_seed, first_seed + seeds):
+            x = mean + scatter * rng.normal()
             values = [("eval/episodic_return", task, 1000, x) for task in ("a", "b", "mean")]
             values.append((SECONDS, "mean", 1000, 5.0))
             if method == "varshare":
@@ -120,9 +120,11 @@ def test_verdicts_on_claim_6():
     assert answer == "supported" and {cells["SAC is"] for cells in table.values()} == {"better"}
     assert set(table) == {"Independent", "L2Soft", "VarShare"}
     assert table["VarShare"]["SAC minus PPO"].startswith("30.0 [")
-    assert answer_to(110, 100, 130)[0] == "not supported: better in 2 of 3 methods, worse in 0"
-    assert answer_to(90, 80, 130)[0] == "not supported: better in 1 of 3 methods, worse in 2"
-    assert "## C6 on sac and ppo: not supported" in report()
+    assert answer_to(110, 100, 130)[0] == "supported in 2 of 3 methods"
+    assert answer_to(90, 80, 130)[0] == "supported in 1 of 3 methods, worse in 2"
+    write_suite("ppo-2", {"l2soft": 100}, first_seed=2)  # of other seeds
+    text = report()
+    assert "## C6 on sac and ppo: supported in 1 of 3 methods" in text and text.count("## C6") == 1
     other = write_suite("reptile", {"varshare-reptile-sac": 1})
     assert claims.claim_6(other, ppo) is None
     assert claims.beside_ppo([ppo, write_suite("far", {"l2soft-sac": 1}, env="cartpole20")], "sac") == []
@@ -132,6 +134,8 @@ def test_verdicts_on_claim_9():
     """VarShare's alone, with Holm's correction for the others."""
     ppo = write_suite("ppo", {"task-blind": 10, "l2soft": 100, "varshare": 100})
     verdicts = {130: "supported", 100.1: "not supported: the same", 60: "not supported: worse"}
+    wide = write_suite("vmpo", {"varshare-vmpo": 100}, scatter=90)
+    assert claims.claim_9(wide, ppo)[0] == "not decided"
     for mean, expected in verdicts.items():
         means = {"task-blind-vmpo": 10, "l2soft-vmpo": 200, "varshare-vmpo": mean}
         vmpo = write_suite("vmpo", means)
@@ -156,6 +160,9 @@ def test_evaluations_on_the_way_of_both_algorithms():
         "| VarShare | 200 / 100 | 400 / 200 | 600 / 300 | 800 / 400 | 1000 / 500 |"
         in claims.claim_6(*both)[1]
     )
+    end = both[0].runs[both[0].runs.metric == SECONDS][:1].assign(seed=99, step=1100, value=70.0)
+    both[0].runs = pd.concat([both[0].runs, end])  # a run whose rollouts end later: all of them count
+    assert claims.seconds_of(both[0], "varshare-sac") == 50
     for against, ends in (("steps", (1000, 1000)), ("time", (50, 5))):
         (ax,) = claims.plot_cost(*both, "SAC", against).axes
         assert {x.get_label(): x.get_xdata()[-1] for x in ax.get_lines()} == dict(zip(names, ends))
