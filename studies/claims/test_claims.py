@@ -100,6 +100,11 @@ def write_suite(name, means, env="cartpole10", seeds=6, searched_on="", size=1.0
     return Result(folder)
 
 
+def say():
+    """The verdicts, without figures."""
+    return claims.verdicts([Result(path) for path in sorted(Path("results/suites").iterdir())], [])
+
+
 def report():
     return claims.report(Path("results/studies/claims"))
 
@@ -123,7 +128,7 @@ def test_verdicts_on_claim_6():
     assert answer_to(110, 100, 130)[0] == "supported in 2 of 3 methods"
     assert answer_to(90, 80, 130)[0] == "supported in 1 of 3 methods, worse in 2"
     write_suite("ppo-2", {"l2soft": 100}, first_seed=2)  # of other seeds
-    text = report()
+    text = say()
     assert "## C6 on sac and ppo: supported in 1 of 3 methods" in text and text.count("## C6") == 1
     other = write_suite("reptile", {"varshare-reptile-sac": 1})
     assert claims.claim_6(other, ppo) is None
@@ -142,7 +147,7 @@ def test_verdicts_on_claim_9():
         assert claims.beside_ppo([ppo, vmpo], "vmpo") == [(vmpo, ppo)]
         answer, text = claims.claim_9(vmpo, ppo)
         assert answer == expected and len(cells_of(text.partition("On the way")[0])) == 3
-        assert f"## C9 on vmpo and ppo: {expected}" in report()
+        assert f"## C9 on vmpo and ppo: {expected}" in say()
     assert claims.claim_9(write_suite("vmpo", {"l2soft-vmpo": 1}), ppo) is None
 
 
@@ -174,8 +179,7 @@ def test_no_verdict_where_task_blind_does_as_well():
         means = {"task-blind": blind, "varshare": 100, "l2soft": 99, "independent": 50}
         write_suite(name, means)
         write_suite(f"{name}-sac", {f"{method}-sac": x for method, x in means.items()})
-    text = report()
-    assert Path("results/studies/claims/table.md").read_text(encoding="utf-8") == text
+    text = say()
     for claim in ("C1 VarShare and L2Soft beat the other baselines", "C2 VarShare and L2Soft are the same"):
         for suffix in ("", "-sac"):
             assert f"| {claim} | even{suffix} | **this suite cannot tell** |" in text
@@ -198,6 +202,7 @@ def test_verdicts_on_claim_8(size, answer):
     same = write_suite("same", means, "cartpole-identical10", 3, "cartpole", size)
     write_suite("other", means, seeds=3)  # with settings of its own
     text = report()
+    assert Path("results/studies/claims/table.md").read_text(encoding="utf-8") == text
     assert f"## C8 on same and cartpole: {answer}\n" in text and text.count("## C8") == 1
     assert f"quotient {size:.2f} [{size:.2f}, {size:.2f}]" in text
     (ax,) = claims.plot_residuals([same, different]).axes
