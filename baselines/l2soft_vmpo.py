@@ -7,8 +7,8 @@ The script minimises
     sum_m [ L(theta + mu_m) + lambda * |mu_m|^2 ],
     L(W_m) = mean_i [ -w_i log pi(a_i|s_i) + alpha_m KL(pi_old || pi) + vf_coef (V(s_i) - R_i)^2 / 2 ],
 
-Evgeniou & Pontil 2004 with V-MPO's loss, or VarShare with points for posteriors. alpha_m is such that the KL
-ends at eps_alpha. After each update phase --reptile-alpha moves a share of mean_m(mu_m) into theta.
+Evgeniou & Pontil 2004 with V-MPO's loss, or VarShare with points for posteriors. alpha_m rises if the KL
+is above eps_alpha. After each update phase --reptile-alpha moves a share of mean_m(mu_m) into theta.
 
 V-MPO is Song et al. 2020 (arXiv 1909.12238); docs/vmpo.md lists every deviation.
 """
@@ -388,7 +388,7 @@ def check(args: Args) -> None:
     check_args(args)
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
-    if math.log(max(1, args.top_share * args.samples_per_task)) <= args.eps_eta:
+    if math.log(max(1, round(args.top_share * args.samples_per_task))) <= args.eps_eta:
         fail("--eps-eta must be below the logarithm of the number of a task's samples that have weight")
     if args.freeze_theta and args.reptile_alpha:
         fail("--freeze-theta cannot be combined with --reptile-alpha, which moves theta")

@@ -6,8 +6,7 @@ where their KL from equal ones is eps_eta. With shared weights theta the script 
     sum_m L_m(theta),
     L_m(W) = mean_i [ -w_i log pi(a_i|s_i) + alpha_m KL(pi_old || pi) + vf_coef (V(s_i) - R_i)^2 / 2 ],
 
-a mean over samples of task m. alpha_m is such that the KL ends at eps_alpha.
-
+a mean over samples of task m. alpha_m rises if the KL is above eps_alpha, else it falls.
 
 V-MPO is Song et al. 2020 (arXiv 1909.12238); docs/vmpo.md lists every deviation.
 """
@@ -363,7 +362,7 @@ def check(args: Args) -> None:
     check_args(args)
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
-    if math.log(max(1, args.top_share * args.samples_per_task)) <= args.eps_eta:
+    if math.log(max(1, round(args.top_share * args.samples_per_task))) <= args.eps_eta:
         fail("--eps-eta must be below the logarithm of the number of a task's samples that have weight")
 
 

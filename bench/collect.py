@@ -215,8 +215,6 @@ def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     """
     final = [SECONDS, "charts/SPS", *run.metrics(SHARING)]
     on_the_way = [*NORMS]
-    if run.config["script"].endswith("_sac.py"):  # its cost is compared
-        on_the_way.append(SECONDS)
     if by_success:
         on_the_way += [SUCCESS, TRAINING_SUCCESS]
     rows = evaluations(run, final, on_the_way)

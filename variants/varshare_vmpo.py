@@ -11,7 +11,7 @@ q; eta_m is where the weights' KL from equal ones is eps_eta. The M-step minimis
     sum_m [ L(theta + mu_m + sigma_m * eps_m) + beta / N_m * KL(q_m || p) ],   eps_m ~ N(0, I),
     L(W_m) = mean_i [ -w_i log pi(a_i|s_i) + alpha_m KL(pi_old || pi) + vf_coef (V(s_i) - R_i)^2 / 2 ],
 
-so beta = 1 is the bound, but for a trust region. Its weight alpha_m is such that the KL ends at eps_alpha.
+so beta = 1 is the bound, but for a trust region, whose weight alpha_m rises if the KL is above eps_alpha.
 
 V-MPO is Song et al. 2020 (arXiv 1909.12238); docs/vmpo.md derives the bound and lists every deviation.
 """
@@ -456,7 +456,7 @@ def check(args: Args) -> None:
     check_args(args)
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
-    if math.log(max(1, args.top_share * args.samples_per_task)) <= args.eps_eta:
+    if math.log(max(1, round(args.top_share * args.samples_per_task))) <= args.eps_eta:
         fail("--eps-eta must be below the logarithm of the number of a task's samples that have weight")
     if args.freeze_theta and args.reptile_alpha:
         fail("--freeze-theta cannot be combined with --reptile-alpha, which moves theta")
