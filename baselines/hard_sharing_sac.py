@@ -305,6 +305,8 @@ def log_method(run, agent):
 def check(args: Args) -> None:
     """Refuse settings that make no sense, before anything is written."""
     check_args(args)
+    if not args.hidden_sizes:
+        fail("--hidden-sizes must have a layer: without one, tasks share nothing")
     if args.buffer_size < max(args.batch_size, args.learning_starts):
         fail("--buffer-size must be at least --batch-size and --learning-starts")
 

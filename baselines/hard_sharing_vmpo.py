@@ -372,6 +372,8 @@ def log_method(run, agent, args):
 def check(args: Args) -> None:
     """Refuse settings that make no sense, before anything is written."""
     check_args(args)
+    if not args.hidden_sizes:
+        fail("--hidden-sizes must have a layer: without one, tasks share nothing")
     if args.samples_per_task < 2 or args.samples_per_task % args.num_minibatches:
         fail("--envs-per-task times --num-steps must be 2 or more and divide into --num-minibatches")
     if math.log(max(1, round(args.top_share * args.samples_per_task))) <= args.eps_eta:

@@ -216,8 +216,68 @@ def update(script, agent, args, batch, optimizer=None):
     return script.update(agent, optimizer, batch, script.minibatch_backward, args, rng)
 
 
+def normalised(x, agent, net):
+    """With --norm-critic the layer normalisation of the critic's x (..., feature), by its formula."""
+    if net == "actor" or not agent.norm_critic:
+        return x
+    x = x - x.mean(-1, keepdim=True)
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def moore_by_hand(agent, W, net, obs):
+    """Outputs (sample, out) of a task of MOORE, sample by sample; its experts made orthonormal by a QR."""
+    outputs = []
+    for x in obs:
+        experts = []
+        for k in range(agent.num_experts):
+            u = x
+            for i in range(len(HIDDEN)):
+                u = W[f"{net}.{i}.weight"][k] @ u + W[f"{net}.{i}.bias"][k]
+                if i < len(HIDDEN) - 1:
+                    u = normalised(u, agent, net).relu()
+            experts.append(u)
+        q, r = torch.linalg.qr(torch.stack(experts, 1))
+        v = q * r.diagonal().sign()
+        last = f"{net}.{len(HIDDEN)}"
+        outputs.append(W[f"{last}.weight"] @ (v @ W[f"{net}.w"]).tanh() + W[f"{last}.bias"])
+    return torch.stack(outputs)
+
+
+def soft_modularization_by_hand(agent, W, net, obs):
+    """Outputs (sample, out) of a task of Soft Modularization, sample by sample and module by module."""
+
+    def layer(name, x, j=...):
+        return W[f"{net}.{name}.weight"][j] @ x + W[f"{net}.{name}.bias"][j]
+
+    outputs, (_, num_layers), n = [], agent.sizes, agent.num_modules
+    for x in obs:
+        for i in range(len(HIDDEN)):
+            x = normalised(layer(i, x.relu() if i else x), agent, net)
+        e = layer("gate.1", layer("gate.0", (x * W[f"{net}.embedding"]).relu()).relu())
+        inputs, past = [x.relu()] * n, []
+        for number in range(num_layers):
+            condition = e * layer(f"past.{number}", torch.cat(past)) if past else e
+            rows = layer(f"route.{number}", condition.relu()).split(n)  # one for each target
+            rows = [row.exp() / row.exp().sum() for row in rows]
+            past.append(torch.cat(rows))
+            h = [layer(f"modules.{number}", inputs[j], j) for j in range(n)]
+            inputs = [sum(row[j] * h[j] for j in range(n)).relu() for row in rows]
+        (last,) = inputs
+        outputs.append(layer("out", last))
+    return torch.stack(outputs)
+
+
+BY_HAND = {"num_experts": moore_by_hand, "num_modules": soft_modularization_by_hand}  # by an attribute
+
+
 def forward_task_by_task(agent, weights, obs):
     """Actor's outputs (task, sample, out), values (task, sample), logstd (task, action), by a plain loop."""
+    for network in (BY_HAND[name] for name in BY_HAND if hasattr(agent, name)):
+        W = agent.unpack(weights)
+        rows = [{name: x[m] for name, x in W.items()} for m in range(TASKS)]
+        both = ([network(agent, W, net, x) for W, x in zip(rows, obs)] for net in ("actor", "critic"))
+        actor, critic = map(torch.stack, both)
+        return actor, critic.squeeze(2), W.get("logstd", weights[:, :0])
     layers = [(net, i) for net in ("actor", "critic") for i in range(len(HIDDEN) + 1)]
     if hasattr(agent, "heads"):  # the output layers stand behind all others
         layers.sort(key=lambda layer: layer[1] == len(HIDDEN))
@@ -232,11 +292,7 @@ def forward_task_by_task(agent, weights, obs):
         for net, outputs in (("actor", actor), ("critic", critic)):
             hidden = x
             for i in range(len(HIDDEN)):
-                hidden = F.linear(hidden, *params[net, i])
-                if net == "critic" and agent.norm_critic:
-                    hidden = hidden - hidden.mean(1, keepdim=True)
-                    hidden = hidden / (hidden.square().mean(1, keepdim=True) + 1e-5).sqrt()
-                hidden = hidden.relu()
+                hidden = normalised(F.linear(hidden, *params[net, i]), agent, net).relu()
             outputs.append(F.linear(hidden, *params[net, len(HIDDEN)]))
         logstd.append(row[: agent.act_dim * (not agent.discrete)])
     return torch.stack(actor), torch.stack(critic).squeeze(2), torch.stack(logstd)
@@ -247,6 +303,10 @@ def networks(agent, obs, noise=0.0):
     if hasattr(agent, "embedding"):
         embedding = agent.embedding.unsqueeze(1).expand(-1, obs.shape[1], -1)
         return agent.theta.expand(TASKS, -1), torch.cat((obs, embedding), 2)
+    if hasattr(agent, "embeddings"):
+        return torch.stack([torch.cat((agent.theta, z)) for z in agent.embeddings]), obs
+    if hasattr(agent, "w"):
+        return torch.stack([sum(w * theta for w, theta in zip(ws, agent.theta)) for ws in agent.w]), obs
     if hasattr(agent, "heads"):
         return torch.stack([torch.cat((agent.theta, head)) for head in agent.heads]), obs
     if hasattr(agent, "mu"):

@@ -19,6 +19,9 @@ task_blind, independent, hard_sharing, contextual, l2soft, pcgrad, cagrad = (
     probes.load_script(f"baselines/{name}_ppo.py")
     for name in ("task_blind", "independent", "hard_sharing", "contextual", "l2soft", "pcgrad", "cagrad")
 )
+soft_modularization, paco, moore = (
+    probes.load_script(f"baselines/{name}_ppo.py") for name in ("soft_modularization", "paco", "moore")
+)
 varshare = probes.load_script("varshare_ppo.py")
 SURGERY = pytest.mark.parametrize("method", [pcgrad, cagrad], ids=["pcgrad", "cagrad"])
 UNCLIPPED = 1e9  # as --max-grad-norm
@@ -46,6 +49,86 @@ def test_what_starts_apart_and_what_is_shared(space):
     assert rows == {name: TASKS if name in apart else 1 for name in rows} and apart < rows.keys()
     heads = [x.flatten(1) for name, x in W.items() if ".2." in name or name == "logstd"]
     assert torch.equal(torch.cat(heads, 1), agent.heads)
+    sets = agent_of(paco)
+    assert sets.theta.unique(dim=0).shape[0] == 5 and sets.w.unique(dim=0).shape[0] == TASKS
+    for script, own in ((moore, "heads"), (soft_modularization, "embeddings")):
+        agent = agent_of(script)
+        assert [name for name, _ in agent.named_parameters()] == ["theta", own]
+        assert getattr(agent, own).unique(dim=0).shape[0] == TASKS
+        W = agent.unpack(agent.weights())
+        for name, x in W.items():
+            if x[0].ndim == 3:  # experts and modules are draws of their own
+                assert len(x[0].unique(dim=0)) == len(x[0]) > 1, name
+
+
+# Soft Modularization, PaCo and MOORE; their networks and gradients are in test_varshare_ppo.py
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_experts_become_orthonormal_and_span_what_they_did(apart):
+    rng = torch.Generator().manual_seed(0)
+    common, own = (torch.randn(*size, generator=rng).double() for size in ((2, 1, 5, 7), (2, 4, 5, 7)))
+    u = (common + apart * own).requires_grad_()
+    v = moore.gram_schmidt(u)
+    products = torch.einsum("mksd,mjsd->mskj", v, v)
+    torch.testing.assert_close(products, torch.eye(4).double().expand_as(products), rtol=0, atol=1e-4)
+    for k in range(1, 5):  # expert k has nothing of those behind it, and lies on the side of what it was
+        first = torch.einsum("mjsd,msd->mjs", v[:, :k], u[:, k - 1])
+        rest = u[:, k - 1] - torch.einsum("mjs,mjsd->msd", first, v[:, :k])
+        assert rest.norm() < 1e-5 * u.norm() and (first[:, -1] > 0).all()
+    (grad,) = torch.autograd.grad(v[:, 1:].square().sum(), u)
+    assert grad.abs().max() < 1e-3 / apart  # lengths are fixed
+    assert moore.gram_schmidt(torch.zeros(1, 3, 1, 7)).isfinite().all()  # as at an observation of zeros
+
+
+def test_modules_are_mixed_evenly_at_first_and_routing_depends_on_task_and_observation():
+    agent = soft_modularization.Agent(
+        probes.spaces(), settings(soft_modularization), torch.Generator().manual_seed(0)
+    )
+    W, e = agent.unpack(agent.weights()), torch.randn(TASKS, 8, HIDDEN[-1])
+    P = soft_modularization.route(e, [], W, "actor")
+    assert P.shape == (TASKS, 8, 2, 2)
+    torch.testing.assert_close(P, torch.full_like(P, 0.5), rtol=0, atol=0.05)
+    agent, obs = make_agent(soft_modularization), torch.randn(1, 2, probes.OBS).double().expand(TASKS, -1, -1)
+    seen, route = [], soft_modularization.route
+
+    def keep(*inputs):
+        seen.append(route(*inputs))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soft_modularization, "route", keep)
+        agent.actor(agent.unpack(agent.weights()), obs)
+    assert [P.shape[2:] for P in seen] == [(2, 2), (1, 2)]
+    for P in seen:
+        torch.testing.assert_close(P.sum(3), torch.ones_like(P[..., 0]))
+        assert len(P.detach().flatten(0, 1).unique(dim=0)) == 2 * TASKS
+
+
+def test_a_task_whose_loss_is_too_large_is_left_out_and_mixes_anew():
+    agent = make_agent(paco, dtype=torch.float32)
+    args = settings(paco, max_loss=50.0, max_grad_norm=UNCLIPPED)
+    b = random_batch(paco, agent, 20)
+    b.returns[1] += 100
+    grads, stats = gradients(paco, agent, b, args)
+    assert stats["losses/lost"].tolist() == [0, 1, 0]
+    assert not grads["w"][1].any() and grads["w"][0].any() and grads["w"][2].any()
+    without = b._replace(returns=b.returns.clone())
+    without.returns[1] -= 70  # still too large: what is left out has no say in the others' gradients
+    torch.testing.assert_close(gradients(paco, agent, without, args)[0], grads)
+    before = agent.w.detach().clone()
+    paco.mix_anew(agent, stats["losses/lost"], torch.Generator().manual_seed(0))
+    assert torch.equal(agent.w[[0, 2]], before[[0, 2]])
+    share = (agent.w[1] - before[0]) @ (before[2] - before[0]) / (before[2] - before[0]).square().sum()
+    assert 0 < share < 1
+    torch.testing.assert_close(agent.w[1], before[0] + share * (before[2] - before[0]))
+    before = agent.w.detach().clone()
+    for lost in (torch.ones(3), torch.zeros(3)):  # nobody to mix, nobody lost
+        paco.mix_anew(agent, lost, torch.Generator().manual_seed(0))
+        assert torch.equal(agent.w, before)
+    optimizer = torch.optim.SGD(agent.parameters(), lr=0.0)
+    probes.update(paco, agent, settings(paco, max_loss=50.0, update_epochs=1), b, optimizer)
+    assert torch.equal(agent.w[[0, 2]], before[[0, 2]]) and not torch.equal(agent.w[1], before[1])
 
 
 # Independent

@@ -193,9 +193,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, script, argv, mess
 
 
 def test_bad_input_of_a_method(capsys):
+    sharing = [x for x in probes.ALL_SCRIPTS if re.search("hard_sharing|pcgrad|cagrad|moore|modular", x)]
+    assert len(sharing) > 8
     for name, argv in (
         ("annealed_ppo", "--warmup 0.6 --hold 0.6"),
         ("learned_prior_ppo", "--prior-bounds 1 0.1"),
+        ("baselines/moore_ppo.py", "--num-experts 8 --hidden-sizes 16 7"),
+        *((name, "--hidden-sizes") for name in sharing),
     ):
         assert_refused(probes.load_script(name), capsys, argv.split(), argv.split()[0])
 
