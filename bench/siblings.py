@@ -13,16 +13,18 @@ import difflib
 import re
 from pathlib import Path
 
-from bench.methods import ROOT, read_methods
+from bench.methods import ROOT, base_of, read_methods
 
 LOCK = Path(__file__).with_name("siblings.csv")
 TABLES = {  # names of scripts in each
     "README.md": r"[^/]*|baselines/.*_ppo.py",
+    "docs/baselines.md": r"baselines/.*_ppo.py",
     "docs/sac.md": r".*_sac.py",
     "docs/variants.md": r"variants/.*_ppo.py",
     "docs/vmpo.md": r".*_vmpo.py",
 }
 MAX_CHANGED = 100  # lines
+COUNTS = "docs/baselines.md"  # where the table of parameters is
 LONGER = dict.fromkeys(("baselines/l2soft_ppo.py", "baselines/l2soft_sac.py"), 110)  # most drop sigma
 LONGER |= {"variants/varshare_vmpo.py": 175, "baselines/l2soft_vmpo.py": 125}  # an algorithm of its own
 LONGER |= {"baselines/soft_modularization_ppo.py": 130}  # a network of its own
@@ -159,15 +161,48 @@ def table(names: str) -> str:
     return "\n".join(rows) + "\n"
 
 
+def count_parameters(script: str) -> tuple[int, int]:
+    """What a script trains by gradients on cartpole-goals10 by default: numbers shared, and per task."""
+    import torch  # slow imports
+
+    import envs
+    from enjoy import load_script
+
+    module, vector_env = load_script(script), envs.make("cartpole-goals10", 1)
+    agent = module.Agent(vector_env, module.make_args("cartpole-goals10"), torch.Generator())
+    sizes = {name: x.numel() for name, x in agent.named_parameters()}
+    own = sum(size for name, size in sizes.items() if name.partition(".")[0] in agent.per_task)
+    return sum(sizes.values()) - own, own // vector_env.num_tasks
+
+
+def parameter_table() -> str:
+    """Shared and per-task parameters of every method, with PPO and with SAC."""
+    rows = ["| method | PPO, shared | PPO, per task | SAC, shared | SAC, per task |", "|---|---|---|---|---|"]
+    methods = {name: x for name, x in read_methods(ROOT / "bench/methods.csv").items() if not x.variant}
+    for name, method in methods.items():
+        if name == base_of(name):
+            found = (methods.get(x) for x in (name, f"{name}-sac"))
+            counts = (count_parameters(x.script) if x else ("", "") for x in found)
+            cells = (f"{x:,}" if x != "" else "" for pair in counts for x in pair)
+            rows.append(f"| {' | '.join((method.title, *cells))} |")
+    return "\n".join(rows) + "\n"
+
+
+def replace_table(page: str, header: str, new: str) -> None:
+    """Write the table that begins with `header` on a page anew."""
+    text = (ROOT / page).read_text()
+    old = re.search(rf"\| {header} \|.*\n(\|.*\n)+", text)
+    (ROOT / page).write_text(text[: old.start()] + new + text[old.end() :])
+
+
 def main() -> None:
-    """Write what scripts change of their parents, and the tables of scripts."""
+    """Write what scripts change of their parents, and the tables of scripts and of parameters."""
     rows = [(script, *row) for script in compared() for row in differences(script).items()]
     with open(LOCK, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("script", "definition", "changed"), *rows])
     for name, names in TABLES.items():
-        text = (ROOT / name).read_text()
-        old = re.search(r"\| script \| method \|.*\n(\|.*\n)+", text)
-        (ROOT / name).write_text(text[: old.start()] + table(names) + text[old.end() :])
+        replace_table(name, r"script \| method", table(names))
+    replace_table(COUNTS, r"method \| PPO, shared", parameter_table())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,16 @@ def test_the_table_of_scripts_is_up_to_date(page):
     assert table in (siblings.ROOT / page).read_text(), "run python -m bench.siblings"
 
 
+def test_the_table_of_parameters_is_up_to_date():
+    assert siblings.parameter_table() in (siblings.ROOT / siblings.COUNTS).read_text(), (
+        "run python -m bench.siblings"
+    )
+    # of 4 observed numbers, 2 actions and layers of 64: actor 4,610 and critic 4,545
+    assert siblings.count_parameters("varshare_ppo.py") == (9_155, 9_155)
+    assert siblings.count_parameters("baselines/hard_sharing_ppo.py") == (9_155 - 195, 195)
+    assert siblings.count_parameters("baselines/paco_ppo.py") == (5 * 9_155, 5)
+
+
 @pytest.fixture
 def edit(monkeypatch, tmp_path):
     """A copy of all scripts, and a function that replaces a text that occurs once in one of them."""
