@@ -35,7 +35,8 @@ TRAINING = "charts/episodic_return"
 # settings that make no other method
 BOOKKEEPING = "seed run_name resume checkpoint_interval num_threads cuda compile track capture_video".split()
 BOOKKEEPING += "wandb_project_name wandb_entity eval_episodes eval_interval eval_interval_episodes".split()
-TRIAL = 20  # share of a run that is tried first, to say what all of them cost
+TRIAL = 20  # the part of a run that is tried first, a twentieth, to say what all of them cost
+LEAST = 25_000  # steps of it at least: a rollout of any environment here
 
 
 def group_runs(runs: list[Run]) -> dict[str, list[Run]]:
@@ -157,14 +158,15 @@ def make_jobs(scripts: list[str], env_id: str, seeds: int, steps: int) -> list[l
 
 def say_cost(scripts: list[str], env_id: str, seeds: int, steps: int) -> None:
     """Try a short run of each script, which shows wrong flags too, and print what all runs will take."""
-    trials = make_jobs(scripts, env_id, 1, max(1, steps // TRIAL))
+    tried = min(steps, max(LEAST, steps // TRIAL))
+    trials = make_jobs(scripts, env_id, 1, tried)
     launch.launch(trials)
     seconds = 0.0
     for trial in trials:
         if not trial.finished:
             fail(f"{trial.script} does not run with these flags: nothing else is started")
         run = read_run(Path("runs", trial.name))
-        seconds += seeds * TRIAL * run.values(SECONDS)["mean"].iloc[-1]
+        seconds += seeds * steps / tried * run.values(SECONDS)["mean"].iloc[-1]
     at_a_time = launch.jobs_at_a_time()
     runs = f"{seeds * len(scripts)} runs of {steps:,} steps, {at_a_time} at a time"
     print(f"{runs}: about {max(1, round(seconds / at_a_time / 60))} min, evaluations left out", flush=True)

@@ -119,7 +119,8 @@ def test_a_fork_is_compared_with_its_parent_in_one_command():
     found = f"sys.path += [{str(probes.ROOT)!r}]\n"
     fork = source.replace("from envs.metrics", f"{found}from envs.metrics", 1)
     Path("forks/my_idea.py").write_text(fork, encoding="utf-8")
-    scripts = [f"varshare_ppo.py {SMALL}", f"forks/my_idea.py {SMALL} --beta 0.01"]
+    long_rollouts = SMALL.replace("--num-steps 16 ", "")  # longer than a twentieth of the run
+    scripts = [f"varshare_ppo.py {long_rollouts}", f"forks/my_idea.py {SMALL} --beta 0.01"]
     where = ["--env-id", "cartpole10", "--seeds", "2", "--steps", "25600"]
     code, out, err = bench_compare(*scripts, *where)
     assert code == 0, out + err
