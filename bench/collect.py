@@ -117,17 +117,31 @@ def low_rank_residuals(run: Run) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def task_vectors(run: Run) -> np.ndarray | None:
-    """Of a finished run: what each task has of its own, residuals or an embedding, (task, weight).
+def mixing_weights(run: Run) -> np.ndarray:
+    """Of a finished run with experts: the weights by which actor and critic mix them, (task, 2 * expert)."""
+    from enjoy import Model  # slow too
 
-    None if the method has neither. A vector that is added to all of them says nothing.
+    W = Model(run.folder).W
+    return np.concatenate([W[f"{net}.w"].numpy() for net in ("actor", "critic")], axis=1)
+
+
+def task_vectors(run: Run) -> np.ndarray | None:
+    """Of a finished run: what tells a task from others, (task, number).
+
+    Residuals, of PaCo the mixed weights, of MOORE the weights that mix, or an embedding; None if the method has
+    none of them. A vector that is added to all of them says nothing.
     """
     agent = read_agent(run)
     if has_residuals(agent):
         return agent["mu"].numpy()
     if "mu" in agent:
         return low_rank_residuals(run)
-    return agent["embedding"].numpy() if "embedding" in agent else None
+    if "w" in agent:
+        return (agent["w"] @ agent["theta"]).numpy()
+    if "num_experts" in run.config["args"]:
+        return mixing_weights(run)
+    embedding = agent.get("embedding", agent.get("embeddings"))
+    return None if embedding is None else embedding.numpy()
 
 
 def centred(vectors: np.ndarray) -> np.ndarray:

@@ -86,6 +86,9 @@ def test_a_goal_comes_before_what_follows_the_first_component():
         ("varshare_ppo.py", {"env_id": "cartpole-goals20"}),
         ("variants/varshare_lora_ppo.py", {"env_id": "cartpole-goals10", "tasks": (2, 0, 1)}),
         ("baselines/contextual_ppo.py", {"embedding_size": 1}),
+        ("baselines/soft_modularization_ppo.py", {}),
+        ("baselines/paco_ppo.py", {}),
+        ("baselines/moore_ppo.py", {"num_experts": 3}),
     ],
 )
 def test_it_is_drawn_of_a_run(elsewhere, name, changes):
@@ -103,6 +106,12 @@ def test_it_is_drawn_of_a_run(elsewhere, name, changes):
     agent, W = probes.load_agent(script, folder)
     if "embedding" in W:
         expected = agent.embedding
+    elif "actor.embedding" in W:
+        expected = torch.cat((W["actor.embedding"], W["critic.embedding"]), 1)
+    elif "actor.w" in W:
+        expected = torch.cat((W["actor.w"], W["critic.w"]), 1)
+    elif hasattr(agent, "w"):
+        expected = agent.weights()
     else:
         own = [W[f"{x[:-7]}.B"] @ W[f"{x[:-7]}.A"] if f"{x[:-7]}.A" in W else W[x] for x in agent.shapes]
         expected = torch.cat([x.flatten(1) for x in own], 1)
