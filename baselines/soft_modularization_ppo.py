@@ -68,7 +68,7 @@ class Args(RunArgs):
     max_grad_norm: PositiveFloat = 0.5  # largest norm of the gradient
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)  # layers of the base; modules are as wide as the last
 
-    # Soft Modularization
+    # Modularization
     num_modules: PositiveInt = 2  # modules in a layer
     num_layers: PositiveInt = 2  # layers of modules
 

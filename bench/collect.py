@@ -128,8 +128,8 @@ def mixing_weights(run: Run) -> np.ndarray:
 def task_vectors(run: Run) -> np.ndarray | None:
     """Of a finished run: what tells a task from others, (task, number).
 
-    Residuals, of PaCo the mixed weights, of MOORE the weights that mix, or an embedding; None if the method has
-    none of them. A vector that is added to all of them says nothing.
+    Residuals, of PaCo the mixed weights, of MOORE the weights that mix, or an embedding; None if the method
+    has none of them. A vector that is added to all of them says nothing.
     """
     agent = read_agent(run)
     if has_residuals(agent):

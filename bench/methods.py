@@ -5,6 +5,7 @@ same format in its folder.
 """
 
 import csv
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class Method:
     def variant(self) -> bool:
         """The same script as another method, with other flags."""
         return self.script == self.parent
+
+    def has_flag(self, name: str) -> bool:
+        """Whether the script itself has this setting, by its source: an import takes seconds."""
+        field = name.replace("-", "_")
+        return bool(re.search(rf"^    {field}: ", (ROOT / self.script).read_text(encoding="utf-8"), re.M))
 
 
 def fail(message: str) -> NoReturn:

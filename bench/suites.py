@@ -122,7 +122,7 @@ class Suite:
         """A reported run, with the settings of one of the searches."""
         number = (seed - self.first_seed) % self.searches + 1
         label = method if self.searches == 1 else f"{method}@{number}"
-        settings = self.complete(self.found_at_base(method) | self.found[method, number])
+        settings = self.complete(method, self.found_at_base(method) | self.found[method, number])
         return launch.job(f"{self.name}__{label}", label, self.env_id, self.steps, seed, settings)
 
     def jobs(self) -> list[launch.Job]:
@@ -131,10 +131,14 @@ class Suite:
             fail(f"the search has no settings of {method} on {self.settings} yet")
         return [self.job(method, seed) for seed in self.reported_seeds for method in self.methods]
 
-    def complete(self, settings: Settings) -> Settings:
-        """A method's settings with what all runs of a suite have: ten evaluations, and its flags."""
+    def complete(self, method: str, settings: Settings) -> Settings:
+        """A method's settings with what all runs of a suite have: ten evaluations, and its flags.
+
+        A fixed flag that the method's script does not have is left out.
+        """
         interval = {"eval-interval": str(self.steps // 10)}
-        return settings | interval | parse_flags(self.fixed) | parse_flags(self.flags)
+        fixed = {x: value for x, value in parse_flags(self.fixed).items() if METHODS[method].has_flag(x)}
+        return settings | interval | fixed | parse_flags(self.flags)
 
     def finished(self, method: str) -> int:
         """How many of a method's reported runs are."""

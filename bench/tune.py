@@ -115,7 +115,7 @@ class Search:
         rare = {"eval-interval": str(steps // EVALUATIONS)}
         if self.suite.rates:
             rare = {"eval-interval": "0", "eval-episodes": "20"}
-        settings = self.suite.complete(self.suite.found_at_base(self.method) | settings) | rare
+        settings = self.suite.complete(self.method, self.suite.found_at_base(self.method) | settings) | rare
         return launch.job(name, self.method, self.suite.env_id, steps, seed, settings)
 
     def objective(self, trial: optuna.Trial) -> float:

@@ -121,7 +121,8 @@ def args_maker(args_class: type, algorithm: str, own: dict[str, dict[str, Any]])
         Raises:
             TypeError: there is no such setting.
         """
-        defaults = ENVIRONMENTS[algorithm].get(env_id, {}) | own.get(env_id, {})
+        needed = ENVIRONMENTS[algorithm].get(env_id, {}).items()  # of which a script may lack something
+        defaults = {k: x for k, x in needed if hasattr(args_class, k)} | own.get(env_id, {})
         settings = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
         return args_class(env_id=env_id, **defaults | settings)
 
@@ -168,8 +169,7 @@ def parse_args(make_args: Callable[..., Any], doc: str | None) -> Any:
     nested = {title: make_dataclass(title, group.items()) for title, group in groups.items()}
     outer = make_dataclass("Settings", [*top.items(), *nested.items()])
     values = {name: getattr(default, name) for name in top}
-    for title, group in groups.items():
-        values[title] = nested[title](**{name: getattr(default, name) for name in group})
+    values |= {x: nested[x](**{name: getattr(default, name) for name in groups[x]}) for x in groups}
     lines = [
         (doc or "").partition("\n")[0],
         "docs/ppo.md, sac.md and vmpo.md explain the settings, docs/environments.md the environments.",

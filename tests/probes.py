@@ -59,6 +59,9 @@ SMALL_SAC = {
     "total_timesteps": 2_000,
     "learning_starts": 20,
     "hidden_sizes": (16,),
+    "actor_width": 16,
+    "critic_width": 16,
+    "num_atoms": 21,
     "batch_size": 16,
     "buffer_size": 40,
     "eval_episodes": 2,
@@ -613,10 +616,16 @@ def learn(script, env_id, rollouts=40, **changes):
     return at, folder
 
 
+def small_args(script, **changes):
+    """Settings of a small run on cartpole10."""
+    small = SMALL_SAC if is_sac(script) else SMALL
+    small = {setting: x for setting, x in small.items() if hasattr(script.Args, setting)}
+    return script.Args(**small | changes)
+
+
 def run(script, name="run", **changes):
     """A small run on cartpole10; returns its folder."""
-    small = SMALL_SAC if is_sac(script) else SMALL
-    return script.train(script.Args(**small | {"run_name": name} | changes))
+    return script.train(small_args(script, **{"run_name": name} | changes))
 
 
 def check_figure(figure):

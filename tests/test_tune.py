@@ -233,6 +233,8 @@ def test_what_a_suite_fixes_is_not_searched(runs):
     for text in read("trials.csv").settings:
         assert {*parse_flags(text)} == METHODS["hard-sharing"].space.keys() - {"hidden-sizes"}
     assert {parse_flags(job.flags)["hidden-sizes"] for job in runs} == {"64 64"}
+    brc = make_suite(methods=("brc-sac",), fixed=suite.fixed)  # which has no such flag
+    assert "hidden-sizes" not in brc.complete("brc-sac", {}) and "hidden-sizes" in brc.complete("pcgrad", {})
 
 
 def test_a_step_size_chosen_anew_for_the_settings_of_another_suite(runs):
