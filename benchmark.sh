@@ -34,6 +34,7 @@ variants="varshare-reptile varshare-lora varshare-trust-region varshare-horsesho
 variants="$variants varshare-annealed"
 metaworld="task-blind independent hard-sharing contextual l2soft-recentred varshare-recentred"
 few="task-blind independent hard-sharing l2soft varshare"
+four="task-blind independent l2soft varshare"
 sac="task-blind-sac independent-sac hard-sharing-sac contextual-sac pcgrad-sac cagrad-sac l2soft-sac varshare-sac"
 sac="$sac varshare-lora-sac"
 vmpo="task-blind-vmpo hard-sharing-vmpo l2soft-vmpo varshare-vmpo"
@@ -53,6 +54,8 @@ suites() { # what to do with each, and which alone: a suite's environment, its r
     on "$@" cartpole-identical10 --steps 1000000 --seeds 10 --methods $all --settings cartpole-goals-physics10
     on "$@" sac --env-id cartpole-goals10 --steps 100000 --seeds 10 --first-seed 1001 --methods $sac --searches 2 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2 --fixed="--hidden-sizes 64 64"
     on "$@" sac-300k --env-id cartpole-goals10 --steps 300000 --seeds 10 --first-seed 2001 --methods $sac --settings sac --searches 2 --fixed="--hidden-sizes 64 64"
+    on "$@" continuous --env-id cartpole-goals10-continuous --steps 100000 --seeds 10 --first-seed 1001 --methods $four --searches 2 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2 --fixed="--hidden-sizes 64 64"
+    on "$@" continuous-sac --env-id cartpole-goals10-continuous --steps 100000 --seeds 10 --first-seed 1001 --methods ${four// /-sac }-sac --searches 2 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2 --fixed="--hidden-sizes 64 64"
     on "$@" vmpo-100k --env-id cartpole-goals10 --steps 100000 --seeds 21 --first-seed 1001 --methods $vmpo --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2
     on "$@" vmpo-physics10-400k --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 2001 --methods $vmpo --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 200000 --best 3 --fixed="--hidden-sizes 64 64"
     on "$@" lunarlander20-goals --steps 2000000 --seeds 5 --methods $few --trials 12 --trial-steps 1000000 --best 3

@@ -26,6 +26,7 @@ __all__ = ["ENV_IDS", "make", "make_single"]
 
 # single environment, vector environment, steps of an episode, arguments of both
 _CARTPOLE = "cartpole:CartPoleTask", "cartpole:CartPole10", 500
+_FORCES = "cartpole:ForceAction", "cartpole:CartPole10", 500
 _LANDER = "lunarlander:LunarLanderTask", "lunarlander:LunarLander20", 1000
 _LANDER_GOALS = "lunarlander:LunarLanderGoalTask", "lunarlander:LunarLander20Goals", 1000
 _ENVIRONMENTS = {
@@ -33,6 +34,7 @@ _ENVIRONMENTS = {
     "cartpole-identical10": (*_CARTPOLE, {"task_set": "cartpole-identical10"}),
     "cartpole-goals10": (*_CARTPOLE, {"task_set": "cartpole-goals10"}),
     "cartpole-goals10-sparse": (*_CARTPOLE, {"task_set": "cartpole-goals10-sparse"}),
+    "cartpole-goals10-continuous": (*_FORCES, {"task_set": "cartpole-goals10-continuous"}),
     "cartpole-goals-physics10": (*_CARTPOLE, {"task_set": "cartpole-goals-physics10"}),
     "lunarlander20": (*_LANDER, {}),
     "lunarlander20-continuous": (*_LANDER, {"continuous": True}),

@@ -18,6 +18,7 @@ from gymnasium.utils import seeding
 from envs.checks import check_task
 from envs.vector import Step, TaskVectorEnv
 
+FORCE = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
 FIELDS = ("gravity", "masscart", "masspole", "length")  # m/s^2, kg, kg, m; length is half the pole's
 PHYSICS = (
     (9.8, 1.0, 0.1, 0.5),  # Gymnasium's
@@ -61,6 +62,7 @@ class TaskSet(NamedTuple):
     tasks: list[dict[str, float]]
     names: list[str]
     reward: Callable[[np.ndarray | float, np.ndarray | float], np.ndarray] | None = None
+    continuous: bool = False  # the action is the force, in units of the largest one
 
 
 def evenly_spaced_goals(number: int) -> TaskSet:
@@ -77,6 +79,7 @@ TASK_SETS = {
     "cartpole-goals10": TaskSet(GOAL_TASKS, GOAL_NAMES, goal_reward),
     # all goals but the two nearest have to be found first
     "cartpole-goals10-sparse": TaskSet(GOAL_TASKS, GOAL_NAMES, sparse_goal_reward),
+    "cartpole-goals10-continuous": TaskSet(GOAL_TASKS, GOAL_NAMES, goal_reward, continuous=True),
     "cartpole-goals-physics10": TaskSet(GOAL_PHYSICS_TASKS, GOAL_PHYSICS_NAMES, goal_reward),
     **{f"cartpole-goals{number}": evenly_spaced_goals(number) for number in MANY},
 }
@@ -88,7 +91,7 @@ class CartPoleTask(CartPoleEnv):
     def __init__(self, task: int = 0, render_mode: str | None = None, task_set: str = "cartpole10") -> None:
         """Set the physics of a task of one of `TASK_SETS`; a ValueError if there is no such task."""
         super().__init__(render_mode=render_mode)
-        tasks, _, self.reward = TASK_SETS[task_set]
+        tasks, _, self.reward, _ = TASK_SETS[task_set]
         check_task(len(tasks), task)
         for name, value in tasks[task].items():
             setattr(self, name, value)
@@ -111,15 +114,33 @@ class CartPoleTask(CartPoleEnv):
         return frame
 
 
+class ForceAction(gym.ActionWrapper):
+    """A `CartPoleTask` whose action is the force, (1,) from -1 to 1, in units of the largest one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """The arguments are those of `CartPoleTask`."""
+        super().__init__(CartPoleTask(**kwargs))
+        self.action_space, self.largest = FORCE, self.unwrapped.force_mag
+
+    def action(self, action: np.ndarray) -> int:
+        """To the right or to the left, by a force of this size."""
+        force = self.largest * float(np.clip(action[0], -1.0, 1.0))
+        self.unwrapped.force_mag = abs(force)
+        return int(force > 0)
+
+
 class CartPole10(TaskVectorEnv):
-    """Tasks in NumPy; observations (n, 4) float32 (x, x_dot, theta, theta_dot), actions 0 left, 1 right."""
+    """Tasks in NumPy; observations (n, 4) float32 (x, x_dot, theta, theta_dot).
+
+    Actions are 0 left and 1 right, (n,), or of a continuous task set as `ForceAction`'s, (n, 1).
+    """
 
     num_tasks = 10
 
     def __init__(self, num_envs=10, tasks=None, max_episode_steps=500, task_set="cartpole10") -> None:
         """As `TaskVectorEnv`, of one of `TASK_SETS`."""
-        standard, (params, names, self.reward) = CartPoleEnv(), TASK_SETS[task_set]
-        spaces = standard.observation_space, standard.action_space
+        standard, (params, names, self.reward, continuous) = CartPoleEnv(), TASK_SETS[task_set]
+        spaces = standard.observation_space, FORCE if continuous else standard.action_space
         super().__init__(num_envs, names, params, *spaces, tasks, max_episode_steps)
         # Constants as arrays: NumPy combines two arrays in half the time it needs for an array and a number.
         for name in self.task_params[0]:  # gravity, ..., and goal if there are goals
@@ -165,7 +186,10 @@ class CartPole10(TaskVectorEnv):
         cos, sin, temp = np.cos(self._theta), np.sin(self._theta), np.square(self._theta_dot)
         temp *= self.polemass_length
         temp *= sin
-        temp += self._forces[actions]
+        if self.discrete:
+            temp += self._forces[actions]
+        else:
+            temp += self._forces[1] * np.clip(actions[:, 0], -1.0, 1.0).astype(float)
         temp /= self.total_mass
         np.multiply(self.gravity, sin, out=theta_acc)
         theta_acc -= cos * temp

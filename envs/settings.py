@@ -68,12 +68,13 @@ _METAWORLD_SAC |= dict(reward_scale=1.0, target_entropy=1.0, alpha_init=1.0, hid
 ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo": {
         **{f"cartpole-goals{x}": dict(norm_value=True) for x in (10, 20, 40, 80, 160)},
-        **{f"cartpole-goals{x}": dict(norm_value=True) for x in ("10-sparse", "-physics10")},
+        **{f"cartpole-goals{x}": dict(norm_value=True) for x in ("10-sparse", "10-continuous", "-physics10")},
         **dict.fromkeys(("lunarlander20", "lunarlander20-continuous"), _LANDER),
         **dict.fromkeys(_LANDER_GOALS, _LANDER | dict(total_timesteps=2_000_000, norm_value=True)),
         **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_PPO),
     },
     "sac": {
+        "cartpole-goals10-continuous": dict(target_entropy=1.0),
         **dict.fromkeys(("lunarlander20", "lunarlander20-goals"), _DISCRETE_LANDER_SAC),
         **dict.fromkeys(("lunarlander20-continuous", "lunarlander20-goals-continuous"), _LANDER_SAC),
         **dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), _METAWORLD_SAC),

@@ -221,7 +221,7 @@ def update(script, agent, args, batch, optimizer=None):
 
 def normalised(x, agent, net):
     """With --norm-critic the layer normalisation of the critic's x (..., feature), by its formula."""
-    if net == "actor" or not agent.norm_critic:
+    if net == "actor" or not getattr(agent, "norm_critic", False):
         return x
     x = x - x.mean(-1, keepdim=True)
     return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()

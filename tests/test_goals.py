@@ -18,7 +18,8 @@ from envs.evaluation import play_episodes
 from envs.metrics import Episodes
 from envs.vector import LoopVectorEnv
 
-TEN_GOALS = ("cartpole-goals10", "cartpole-goals10-sparse", "cartpole-goals-physics10")
+CONTINUOUS = "cartpole-goals10-continuous"
+TEN_GOALS = ("cartpole-goals10", "cartpole-goals10-sparse", CONTINUOUS, "cartpole-goals-physics10")
 ENVIRONMENTS = pytest.mark.parametrize("env_id", TEN_GOALS)
 
 
@@ -47,17 +48,25 @@ def test_goal_cartpoles_are_gymnasiums_with_a_reward_for_the_place(env_id):
         wanted = 0.1 * (env.goal - observations[:, 0]) - 0.1 * observations[:, 1]
         actions = (observations[:, 2] + 0.5 * observations[:, 3] > np.clip(wanted, -0.1, 0.1)).astype(int)
         actions = np.where(rng.random(n) < 0.1, 1 - actions, actions)
+        forces = [None] * n
+        if env_id == CONTINUOUS:  # now and then beyond the bounds
+            forces = np.where(actions == 1, 1, -1) * rng.uniform(0.3, 1.2, n)
+            actions = forces[:, None].astype(np.float32)
         observations, rewards, terminated, truncated, infos = env.step(actions)
         seen = np.append(seen, rewards)
         for i, (reference, goal) in enumerate(references):
-            obs, _, term, trunc, _ = reference.step(actions[i].item())
+            action, force = actions[i], forces[i]
+            if force is not None:  # Gymnasium knows a force to the right, and one to the left
+                force = 10 * float(action[0].clip(-1, 1))
+                reference.unwrapped.force_mag, action = abs(force), np.int64(force > 0)
+            obs, _, term, trunc, _ = reference.step(action.item())
             x = reference.unwrapped.state[0]
             assert (term, trunc) == (terminated[i], truncated[i])
             expected = float(abs(x - goal) < width) if width else np.exp(-(((x - goal) / 0.5) ** 2))
             assert rewards[i] == pytest.approx(expected, rel=1e-12)
             totals[i] += rewards[i]
             if i % 2 == 0:
-                own = singles[i // 2].step(actions[i].item())
+                own = singles[i // 2].step(actions[i] if forces[i] is not None else actions[i].item())
                 np.testing.assert_array_equal(own[0], obs)
                 assert own[1] == pytest.approx(rewards[i], rel=1e-12) and own[2:4] == (term, trunc)
             if term or trunc:

@@ -33,9 +33,12 @@ def weights_by_hand(agent, noise=0.0):
         return agent.theta + residuals(agent, agent.mu + agent.sigma * noise)
     if hasattr(agent, "mu"):
         return agent.theta + agent.mu
+    if hasattr(agent, "w"):
+        return torch.stack([sum(w * theta for w, theta in zip(ws, agent.theta)) for ws in agent.w])
     if agent.theta.ndim == 2:
         return agent.theta.clone()
-    own = getattr(agent, "heads", getattr(agent, "embedding", torch.zeros(TASKS, 0).double()))
+    names = [name for name in ("heads", "embedding", "embeddings") if hasattr(agent, name)]
+    own = getattr(agent, *names) if names else torch.zeros(TASKS, 0).double()
     return torch.stack([torch.cat((agent.theta, row)) for row in own])
 
 
@@ -238,6 +241,28 @@ def test_turns_are_varshares_updates_of_single_tasks(monkeypatch, space, norm_va
         one_update(reptile, agent, args, seed=seed)
     orders = {tuple(m for m, _, _ in turns[i : i + TASKS]) for i in range(0, len(turns), TASKS)}
     assert len(orders) > 1
+
+
+def test_paco_leaves_out_a_task_whose_loss_is_too_large():
+    paco = BASELINES["baselines/paco_sac.py"]
+    agent = probes.make_agent(paco)
+    b, target = probes.random_transitions(paco, agent, 20), probes.target_of(agent)
+    args = probes.settings(paco, max_loss=50.0, reward_scale=1.0)
+    found = []
+    for reward in (100.0, 300.0):  # what is left out has no say in the others' gradients
+        rewards = b.rewards.clone()
+        rewards[1] += reward
+        grads, (stats, _) = probes.gradients(paco, agent, target, b._replace(rewards=rewards), args)
+        assert stats["losses/lost"].tolist() == [0, 1, 0]
+        assert not grads["w"][1].any() and grads["w"][0].any() and grads["w"][2].any()
+        found.append(grads)
+    torch.testing.assert_close(*found)
+    agent = probes.make_agent(paco, dtype=torch.float32)
+    before = agent.w.detach().clone()
+    paco.mix_anew(agent, torch.tensor([0.0, 1.0, 0.0]), torch.Generator().manual_seed(0))
+    inside = (agent.w[1] - before[0]) @ (before[2] - before[0]) / (before[2] - before[0]).square().sum()
+    assert torch.equal(agent.w[[0, 2]], before[[0, 2]]) and 0 < inside < 1
+    torch.testing.assert_close(agent.w[1], before[0].lerp(before[2], inside))
 
 
 # Independent agents, and whole runs
