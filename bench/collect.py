@@ -30,7 +30,7 @@ NORMS = ("varshare/mu_norm", "varshare/theta_moved")
 SHARING = "varshare/sharing_ratio/"
 DIRECTION = "residual/direction"
 MANY = 50  # tasks: pictures with a place for each of more, or for each pair, cannot be read
-NOT_TRAINED = ("return_stats", "obs_norm", "value_norm", "live", "alpha")
+NOT_TRAINED = ("return_stats", "obs_norm", "value_norm", "live", "alpha", "highest", "atoms")
 NOT_TRAINED += ("sigma", "h_sum", "h_count", "sigma_prior", "scales")  # made of gradients, or of the prior
 KEY = ["env", "method", "setting", "seed"]
 COLUMNS = [*KEY, "metric", "task", "step", "value"]
@@ -206,9 +206,10 @@ def residuals(agent: dict, tasks: list[str]) -> list[tuple[str, str, float]]:
 
 def parameters(agent: dict) -> tuple[int, int]:
     """Of a saved agent: own parameters per task, and parameters in all."""
-    trained = [x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED]
-    own = [x.shape[1] for x in trained if x.ndim == 2]  # (task, weight)
-    return sum(own), sum(x.numel() for x in trained)
+    trained = {name: x for name, x in agent.items() if name.partition(".")[0] not in NOT_TRAINED}
+    mixed = ["theta"] if "w" in agent else []  # PaCo's (set, weight)
+    own = [x.shape[1] for name, x in trained.items() if x.ndim == 2 and name not in mixed]  # (task, weight)
+    return sum(own), sum(x.numel() for x in trained.values())
 
 
 def evaluations(run: Run, final: Iterable[str] = (), on_the_way: Iterable[str] = ()) -> pd.DataFrame:

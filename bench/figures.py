@@ -210,13 +210,16 @@ def plot_evaluations(x: Result, panels: dict[str, list[str]]) -> Figure:
 
 
 def plot_curves(x: Result) -> Figure | None:
-    """Evaluations of the methods with residuals; and of the others, with the best of the first."""
+    """Evaluations of the methods with residuals; and of the others, in one panel or more, with the best."""
     residual = with_residuals(x)
     others = [m for m in compared(x) if m not in residual]
     if not (residual and others):
         return plot_evaluations(x, {"all methods": compared(x)}) if compared(x) else None
     best = best_first({m: x.by_method[m] for m in residual})[0]
-    panels = {"methods with residuals": residual, "the others, and the best on the left": [*others, best]}
+    panels, width = {"methods with residuals": residual}, MAX_CURVES - 2  # beside the best and the ceiling
+    for i in range(0, len(others), width):
+        part = f", part {i // width + 1}" if len(others) > width else ""
+        panels[f"the others{part}, and the best on the left"] = [*others[i : i + width], best]
     return plot_evaluations(x, panels)
 
 

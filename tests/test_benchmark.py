@@ -25,7 +25,8 @@ from bench.suites import Suite
 SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 VARIANTS = ("reptile", "lora", "variant")  # families
-COMPARED = {m for m, x in METHODS.items() if x.space and x.family not in VARIANTS and m == base_of(m)}
+LATER = {"soft-modularization", "paco", "moore"}  # which the suites of 1 M steps do not have
+COMPARED = {m for m, x in METHODS.items() if x.space and x.family not in VARIANTS and m == base_of(m)} - LATER
 SETTINGS = Path("results/search/settings.csv")
 
 
@@ -99,8 +100,9 @@ def test_methods_are_scripts_with_settings_that_they_have():
         assert not method.parent or (probes.ROOT / method.parent).is_file()
         script = probes.load_script(method.script)
         args, agent = script.Args(), script.Agent(probes.spaces(), probes.settings(script), torch.Generator())
-        _, counted = parameters(agent.state_dict())
-        assert counted == sum(x.numel() for x in agent.parameters())
+        own = [x for name, x in agent.named_parameters() if name in agent.per_task]
+        counted = sum(x[0].numel() for x in own), sum(x.numel() for x in agent.parameters())
+        assert parameters(agent.state_dict()) == counted
         for name in (*method.flags, *method.space):
             assert hasattr(args, name.replace("-", "_")), (method.name, name)
         for name, x in method.space.items():

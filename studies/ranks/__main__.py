@@ -19,9 +19,9 @@ def jobs() -> Iterator[Job]:
     suite = Suite("cartpole-goals-physics10")
     for seed in range(1, 11):
         for rank in ("1", "2", "4", "8"):
-            settings = suite.complete(suite.chosen["varshare-lora"] | {"rank": rank})
+            settings = suite.complete("varshare-lora", suite.chosen["varshare-lora"] | {"rank": rank})
             yield job("ranks", suite.env_id, suite.steps, f"varshare-lora@{rank}", seed, settings)
-        settings = suite.complete(suite.chosen["varshare"])
+        settings = suite.complete("varshare", suite.chosen["varshare"])
         yield job("ranks", suite.env_id, suite.steps, "varshare@full", seed, settings)
 
 
