@@ -36,15 +36,16 @@ metaworld="task-blind independent hard-sharing contextual l2soft-recentred varsh
 few="task-blind independent hard-sharing l2soft varshare"
 four="task-blind independent l2soft varshare"
 sac="task-blind-sac independent-sac hard-sharing-sac contextual-sac pcgrad-sac cagrad-sac l2soft-sac varshare-sac"
-sac="$sac varshare-lora-sac"
+sac="$sac varshare-lora-sac brc-sac"
 vmpo="task-blind-vmpo hard-sharing-vmpo l2soft-vmpo varshare-vmpo"
 gated="task-blind independent hard-sharing contextual pcgrad cagrad l2soft varshare varshare-lora"
+rivals="soft-modularization paco moore"
 
 # shellcheck disable=SC2086 # lists of words
 suites() { # what to do with each, and which alone: a suite's environment, its runs, the search for their settings
-    on "$@" goals10-100k --env-id cartpole-goals10 --steps 100000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2
+    on "$@" goals10-100k --env-id cartpole-goals10 --steps 100000 --seeds 21 --first-seed 1001 --methods $gated $rivals --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 50000 --best 2
     on "$@" goals-physics10-400k --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 1001 --methods $gated --searches 3 --trials 2 --per-dimension --trial-seeds 1 --trial-steps 133000 --best 1 --fixed="--hidden-sizes 64 64"
-    on "$@" goals-physics10-400k-2 --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 2001 --methods $gated --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 200000 --best 3 --fixed="--hidden-sizes 64 64"
+    on "$@" goals-physics10-400k-2 --env-id cartpole-goals-physics10 --steps 400000 --seeds 21 --first-seed 2001 --methods $gated $rivals --searches 3 --trials 3 --per-dimension --trial-seeds 2 --trial-steps 200000 --best 3 --fixed="--hidden-sizes 64 64"
     for number in 10 20 40 80 160; do # 80 environments in all, as long as each task has one
         on "$@" "many-tasks$number" --env-id "cartpole-goals$number" --steps 500000 --seeds 5 --first-seed 1001 --methods $gated --rates 0.008 0.025 --base cartpole-goals10 --trial-steps 250000 --fixed="--envs-per-task $((number < 80 ? 80 / number : 1))"
     done
