@@ -1,4 +1,4 @@
-"""BRC: bigger, regularised networks and categorical critics, which an embedding tells the task.
+"""BRC: bigger, regularised networks and categorical critics, told the task by a learned embedding.
 
 With shared weights theta, and an embedding e_m of task m, of length 1, that actor and critics find
 concatenated to their inputs, the script minimises
@@ -6,14 +6,15 @@ concatenated to their inputs, the script minimises
     sum_m [ sum_i CE(P[r + gamma (z - alpha log pi(a' | s'))], q_i(s, a)) + L_actor + L_temperature ],
 
 all of them means over samples of task m from its replay buffer (Nauman et al. 2025, arXiv 2505.23150, as in
-their code). Critic i gives a distribution q_i of the return over the atoms z; that at s' is the mean of both
-targets', shifted, projected onto the atoms by P (Bellemare et al. 2017), compared by cross-entropy. Rewards
-are scaled by the largest return that an episode of the task had, so that returns lie among the atoms. Actor
-and critics are residual blocks with layer normalisation, weights decay, and only critics move the embeddings.
+their code). Critic i gives a distribution q_i of the return over the atoms z. At s' the distributions of both
+target critics are averaged, shifted, and projected onto the atoms by P (Bellemare et al. 2017); the loss is
+the cross-entropy. Rewards are scaled by the largest return that an episode of the task had, so that returns
+lie among the atoms. Actor and critics are residual blocks with layer normalisation, weights decay, and only
+the critics move the embeddings.
 
-SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
-temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;
-docs/sac.md lists every deviation. The weights of task m are row m of one (task, weight) matrix.
+SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with one
+temperature for all tasks; for discrete actions Christodoulou 2019, with expectations over actions. Deviations
+are listed in docs/baselines.md and docs/sac.md. All tasks have the same weights theta.
 """
 
 import copy
@@ -72,7 +73,10 @@ class Args(RunArgs):
     weight_decay: NonNegativeFloat = 1e-4  # of all weights, times the step size
 
 
-make_args = args_maker(Args, "sac", {})
+# the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
+METAWORLD = dict(critic_width=1024, actor_width=256, batch_size=128)
+ENV_DEFAULTS = dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
+make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
 Weights = dict[str, Tensor]  # by name: W["actor.in.weight"] is (out, in), W["embedding"] (task, number)
 # (task, sample, ...); noise (2, task, sample, action) is of continuous actions at next_obs and at obs
@@ -206,7 +210,7 @@ def project(atoms: Tensor, probs: Tensor, support: Tensor) -> Tensor:
     place = place.clamp(0, last)
     lower = place.floor().clamp(max=last - 1)
     upper_part = probs * (place - lower)
-    index = lower.long()
+    index = lower.nan_to_num().long()  # so that NaN comes out as NaN, and stops the run
     mass = torch.zeros(*atoms.shape[:-1], len(support), dtype=probs.dtype, device=probs.device)
     mass.scatter_add_(-1, index, probs - upper_part)
     return mass.scatter_add_(-1, index + 1, upper_part)
@@ -251,7 +255,8 @@ def continuous_terms(agent, W: Weights, target: Weights, b: Batch):
 def reward_scale(agent, alpha: Tensor, args) -> Tensor:
     """Factor of the rewards, (task, 1): no return leaves the atoms, and none counts before one is known."""
     bonus = alpha * abs(agent.target_entropy) / (2 * (1 - args.gamma))  # of entropy, in all later steps
-    return torch.where(agent.highest > 0, args.v_max / (agent.highest + bonus), 0)
+    v_max = agent.atoms[-1]  # which a loaded model brings with it
+    return torch.where(agent.highest > 0, v_max / (agent.highest + bonus), 0)
 
 
 def brc_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor, dict]:
@@ -265,7 +270,8 @@ def brc_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor
     alpha = agent.log_alpha.exp().detach()
     next_value = agent.atoms - alpha * next_logp.unsqueeze(-1)  # (task, sample, action, atom)
     discount = args.gamma * (1 - b.terminated[:, :, None, None])
-    rewards = reward_scale(agent, alpha, args) * b.rewards
+    scale = reward_scale(agent, alpha, args)
+    rewards = scale * b.rewards
     atoms = rewards[:, :, None, None] + discount * next_value
     probs = next_p.unsqueeze(-1) * next_dist
     target_dist = project(atoms.flatten(2), probs.flatten(2), agent.atoms)
@@ -404,6 +410,7 @@ def train(args: Args) -> Path:
     if args.load and not run.resumes:
         load_agent(agent, args, envs.task_names)
     agent.to(device).theta.requires_grad_(not args.freeze_theta)
+    agent.log_alpha.requires_grad_(not args.freeze_theta)  # of all tasks, too
     target = copy.deepcopy(agent).requires_grad_(False)  # of it the critics are used, with mean weights
     weights = dict(params=[agent.theta, agent.embedding], weight_decay=args.weight_decay)
     temperature = dict(params=[agent.log_alpha], weight_decay=0.0, betas=(0.5, 0.999))

@@ -7,8 +7,8 @@ the script minimises
 
 where L_PPO is a mean over samples of task m (Sun et al. 2022, arXiv 2210.11653: Phi w is theta w here). Each
 theta_k starts as a draw of its own, and w_mk as one from N(0, 1 / K), so that sums have the size of one draw.
-With --max-loss a task whose loss is larger than that is left out of the step, and its w_m becomes a random
-mean of the other tasks'.
+With --max-loss a task whose loss is larger than that in a minibatch is left out of the step, and after the
+update phase its w_m becomes a random mean of the other tasks'.
 
 PPO is Schulman et al. 2017 in the form of CleanRL's ppo.py; docs/ppo.md lists every deviation. All tasks are
 computed at once: the weights of task m are row m of one (task, weight) matrix.
@@ -278,25 +278,31 @@ def ppo_loss(agent, W: Weights, mb: Batch, args) -> tuple[Tensor, dict]:
 
 
 def minibatch_backward(agent, mb: Batch, args) -> dict:
-    """Gradients of the objective at the top, clipped, and what to log, (task,) each."""
-    W = agent.unpack(agent.weights())
+    """Gradients of the objective at the top, clipped, and what to log, (task,) each.
+
+    Row m of G is the gradient of task m's loss by W_m. A lost task's row is 0.
+    """
+    weights = agent.weights()
+    W = agent.unpack(weights)
     losses, stats = ppo_loss(agent, W, mb, args)
+    (G,) = torch.autograd.grad(losses.sum(), weights)
     if args.max_loss:
-        lost = losses.detach() > args.max_loss
-        losses = losses.masked_fill(lost, 0)
+        lost = ~(losses <= args.max_loss)  # NaN too
+        G = G.masked_fill(lost.unsqueeze(1), 0)
+        stats = {name: x.masked_fill(lost, 0) for name, x in stats.items()}
         stats["losses/lost"] = lost.float()
-    losses.sum().backward()
+    weights.backward(G)
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return {name: x.detach() for name, x in stats.items()}
 
 
 @torch.no_grad()
 def mix_anew(agent, lost: Tensor, rng):
-    """w_m of each task in lost (task,) becomes a mean of the others' with random weights."""
+    """w_m of each task in lost (task,), bool, becomes a mean of the others' with random weights."""
     size = (len(lost), len(lost))
-    weights = torch.rand(size, generator=rng, device=rng.device) * (1 - lost)
+    weights = torch.rand(size, generator=rng, device=rng.device) * ~lost
     weights /= weights.sum(1, keepdim=True).clamp_min(1e-9)
-    moved = (lost > 0) & (lost < 1).any()  # if all are lost there is nothing to mix
+    moved = lost & ~lost.all()  # if all are lost there is nothing to mix
     agent.w.copy_(torch.where(moved.unsqueeze(1), weights @ agent.w, agent.w))
 
 
@@ -308,13 +314,13 @@ def update(agent, optimizer, batch: Batch, backward, args, rng) -> dict:
         for inds in order.chunk(args.num_minibatches):
             mb = Batch(*(x.index_select(1, inds) for x in batch))
             optimizer.zero_grad()
-            stats = backward(agent, mb, args)
-            means.add(stats)
+            means.add(backward(agent, mb, args))
             optimizer.step()
-            if args.max_loss:
-                mix_anew(agent, stats["losses/lost"], rng)
     first = means.first["losses/clipfrac"]
-    return means.pop() | {"losses/clipfrac_first_minibatch": first}
+    found = means.pop()
+    if args.max_loss:
+        mix_anew(agent, found["losses/lost"] > 0, rng)
+    return found | {"losses/clipfrac_first_minibatch": first}
 
 
 @torch.no_grad()

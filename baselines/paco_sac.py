@@ -242,15 +242,23 @@ def sac_loss(agent, W: Weights, target: Weights, b: Batch, args) -> tuple[Tensor
 
 
 def minibatch_backward(agent, target, b: Batch, args) -> tuple[dict, Tensor]:
-    """Gradients of the objective at the top, what to log (task,), and Q's targets."""
-    W = agent.unpack(agent.weights())
+    """Gradients of the objective at the top, what to log (task,), and Q's targets.
+
+    Row m of G is the gradient of task m's loss by W_m. A lost task's row is 0.
+    """
+    weights = agent.weights()
+    W = agent.unpack(weights)
     slow = target.unpack(target.weights())
     losses, stats, target_q = sac_loss(agent, W, slow, b, args)
+    G, of_alpha = torch.autograd.grad(losses.sum(), (weights, agent.log_alpha))
     if args.max_loss:
-        lost = losses.detach() > args.max_loss
-        losses = losses.masked_fill(lost, 0)
+        lost = ~(losses <= args.max_loss)  # NaN too
+        G = G.masked_fill(lost.unsqueeze(1), 0)
+        of_alpha = of_alpha.masked_fill(lost.unsqueeze(1), 0)
+        stats = {name: x.masked_fill(lost, 0) for name, x in stats.items()}
         stats["losses/lost"] = lost.float()
-    losses.sum().backward()
+    weights.backward(G)
+    agent.log_alpha.grad = of_alpha
     return {name: x.detach() for name, x in stats.items()}, target_q
 
 
@@ -281,13 +289,17 @@ def environment_step(agent, buffer, envs, obs, episodes, at_random, args, rng):
 
 
 @torch.no_grad()
-def mix_anew(agent, lost: Tensor, rng):
-    """w_m of each task in lost (task,) becomes a mean of the others' with random weights."""
+def mix_anew(agent, target, lost: Tensor, rng):
+    """w_m of each task in lost (task,), bool, becomes a mean of the others' with random weights.
+
+    So does the target's, which would else keep what was lost.
+    """
     size = (len(lost), len(lost))
-    weights = torch.rand(size, generator=rng, device=rng.device) * (1 - lost)
+    weights = torch.rand(size, generator=rng, device=rng.device) * ~lost
     weights /= weights.sum(1, keepdim=True).clamp_min(1e-9)
-    moved = (lost > 0) & (lost < 1).any()  # if all are lost there is nothing to mix
+    moved = lost & ~lost.all()  # if all are lost there is nothing to mix
     agent.w.copy_(torch.where(moved.unsqueeze(1), weights @ agent.w, agent.w))
+    target.w.copy_(torch.where(moved.unsqueeze(1), agent.w, target.w))
 
 
 def update(agent, target, optimizer, buffer, backward, args, rng) -> dict:
@@ -302,11 +314,11 @@ def update(agent, target, optimizer, buffer, backward, args, rng) -> dict:
     optimizer.zero_grad()
     stats, target_q = backward(agent, target, batch, args)
     optimizer.step()
-    if args.max_loss:
-        mix_anew(agent, stats["losses/lost"], rng)
     with torch.no_grad():
         for average, x in zip(target.parameters(), agent.parameters()):
             average.lerp_(x, args.tau)
+    if args.max_loss:
+        mix_anew(agent, target, stats["losses/lost"] > 0, rng)
     agent.value_norm.see(target_q)
     return stats
 

@@ -105,30 +105,43 @@ def test_modules_are_mixed_evenly_at_first_and_routing_depends_on_task_and_obser
         assert len(P.detach().flatten(0, 1).unique(dim=0)) == 2 * TASKS
 
 
-def test_a_task_whose_loss_is_too_large_is_left_out_and_mixes_anew():
+@pytest.mark.parametrize("amount", [100.0, float("inf"), float("nan")])
+def test_a_task_whose_loss_is_too_large_is_left_out_and_mixes_anew(amount):
     agent = make_agent(paco, dtype=torch.float32)
     args = settings(paco, max_loss=50.0, max_grad_norm=UNCLIPPED)
     b = random_batch(paco, agent, 20)
-    b.returns[1] += 100
+    without, _ = gradients(paco, agent, b, args)
+    b.returns[1] += amount
     grads, stats = gradients(paco, agent, b, args)
     assert stats["losses/lost"].tolist() == [0, 1, 0]
-    assert not grads["w"][1].any() and grads["w"][0].any() and grads["w"][2].any()
-    without = b._replace(returns=b.returns.clone())
-    without.returns[1] -= 70  # still too large: what is left out has no say in the others' gradients
-    torch.testing.assert_close(gradients(paco, agent, without, args)[0], grads)
+    assert all(x.isfinite().all() for x in [*grads.values(), *stats.values()])
+    assert not grads["w"][1].any()
+    torch.testing.assert_close(grads["w"][[0, 2]], without["w"][[0, 2]])
+    none, _ = gradients(paco, agent, b, settings(paco, max_loss=1e-9))
+    assert not any(x.any() for x in none.values())
+
     before = agent.w.detach().clone()
-    paco.mix_anew(agent, stats["losses/lost"], torch.Generator().manual_seed(0))
+    paco.mix_anew(agent, stats["losses/lost"] > 0, torch.Generator().manual_seed(0))
     assert torch.equal(agent.w[[0, 2]], before[[0, 2]])
     share = (agent.w[1] - before[0]) @ (before[2] - before[0]) / (before[2] - before[0]).square().sum()
     assert 0 < share < 1
     torch.testing.assert_close(agent.w[1], before[0] + share * (before[2] - before[0]))
     before = agent.w.detach().clone()
     for lost in (torch.ones(3), torch.zeros(3)):  # nobody to mix, nobody lost
-        paco.mix_anew(agent, lost, torch.Generator().manual_seed(0))
+        paco.mix_anew(agent, lost > 0, torch.Generator().manual_seed(0))
         assert torch.equal(agent.w, before)
+
+
+def test_who_was_lost_in_any_minibatch_mixes_anew_once_after_the_update_phase(monkeypatch):
+    agent, calls = make_agent(paco, dtype=torch.float32), []
+    monkeypatch.setattr(paco, "mix_anew", lambda agent, lost, rng: calls.append(lost.tolist()))
+    b = random_batch(paco, agent, 18)
+    b.returns[2, 7] = 1e9  # in one of the minibatches
     optimizer = torch.optim.SGD(agent.parameters(), lr=0.0)
-    probes.update(paco, agent, settings(paco, max_loss=50.0, update_epochs=1), b, optimizer)
-    assert torch.equal(agent.w[[0, 2]], before[[0, 2]]) and not torch.equal(agent.w[1], before[1])
+    args = settings(paco, max_loss=50.0, num_minibatches=3, update_epochs=2)
+    stats = probes.update(paco, agent, args, b, optimizer)
+    assert calls == [[False, False, True]]
+    torch.testing.assert_close(stats["losses/lost"], torch.tensor([0, 0, 1 / 3]))
 
 
 # Independent

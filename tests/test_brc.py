@@ -183,32 +183,36 @@ def test_only_the_critics_move_the_embeddings():
 
 
 def test_the_largest_return_of_hand_made_episodes():
-    """Two tasks, one environment each, a ring of six steps."""
-    agent, args = make_agent(), settings(gamma=0.5, envs_per_task=1)
-    envs = probes.spaces(num_tasks=2)
-    envs.envs_per_task = 1
-    buffer = ReplayBuffer(envs, 6, torch.device("cpu"))
+    """Two tasks of two environments each, whose episodes end at different steps; a ring of six steps."""
+    agent, args = make_agent(), settings(gamma=0.5, envs_per_task=2)
+    buffer = ReplayBuffer(probes.spaces(num_tasks=2), 6, torch.device("cpu"))
     agent.highest = torch.zeros(2, 1)
 
-    def step(rewards, ended=(), terminated=0.0, length=0):
-        x = torch.zeros(2, 1, probes.OBS)
-        reward = torch.tensor(rewards).view(2, 1)
-        buffer.add(x, x, torch.zeros(2, 1), reward, torch.full((2, 1), terminated))
-        mask = np.isin(range(2), ended)
-        lengths = {"episode": {"l": np.where(mask, length, 0)}}
-        brc.see_returns(agent, buffer, {"final_info": lengths, "_final_info": mask} if ended else {}, args)
+    def step(rewards, terminated=(), truncated=()):
+        """Of environments 0 and 1 of one task, 2 and 3 of the other; ends are {environment: length}."""
+        x, ends = torch.zeros(2, 2, probes.OBS), dict(terminated) | dict(truncated)
+        ended = torch.tensor([float(i in dict(terminated)) for i in range(4)]).view(2, 2)
+        buffer.add(x, x, torch.zeros(2, 2), torch.tensor(rewards).view(2, 2), ended)
+        mask = np.isin(range(4), list(ends))
+        lengths = {"episode": {"l": np.array([ends.get(i, 0) for i in range(4)])}}
+        brc.see_returns(agent, buffer, {"final_info": lengths, "_final_info": mask} if ends else {}, args)
         return agent.highest.flatten().tolist()
 
-    step([1.0, 1.0])
-    step([-8.0, 1.0])
-    assert step([2.0, 1.0], [0], 1.0, 3) == [7.0, 0.0]  # returns -2.5, -7, 2: terminated, nothing follows
-    assert step([0.0, 1.0], [1], 0.0, 4) == [7.0, 2.0]  # truncated: its mean reward 1 for ever, 1 / (1 - 0.5)
-    step([4.0, 0.0])
-    assert step([3.0, 0.0], [0], 0.0, 3) == [7.0, 2.0]  # mean 7/3, 14/3 afterwards: 5 1/3, 6 2/3, 3 1/3
-    step([9.0, 0.0])
-    assert step([9.0, 0.0], [0], 1.0, 2) == [13.5, 2.0]  # the ring has come round
+    assert step([1.0, 0.0, 1.0, 0.0]) == [0.0, 0.0]
+    assert step([-8.0, 0.0, 1.0, 0.0]) == [0.0, 0.0]
+    # returns -2.5, -7, 2: terminated, nothing follows
+    assert step([2.0, 0.0, 1.0, 0.0], terminated={0: 3}) == [7.0, 0.0]
+    # truncated, its mean reward 1 for ever, 1 / (1 - 0.5); the other environment of the task had zeros only
+    assert step([0.0, 0.0, 1.0, 0.0], terminated={3: 4}, truncated={2: 4}) == [7.0, 2.0]
+    step([4.0, 0.0, 0.0, 0.0])
+    # mean 7/3, 14/3 afterwards: 5 1/3, 6 2/3, 3 1/3
+    assert step([3.0, 0.0, 0.0, -9.0], terminated={3: 2}, truncated={0: 3}) == [7.0, 9.0]
+    step([0.0, 9.0, 0.0, 0.0])
+    # the ring has come round
+    assert step([0.0, 9.0, 0.0, 0.0], terminated={1: 2}) == [13.5, 9.0]
     buffer.steps = 0
-    assert step([20.0, 0.0], [0], 1.0, 5) == [20.0, 2.0]  # begun before the buffer: what it has of it
+    # begun before the buffer: what it has of it
+    assert step([0.0, 20.0, 0.0, 0.0], terminated={1: 5}) == [20.0, 9.0]
 
 
 def test_returns_lie_among_the_atoms_and_none_counts_before_one_is_known():
@@ -232,10 +236,26 @@ def test_a_run_keeps_the_largest_returns_and_decays_weights_only(monkeypatch):
     folder = probes.run(brc, weight_decay=0.3)
     ((weights, temperature), _), agent = made[0], probes.load(folder)["agent"]
     assert weights["weight_decay"] == 0.3 and temperature["weight_decay"] == 0
+    assert temperature["betas"] == (0.5, 0.999) and weights["betas"] == (0.9, 0.999)
     assert [x.shape for x in temperature["params"]] == [torch.Size()]
+    assert [x.ndim for x in weights["params"]] == [1, 2] and len(weights["params"][1]) == 10
     assert agent["highest"].min() >= 1 and agent["highest"].max() < 100
     rows = [row for row in probes.read_heartbeat(folder) if row[1] == "varshare/reward_scale"]
     assert {row[2] for row in rows} > {"mean"} and float(rows[-1][3]) > 0
+
+
+def test_a_loaded_model_keeps_its_atoms_and_the_scale_that_belongs_to_them():
+    folder = probes.run(brc, "first", v_max=5.0)
+    again = probes.load(probes.run(brc, "again", v_max=20.0, load=str(folder), learning_rate=1e-30))["agent"]
+    assert again["atoms"][-1] == 5
+    agent = make_agent(v_max=5.0)
+    scales = [brc.reward_scale(agent, torch.tensor(0.4), settings(gamma=0.8, v_max=x)) for x in (5.0, 20.0)]
+    assert torch.equal(*scales)
+
+
+def test_nan_stops_the_run():
+    with pytest.raises(SystemExit, match="NaN or infinite"):
+        probes.learn(brc, "TurnsToNaN", checkpoint_interval=0.0)
 
 
 @pytest.mark.parametrize(

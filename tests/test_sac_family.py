@@ -243,26 +243,28 @@ def test_turns_are_varshares_updates_of_single_tasks(monkeypatch, space, norm_va
     assert len(orders) > 1
 
 
-def test_paco_leaves_out_a_task_whose_loss_is_too_large():
+@pytest.mark.parametrize("amount", [100.0, float("inf"), float("nan")])
+def test_paco_leaves_out_a_task_whose_loss_is_too_large(amount):
     paco = BASELINES["baselines/paco_sac.py"]
-    agent = probes.make_agent(paco)
-    b, target = probes.random_transitions(paco, agent, 20), probes.target_of(agent)
-    args = probes.settings(paco, max_loss=50.0, reward_scale=1.0)
-    found = []
-    for reward in (100.0, 300.0):  # what is left out has no say in the others' gradients
-        rewards = b.rewards.clone()
-        rewards[1] += reward
-        grads, (stats, _) = probes.gradients(paco, agent, target, b._replace(rewards=rewards), args)
-        assert stats["losses/lost"].tolist() == [0, 1, 0]
-        assert not grads["w"][1].any() and grads["w"][0].any() and grads["w"][2].any()
-        found.append(grads)
-    torch.testing.assert_close(*found)
     agent = probes.make_agent(paco, dtype=torch.float32)
-    before = agent.w.detach().clone()
-    paco.mix_anew(agent, torch.tensor([0.0, 1.0, 0.0]), torch.Generator().manual_seed(0))
-    inside = (agent.w[1] - before[0]) @ (before[2] - before[0]) / (before[2] - before[0]).square().sum()
-    assert torch.equal(agent.w[[0, 2]], before[[0, 2]]) and 0 < inside < 1
-    torch.testing.assert_close(agent.w[1], before[0].lerp(before[2], inside))
+    b, target = probes.random_transitions(paco, agent, 20), probes.target_of(agent)
+    b = b._replace(**{name: x.float() for name, x in b._asdict().items() if name != "actions"})
+    args = probes.settings(paco, max_loss=50.0, reward_scale=1.0)
+    before, _ = probes.gradients(paco, agent, target, b, args)
+    b.rewards[1] += amount
+    grads, (stats, _) = probes.gradients(paco, agent, target, b, args)
+    assert stats["losses/lost"].tolist() == [0, 1, 0]
+    assert all(x.isfinite().all() for x in [*grads.values(), *stats.values()])
+    for name in ("w", "log_alpha"):
+        assert not grads[name][1].any()
+        torch.testing.assert_close(grads[name][[0, 2]], before[name][[0, 2]])
+
+    w, slow = agent.w.detach().clone(), target.w.clone()
+    paco.mix_anew(agent, target, stats["losses/lost"] > 0, torch.Generator().manual_seed(0))
+    inside = (agent.w[1] - w[0]) @ (w[2] - w[0]) / (w[2] - w[0]).square().sum()
+    assert torch.equal(agent.w[[0, 2]], w[[0, 2]]) and 0 < inside < 1
+    torch.testing.assert_close(agent.w[1], w[0].lerp(w[2], inside))
+    assert torch.equal(target.w[[0, 2]], slow[[0, 2]]) and torch.equal(target.w[1], agent.w[1])
 
 
 # Independent agents, and whole runs
