@@ -167,9 +167,11 @@ class Agent(nn.Module):
     def init_weights(self, obs_dim, hidden, rng) -> Weights:
         """One draw of all shared weights, those of modules (module, ...)."""
         weights, width, gain, n = {}, hidden[-1], math.sqrt(2), self.num_modules
-        _, num_layers = self.sizes
+        num_hidden, num_layers = self.sizes
         for net, num_outputs, last_gain in (("actor", self.act_dim, 0.01), ("critic", 1, 1.0)):
             weights |= init_layers(net, (obs_dim, *hidden), gain, rng)
+            for i in range(num_hidden):
+                weights[f"{net}.{i}.bias"] += 0.1  # else nothing gets through where all inputs are 0
             weights |= init_layers(f"{net}.gate", (width, width, width), gain, rng)
             sizes = (width,) * (num_layers + 1)
             modules = [init_layers(f"{net}.modules", sizes, gain, rng) for _ in range(n)]

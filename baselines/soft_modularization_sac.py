@@ -169,10 +169,12 @@ class Agent(nn.Module):
             actor = (obs_dim, 2 * self.act_dim, 0.01)
             critic = (obs_dim + self.act_dim, 1, 1.0)
         weights, width, gain, n = {}, hidden[-1], math.sqrt(2), self.num_modules
-        _, num_layers = self.sizes
+        num_hidden, num_layers = self.sizes
         nets = {"actor": actor, "critic1": critic, "critic2": critic}
         for net, (num_inputs, num_outputs, last_gain) in nets.items():
             weights |= init_layers(net, (num_inputs, *hidden), gain, rng)
+            for i in range(num_hidden):
+                weights[f"{net}.{i}.bias"] += 0.1  # else nothing gets through where all inputs are 0
             weights |= init_layers(f"{net}.gate", (width, width, width), gain, rng)
             sizes = (width,) * (num_layers + 1)
             modules = [init_layers(f"{net}.modules", sizes, gain, rng) for _ in range(n)]

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def start(name, folder, changes, **kill):
-    small = probes.SMALL_SAC if name.endswith("_sac.py") else probes.SMALL
+    small = vars(probes.small_args(probes.load_script(name)))
     settings = small | {"checkpoint_interval": 0.0} | changes
     process = probes.processes.Process(target=probes.run_and_kill, args=(name, settings, folder), kwargs=kill)
     process.start()

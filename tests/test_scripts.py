@@ -283,7 +283,7 @@ def test_files_of_a_run(either):
         np.testing.assert_allclose(scalars, logged, rtol=1e-6)
 
     config = json.loads((folder / "config.json").read_text())
-    small = probes.SMALL_SAC if either is sac else probes.SMALL
+    small = vars(probes.small_args(either))
     (text,) = events.Tensors("hyperparameters/text_summary")
     (table,) = text.tensor_proto.string_val
     settings = [f"|{name}|{value}|" for name, value in config["args"].items()]
@@ -429,7 +429,7 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
 
 FROZEN = [
     x
-    if x in ("varshare_ppo.py", "varshare_sac.py") or x.startswith("base")
+    if x in ("varshare_sac.py", *probes.SCRIPTS)
     else pytest.param(x, marks=pytest.mark.slow)
     for x in probes.ALL_SCRIPTS
 ]

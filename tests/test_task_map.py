@@ -86,9 +86,9 @@ def test_a_goal_comes_before_what_follows_the_first_component():
         ("varshare_ppo.py", {"env_id": "cartpole-goals20"}),
         ("variants/varshare_lora_ppo.py", {"env_id": "cartpole-goals10", "tasks": (2, 0, 1)}),
         ("baselines/contextual_ppo.py", {"embedding_size": 1}),
-        ("baselines/soft_modularization_ppo.py", {}),
         ("baselines/paco_ppo.py", {}),
-        ("baselines/moore_ppo.py", {"num_experts": 3}),
+        pytest.param("baselines/soft_modularization_ppo.py", {}, marks=pytest.mark.slow),
+        pytest.param("baselines/moore_ppo.py", {"num_experts": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_it_is_drawn_of_a_run(elsewhere, name, changes):
