@@ -428,9 +428,7 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
 
 
 FROZEN = [
-    x
-    if x in ("varshare_sac.py", *probes.SCRIPTS)
-    else pytest.param(x, marks=pytest.mark.slow)
+    x if x in ("varshare_sac.py", *probes.SCRIPTS) else pytest.param(x, marks=pytest.mark.slow)
     for x in probes.ALL_SCRIPTS
 ]
 
