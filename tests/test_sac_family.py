@@ -333,9 +333,7 @@ def test_probe_tasks_with_opposite_actions(name):
     changes = {"reptile_alpha": 0.0} if "reptile" in name else {}  # which leads theta to and fro here
     script = probes.load_script(name)
     scale = {"reward_scale": 100.0}
-    if not hasattr(
-        script.Args, "reward_scale"
-    ):  # BRC, in whose scale is a term of entropy, of all later steps
+    if not hasattr(script.Args, "reward_scale"):  # BRC, in whose scale is a term of entropy
         scale = {"gamma": 0.0, "learning_rate": 3e-3}
     at, _ = probes.learn(script, "Opposites", **scale, **changes)
     _, policy = at(0.0)
