@@ -193,7 +193,7 @@ def play_goal(args: Args) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray
     trained = trained_tasks(model, suite.task_names)
     params = [suite.task_params[task] for task in trained]
     alike = all({**x, "goal": 0} == {**params[0], "goal": 0} for x in params)
-    if not (isinstance(suite, CartPole10) and suite.reward and alike):
+    if not (isinstance(suite.unwrapped, CartPole10) and suite.reward and alike):
         fail(f"--goal is for CartPoles that differ by their goals only, not for {env_id}")
     if args.weights != "mean" or args.tasks:
         fail("--goal plays mean weights of no task that was trained: leave out --weights and --tasks")

@@ -55,7 +55,7 @@ class Args(RunArgs):
     envs_per_task: PositiveInt = 1  # parallel environments of each task
     buffer_size: PositiveInt = 50_000  # transitions of each task that are kept
     learning_starts: NonNegativeInt = 200  # transitions of each task, at random, before the first update
-    batch_size: PositiveInt = 64  # samples of each task in an update
+    batch_size: PositiveInt = 128  # samples of each task in an update
     updates_per_step: PositiveFloat = 1.0  # updates per step of all environments
     gamma: UnitFloat = 0.99  # discount
     tau: UnitFloat = 0.05  # step of the target critics towards the critics
@@ -74,7 +74,7 @@ class Args(RunArgs):
 
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
-METAWORLD = dict(critic_width=1024, actor_width=256, batch_size=128)
+METAWORLD = dict(critic_width=1024, actor_width=256)
 ENV_DEFAULTS = dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
 make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
@@ -253,7 +253,7 @@ def continuous_terms(agent, W: Weights, target: Weights, b: Batch):
 
 
 def reward_scale(agent, alpha: Tensor, args) -> Tensor:
-    """Factor of the rewards, (task, 1): no return leaves the atoms, and none counts before one is known."""
+    """Factor of the rewards, (task, 1): the largest return stays among the atoms; 0 before one is known."""
     bonus = alpha * abs(agent.target_entropy) / (2 * (1 - args.gamma))  # of entropy, in all later steps
     v_max = agent.atoms[-1]  # which a loaded model brings with it
     return torch.where(agent.highest > 0, v_max / (agent.highest + bonus), 0)

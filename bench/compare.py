@@ -36,7 +36,7 @@ TRAINING = "charts/episodic_return"
 BOOKKEEPING = "seed run_name resume checkpoint_interval num_threads cuda compile track capture_video".split()
 BOOKKEEPING += "wandb_project_name wandb_entity eval_episodes eval_interval eval_interval_episodes".split()
 TRIAL = 20  # the part of a run that is tried first, a twentieth, to say what all of them cost
-LEAST = 25_000  # steps of it at least: a rollout of any environment here
+LEAST = 25_000  # steps of it at least: more than a rollout of ten or twenty tasks
 
 
 def group_runs(runs: list[Run]) -> dict[str, list[Run]]:

@@ -177,7 +177,7 @@ class CartPole10(TaskVectorEnv):
 
         Raises:
             gymnasium.error.ResetNeeded: called before `reset`.
-            IndexError: an action out of range.
+            IndexError: a discrete action out of range; forces are clipped.
         """
         if not self._rngs:
             raise gym.error.ResetNeeded("call reset before step")

@@ -418,6 +418,15 @@ def test_a_goal_that_was_never_trained_is_played():
             play(Args(**{"run": model} | changes))
 
 
+def test_a_goal_is_played_by_forces_too(elsewhere):
+    """The same policy at two goals: other rewards, and all else alike."""
+    script = probes.load_script("baselines/task_blind_ppo.py")
+    run = probes.run(script, env_id="cartpole-goals10-continuous", total_timesteps=5_120)
+    near, far = (play(Args(run, goal=goal, episodes=3)) for goal in (0.05, 2.3))
+    assert near[0] == ["goal+0.05"] and near[2].tolist() == far[2].tolist()
+    assert (near[1] > 3 * far[1]).all()
+
+
 def test_a_film_shows_the_goal_that_was_asked_for(tmp_path):
     *_, films = play(
         Args(ROOT / "models/goals10", goal=0.9, episodes=1, capture_video=True, video_dir=tmp_path)

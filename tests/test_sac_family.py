@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import numpy as np
 import probes
 import pytest
 import torch
@@ -338,6 +339,17 @@ def test_probe_tasks_with_opposite_actions(name):
     at, _ = probes.learn(script, "Opposites", **scale, **changes)
     _, policy = at(0.0)
     assert policy[0] < 0.1 and policy[1] > 0.9
+
+
+@pytest.mark.learns
+def test_probe_soft_modularizations_critics_learn_both_tasks():
+    """Of rewards of 0.1 and of 100; its shared actor follows the larger ones."""
+    script = probes.load_script("baselines/soft_modularization_sac.py")
+    changes = {"reward_scale": 100.0, "learning_rate": 3e-3, "total_timesteps": 9_600}
+    at, _ = probes.learn(script, "Opposites", **changes)
+    values, policy = at(0.0)
+    np.testing.assert_allclose(values[:, 0], [[0.1, -0.1], [-100, 100]], rtol=0.05)
+    assert policy[1] > 0.9
 
 
 @pytest.mark.learns
