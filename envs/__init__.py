@@ -47,8 +47,7 @@ _ENVIRONMENTS = {
 # the number of tasks as an axis
 for _number in (20, 40, 80, 160):
     _id = f"cartpole-goals{_number}"
-    _points = "cartpole:CartPoleTask", f"cartpole:CartPole{_number}"
-    _ENVIRONMENTS[_id] = (*_points, 500, {"task_set": _id})
+    _ENVIRONMENTS[_id] = "cartpole:CartPoleTask", f"cartpole:CartPole{_number}", 500, {"task_set": _id}
 ENV_IDS: tuple[str, ...] = tuple(_ENVIRONMENTS)
 
 for _env_id, (_single, _vector, _steps, _kwargs) in _ENVIRONMENTS.items():

@@ -151,19 +151,15 @@ def try_out(env: gym.Env, name: str) -> None:
     result = env.reset()  # without a seed, which a later reset without one would go on from
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"{about}: reset must return (observation, info)")
-    if np.shape(result[0]) != shape:
-        raise ValueError(
-            f"{about}: reset gives observations of shape {np.shape(result[0])}, its space is {shape}"
-        )
+    if (got := np.shape(result[0])) != shape:
+        raise ValueError(f"{about}: reset gives observations of shape {got}, its space is {shape}")
     space = env.action_space
     action = 0 if isinstance(space, Discrete) else ((space.low + space.high) / 2).astype(space.dtype)
     after = env.step(action)
     if not isinstance(after, tuple) or len(after) != 5:
         raise ValueError(f"{about}: step must return (observation, reward, terminated, truncated, info)")
-    if np.shape(after[0]) != shape:
-        raise ValueError(
-            f"{about}: step gives observations of shape {np.shape(after[0])}, its space is {shape}"
-        )
+    if (got := np.shape(after[0])) != shape:
+        raise ValueError(f"{about}: step gives observations of shape {got}, its space is {shape}")
     for what, x in zip(("reward", "terminated", "truncated"), after[1:4]):
         if np.shape(x) != ():
             raise ValueError(f"{about}: {what} must be a single value, got shape {np.shape(x)}")

@@ -15,10 +15,24 @@ from torch import Tensor
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def action_noise(discrete: bool, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Noise of `sample`: for discrete actions Gumbel (its argmax draws from the softmax), else normal."""
+def action_noise(discrete: bool, shape: tuple[int, ...], rng: torch.Generator, color: float = 0.0) -> Tensor:
+    """Noise of `sample`: for discrete actions Gumbel (its argmax draws from the softmax), else normal.
+
+    With a color b the power of normal noise (step, ...) falls with its frequency as 1 / f^b: it changes more
+    slowly (Hollenstein et al., arXiv 2312.11091). At each step alone it is as normal as before. Its mean over
+    all steps has the power of the lowest frequency.
+    """
     noise = torch.empty(shape, device=rng.device)
-    return -noise.exponential_(generator=rng).log() if discrete else noise.normal_(generator=rng)
+    if discrete:
+        return -noise.exponential_(generator=rng).log()
+    noise.normal_(generator=rng)
+    if color:
+        frequency = torch.fft.rfftfreq(shape[0], device=rng.device).clamp(min=1 / shape[0])
+        gain = frequency ** (-color / 2)
+        gain /= torch.fft.irfft(gain, shape[0]).norm()  # for a variance of 1
+        spectrum = torch.fft.rfft(noise.movedim(0, -1)) * gain
+        noise = torch.fft.irfft(spectrum, shape[0]).movedim(-1, 0)
+    return noise
 
 
 class Categorical:

@@ -82,7 +82,10 @@ def make_envs(args: RunArgs, envs_per_task: int) -> gym.vector.VectorEnv:
 
         draw_without_screen()
     seed_generators(args.seed)
-    return build(make, args.env_id, envs_per_task, args.tasks or None)
+    envs = build(make, args.env_id, envs_per_task, args.tasks or None)
+    if envs.discrete and getattr(args, "noise_color", 0):
+        fail(f"--noise-color needs continuous actions, those of {args.env_id} are discrete")
+    return envs
 
 
 def set_up_torch(args: RunArgs) -> torch.device:
@@ -458,9 +461,8 @@ class Run:
                 self.log(f"eval/{name}", x.mean(1), np.nanmean(x))
         if not self.last:
             means = played.returns.mean(1)
-            line = (
-                f"step {self.global_step:>9,}  evaluation {means.mean():7.1f} +- {means.std():.1f} over tasks"
-            )
+            mean = f"{means.mean():7.1f} +- {means.std():.1f} over tasks"
+            line = f"step {self.global_step:>9,}  evaluation {mean}"
             reported = not np.isnan(played.successes).all()
             self.bar.write(f"{line}  success {np.nanmean(played.successes):4.0%}" if reported else line)
         return played

@@ -75,9 +75,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         """
         chosen = select_tasks(len(task_names), tasks)
         if num_envs < 1 or num_envs % len(chosen):
-            raise ValueError(
-                f"num_envs must be a positive multiple of the {len(chosen)} tasks, got {num_envs}"
-            )
+            raise ValueError(f"num_envs={num_envs} is no positive multiple of the {len(chosen)} tasks")
         check_spaces(observation_space, action_space)
         self.num_envs, self.num_tasks, self.envs_per_task = num_envs, len(chosen), num_envs // len(chosen)
         names, params = check_tasks(task_names, task_params)
@@ -108,15 +106,11 @@ class TaskVectorEnv(gym.vector.VectorEnv):
             ValueError: a list of seeds of the wrong length, or Gymnasium's reset_mask (not supported).
         """
         if options is not None and "reset_mask" in options:
-            raise ValueError(
-                "options['reset_mask'] is not supported: episodes restart in the step they end in"
-            )
+            raise ValueError("options['reset_mask'] is not supported: episodes restart where they end")
         if seed is None or isinstance(seed, int):
             seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
         elif len(seeds := list(seed)) != self.num_envs:
-            raise ValueError(
-                f"expected one seed for each of the {self.num_envs} environments, got {len(seeds)}"
-            )
+            raise ValueError(f"{self.num_envs} environments need as many seeds, got {len(seeds)}")
         self.episode_returns[:] = self.episode_lengths[:] = 0
         return self._reset(seeds, options), {}  # the subclass's: observations (n, obs) float32
 
@@ -177,9 +171,8 @@ class LoopVectorEnv(TaskVectorEnv):
         single_actions = actions.tolist() if self.discrete else actions
         steps = [env.step(action) for env, action in zip(self.envs, single_actions, strict=True)]
         rows, reward_list, terminated_list, truncated_list, info_list = zip(*steps)
-        observations = np.concatenate(rows, dtype=np.float32, casting="same_kind").reshape(
-            self.num_envs, self.obs_dim
-        )
+        observations = np.concatenate(rows, dtype=np.float32, casting="same_kind")
+        observations = observations.reshape(self.num_envs, self.obs_dim)
         rewards = np.array(reward_list, dtype=np.float64)
         terminated = np.array(terminated_list, dtype=np.bool_)
         truncated = np.array(truncated_list, dtype=np.bool_)
@@ -224,9 +217,8 @@ class TaskVectorWrapper(TaskVectorEnv):
         spaces = env.single_observation_space, env.single_action_space
         check_spaces(*spaces)
         if singles := getattr(env.unwrapped, "envs", None):  # as SyncVectorEnv has them
-            common_spaces(
-                singles, np.repeat(check_tasks(names, params)[0], len(singles) // num_tasks).tolist()
-            )
+            names, params = check_tasks(names, params)
+            common_spaces(singles, np.repeat(names, len(singles) // num_tasks).tolist())
         limit = env.spec.max_episode_steps if env.spec else None
         super().__init__(env.num_envs, names, params, *spaces, max_episode_steps=limit)
         self.env, self.spec = env, env.spec

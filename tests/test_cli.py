@@ -180,6 +180,7 @@ BAD_PPO = [
     ("--num-minibatches 3", TOO_FEW),
     ("--num-minibatches 2048", TOO_FEW),
     ("--total-timesteps 10239", "less than one rollout of 10240 steps"),
+    ("--noise-color 1", "--noise-color needs continuous actions, those of cartpole-goals10 are discrete"),
 ]
 BAD_SAC = [
     ("--buffer-size 10", "--buffer-size must be at least"),

@@ -742,9 +742,9 @@ def test_unusable_vector_environments_are_refused(register, entry_point, kwargs,
 
 
 def test_other_mistakes(register):
-    with pytest.raises(ValueError, match="num_envs must be a positive multiple of the 10 tasks, got 15"):
+    with pytest.raises(ValueError, match="num_envs=15 is no positive multiple of the 10 tasks"):
         gym.make_vec("cartpole10", num_envs=15)
-    with pytest.raises(ValueError, match="num_envs must be a positive multiple of the 2 tasks, got 0"):
+    with pytest.raises(ValueError, match="num_envs=0 is no positive multiple of the 2 tasks"):
         gym.make_vec("lunarlander20", num_envs=0, tasks=[3, 4])
     for env_id in ("cartpole10", "CartPole-v1"):
         with pytest.raises(ValueError, match="task must be an integer from 0 to"):
@@ -755,7 +755,7 @@ def test_other_mistakes(register):
     with pytest.raises(ValueError, match="entry_point is not specified"):
         envs.make_single(register(Countdown), task=0)
     env = envs.make("cartpole10", envs_per_task=1)
-    with pytest.raises(ValueError, match="one seed for each of the 10 environments, got 3"):
+    with pytest.raises(ValueError, match="10 environments need as many seeds, got 3"):
         env.reset(seed=[1, 2, 3])
     with pytest.raises(ValueError, match="reset_mask"):
         env.reset(options={"reset_mask": np.ones(10, dtype=bool)})

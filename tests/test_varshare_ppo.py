@@ -79,6 +79,23 @@ def test_policies_are_torchs_and_actions_are_drawn_from_them(name):
     assert abs(np.corrcoef(z.T)[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("steps", [1, 2, 63, 64])
+@pytest.mark.parametrize("color", [0.5, 1.0, 2.0])
+def test_coloured_noise_is_normal_at_every_step_and_its_power_falls_with_the_frequency(steps, color):
+    draws = 20_000
+    noise = policies.action_noise(False, (steps, draws // 4, 4), torch.Generator().manual_seed(1), color)
+    assert noise.shape == (steps, draws // 4, 4)
+    noise = noise.flatten(1).double()
+    assert all(scipy.stats.kstest(x, "norm").pvalue > 1e-4 for x in noise[:: max(1, steps // 5)])
+    power = torch.fft.rfft(noise, dim=0).abs().square().mean(1)
+    frequency = torch.tensor([1.0, *range(1, len(power))])  # 0 has the power of 1
+    torch.testing.assert_close(power / power[0], (frequency**-color).to(power), rtol=0.06, atol=0)
+    if steps > 1:  # parts of it are the same everywhere: no step is the first
+        torch.testing.assert_close(noise.square().mean(1), torch.ones(steps).to(noise), rtol=0.05, atol=0)
+    white = policies.action_noise(False, (steps, 3), torch.Generator().manual_seed(2), 0.0)
+    assert torch.equal(white, torch.empty(steps, 3).normal_(generator=torch.Generator().manual_seed(2)))
+
+
 def test_greedy_actions():
     policy = torch.tensor([[[0.5, -3.0]], [[4.0, -1.0]]])
     assert greedy(policy, probes.BOX).tolist() == [[[0.5, -1.0]], [[1.0, -1.0]]]

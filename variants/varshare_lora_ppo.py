@@ -55,6 +55,7 @@ class Args(RunArgs):
     anneal_lr: bool = True  # decay it linearly to 0
     envs_per_task: PositiveInt = 8  # parallel environments of each task
     num_steps: PositiveInt = 128  # steps of each environment per rollout
+    noise_color: NonNegativeFloat = 0.0  # power of the action noise falls as 1 / f^this: 0 white, 1 pink
     gamma: UnitFloat = 0.99  # discount
     gae_lambda: UnitFloat = 0.95  # lambda of generalised advantage estimation
     num_minibatches: PositiveInt = 4  # minibatches per epoch, each with as many samples of every task
@@ -233,7 +234,7 @@ def rollout(agent, W: Weights, envs, next_obs, episodes, args, rng) -> Rollout:
     """Act for --num-steps steps from next_obs (task * env, obs)."""
     size = (envs.num_tasks, args.envs_per_task)
     shape = (args.num_steps, *size, agent.act_dim)
-    noise = action_noise(agent.discrete, shape, rng)
+    noise = action_noise(agent.discrete, shape, rng, args.noise_color)
 
     def to_torch(x, dim):  # (..., task * env, ...) -> (..., task, env, ...)
         return torch.from_numpy(x).to(rng.device).unflatten(dim, size)
@@ -250,8 +251,7 @@ def rollout(agent, W: Weights, envs, next_obs, episodes, args, rng) -> Rollout:
         outcomes.append((rewards, terminated, truncated, final_obs))
         episodes.add(infos)
     obs.append(to_torch(next_obs, 0))
-    arrays = (np.stack(x, dtype=np.float32) for x in zip(*outcomes))
-    outcomes = [to_torch(x, 1) for x in arrays]
+    outcomes = [to_torch(np.stack(x, dtype=np.float32), 1) for x in zip(*outcomes)]
     tensors = [torch.stack(x) for x in (obs, out, actions)]
     return Rollout(*tensors, *outcomes)
 
