@@ -33,8 +33,9 @@ from bench.tables import markdown
 
 TRAINING = "charts/episodic_return"
 # settings that make no other method
-BOOKKEEPING = "seed run_name resume checkpoint_interval num_threads cuda compile track capture_video".split()
-BOOKKEEPING += "wandb_project_name wandb_entity eval_episodes eval_interval eval_interval_episodes".split()
+BOOKKEEPING = "seed run_name resume checkpoint_interval num_threads env_workers cuda compile track".split()
+BOOKKEEPING += "wandb_project_name wandb_entity capture_video eval_episodes eval_interval".split()
+BOOKKEEPING += ["eval_interval_episodes"]
 TRIAL = 20  # the part of a run that is tried first, a twentieth, to say what all of them cost
 LEAST = 25_000  # steps of it at least: more than a rollout of ten or twenty tasks
 

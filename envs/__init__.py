@@ -11,6 +11,7 @@ attribute `num_tasks` has that many. "my_module:MyEnv-v0" first imports my_modul
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from envs.checks import check_task, check_tasks, select_tasks
 from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, UnitActions
+from envs.workers import WorkerVectorEnv
 
 __all__ = ["ENV_IDS", "make", "make_single"]
 
@@ -56,13 +58,16 @@ for _env_id, (_single, _vector, _steps, _kwargs) in _ENVIRONMENTS.items():
         gym.register(_env_id, max_episode_steps=_steps, kwargs=_kwargs, **_points)
 
 
-def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) -> gym.vector.VectorEnv:
+def make(
+    env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None, workers: int = 1
+) -> gym.vector.VectorEnv:
     """Build the vector environment of an id; environment i belongs to task i // envs_per_task.
 
     Args:
         env_id: one of `ENV_IDS` or any Gymnasium id.
         envs_per_task: environments of each task.
         tasks: indices of the tasks to build, in this order; None builds all.
+        workers: processes that step the environments, see `envs.workers`; 1 is this one alone.
 
     Returns:
         A vector environment with the attributes and infos of `envs.vector.TaskVectorEnv`. Box actions are in
@@ -77,6 +82,8 @@ def make(env_id: str, envs_per_task: int, tasks: Sequence[int] | None = None) ->
     spec = _find(env_id)
     num_tasks = _count_tasks(spec)
     chosen = select_tasks(num_tasks or 1, tasks)
+    if workers > 1:
+        return WorkerVectorEnv(functools.partial(make, env_id, envs_per_task), chosen, workers)
     num_envs = len(chosen) * envs_per_task
     with _one_line_errors(env_id):
         if num_tasks is None:

@@ -82,7 +82,7 @@ def make_envs(args: RunArgs, envs_per_task: int) -> gym.vector.VectorEnv:
 
         draw_without_screen()
     seed_generators(args.seed)
-    envs = build(make, args.env_id, envs_per_task, args.tasks or None)
+    envs = build(make, args.env_id, envs_per_task, args.tasks or None, args.env_workers)
     if envs.discrete and getattr(args, "noise_color", 0):
         fail(f"--noise-color needs continuous actions, those of {args.env_id} are discrete")
     return envs
@@ -448,7 +448,7 @@ class Run:
             if self.stop:
                 raise Interrupted
             with generators_of(self.args.seed, 1):
-                envs = build(make, self.args.env_id, episodes, self.args.tasks or None)
+                envs = build(make, self.args.env_id, episodes, self.args.tasks or None, self.args.env_workers)
                 played = evaluate(self.state["agent"], envs, self.args.seed)
                 envs.close()
         except Interrupted:

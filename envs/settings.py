@@ -43,6 +43,7 @@ class RunArgs:
     resume: bool = False  # continue the run of the same settings from its checkpoint; without one, start it
     checkpoint_interval: NonNegativeFloat = 30.0  # seconds between checkpoints
     num_threads: PositiveInt = 1  # CPU threads
+    env_workers: PositiveInt = 1  # processes that step the environments, each those of whole tasks
     cuda: bool = False  # train on the GPU; meant for networks much larger than the default
     compile: bool = False  # torch.compile the update: needs a C++ compiler, starts some 20 s later
     track: bool = False  # log to Weights & Biases too

@@ -163,6 +163,7 @@ BAD = [
     ("--tasks 10", "from 0 to 9"),
     ("--tasks 3 3", "different"),
     ("--tasks -1", "from 0 to 9"),
+    ("--tasks 0 4 --env-workers 3", "3 processes cannot each have tasks of 2"),
     ("--env-id CartPole-v1 --tasks 1", "from 0 to 0"),
     (f"--seed {2**63}", "--seed must be below 2^63"),
     ("--num-threads 1000000", f"--num-threads must be at most {os.cpu_count()}, this machine's cores"),
