@@ -20,7 +20,7 @@ import torch
 from bench import launch
 from bench.__main__ import report, search
 from bench.collect import parameters
-from bench.methods import METHODS, read_methods, write_flags
+from bench.methods import METHODS, parse_flags, read_methods, write_flags
 from bench.suites import Suite
 
 SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
@@ -131,12 +131,16 @@ def test_a_suite_has_every_method_and_seed_with_the_settings_that_the_search_cho
 
 
 def test_the_committed_settings_are_accepted():
-    """Those that the search of the project chose, by today's scripts."""
+    """Those that the search chose, by today's scripts: one row for each set of flags of a script."""
     SETTINGS.unlink()
+    jobs = {}
     for suite, rows in pd.read_csv(probes.ROOT / SETTINGS).groupby("suite"):
         searches, methods = int(rows.search.max()), tuple(rows.method.unique())
         for job in Suite(suite, "cartpole10", seeds=searches, searches=searches, methods=methods).jobs():
-            parse(["python", str(probes.ROOT / job.script), *shlex.split(job.flags)])
+            jobs[(job.script, *parse_flags(job.flags))] = job
+    assert len(jobs) > 30
+    for job in jobs.values():
+        parse(["python", str(probes.ROOT / job.script), *shlex.split(job.flags)])
 
 
 def test_knobs():
