@@ -13,6 +13,7 @@ import studies
 from bench.collect import Run, read
 from bench.methods import METHODS, read_methods
 from studies.ceilings import __main__ as ceilings
+from studies.likelihood import __main__ as likelihood
 from studies.noise import __main__ as noise
 from studies.normalisation import __main__ as normalisation
 from studies.posterior import runs as posterior
@@ -49,6 +50,7 @@ def penalty_of(args):
         (normalisation, 144),
         (noise, 162),
         (posterior, 436),
+        (likelihood, 80),
         (serial, 10 * 2 * 5 * 2),
         (ranks, 10 * 5),
         (recipe, 11 * 3),
@@ -67,6 +69,9 @@ def test_runs_have_settings_that_scripts_accept(study, number):
             assert method in ("task-blind", "hard-sharing") or penalty == pytest.approx(0.01, rel=0.05)
         if study is noise:
             assert penalty == pytest.approx(float(setting.partition(",")[0]), rel=0.02)
+        if study is likelihood:
+            assert penalty == pytest.approx(0.003, rel=0.01) and args.samples_per_task == 1024
+            assert setting in ("point", f"{getattr(args, 'beta', 0):g}")
         if study is posterior and penalty is not None:
             assert penalty == pytest.approx(0.003, rel=0.01)
             acts = "sample" if setting.startswith("sample") else "mean"

@@ -13,7 +13,7 @@ from bench.figures import STYLE, save
 from studies import folder_of, run_study
 from studies.posterior.figures import plot_ladder, plot_sigma, plot_use
 from studies.posterior.play import play_all
-from studies.posterior.runs import STUDY, collect_sigma, jobs, rows_of
+from studies.posterior.runs import STUDY, USED, collect_sigma, jobs, rows_of
 from studies.posterior.tables import all_tables
 
 
@@ -21,7 +21,7 @@ def report(runs: pd.DataFrame) -> str:
     """Play what has not been played, and make tables and figures; returns the tables."""
     out, today = folder_of(STUDY), list(jobs())
     collect_sigma(today, out)
-    play_all(today, out)
+    play_all(today, out, USED)
     others, sigma = pd.read_csv(out / "played.csv"), pd.read_csv(out / "sigma.csv")
     with rc_context(STYLE):
         save(plot_ladder(runs), out / "ladder.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from bench.launch import Job
 from enjoy import load_agent, load_script, read_model
 from envs import make
 from envs.evaluation import play_episodes, spread_seeds
-from studies.posterior.runs import USED
 
 EPISODES, ENSEMBLE = 20, 5
 NOISE = (0.05, 0.1, 0.2, 0.4)  # standard deviation over the rms of a layer's weights, of each run
@@ -123,13 +122,13 @@ def played(agent: nn.Module, env_id: str, seed: int, everything: bool) -> Iterat
             yield "pruned by |mu| / sigma", share, returns(prune(theta, mu, size / sigma, share))
 
 
-def play_model(folder: Path) -> None:
-    """Play the model in a run's folder; played.csv there says with what return."""
+def play_model(folder: Path, used: Collection[str]) -> None:
+    """Play the model in a run's folder, in all ways if it is used; played.csv there says with what return."""
     torch.set_num_threads(1)
     model = read_model(folder)
     args = model["args"]
     agent = load_agent(model, load_script(model["script"]), make(args["env_id"], 1))
-    rows = list(played(agent, args["env_id"], args["seed"], everything=args["exp_name"] in USED))
+    rows = list(played(agent, args["env_id"], args["seed"], everything=args["exp_name"] in used))
     if "sigma_prior" in args and hasattr(agent, "h_sum"):
         below = agent.sigma[live_weights(agent)] < 0.9 * args["sigma_prior"]
         rows.append((BELOW, 0, below.float().mean().item()))
@@ -137,12 +136,12 @@ def play_model(folder: Path) -> None:
     (folder / "played.tmp").rename(folder / "played.csv")
 
 
-def play_all(jobs: list[Job], out: Path) -> None:
-    """Play what has finished and has not been played, and write played.csv."""
+def play_all(jobs: list[Job], out: Path, used: Collection[str]) -> None:
+    """Play what has finished and has not been played, in all ways if it is used, and write played.csv."""
     folders = [Path("runs", job.name) for job in jobs if job.finished]
     new = [folder for folder in folders if not (folder / "played.csv").exists()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for i, _ in enumerate(pool.map(play_model, new), 1):
+        for i, _ in enumerate(pool.map(play_model, new, [used] * len(new)), 1):
             print(f"played {i}/{len(new)}", flush=True)
     parts = []
     for folder in folders:
