@@ -1,5 +1,7 @@
 """Environments in several processes: the numbers of one process, and no process that outlives the run."""
 
+import gc
+import multiprocessing
 import os
 import random
 import signal
@@ -103,6 +105,8 @@ def test_a_run_is_that_of_one_process_and_resumes():
     small = dict(eval_interval=5120, total_timesteps=4 * 10 * 8 * 32)
     reference = probes.run(varshare, "one", **small)
     probes.assert_same_runs(probes.run(varshare, "several", env_workers=2, **small), reference)
+    gc.collect()
+    assert not multiprocessing.active_children()
     stopped = small | dict(run_name="stopped", env_workers=2, checkpoint_interval=0.0)
     arguments = "varshare_ppo.py", vars(probes.small_args(varshare, **stopped)), os.getcwd()
     kill = dict(moment="after", save=2, signum=signal.SIGTERM)
