@@ -30,6 +30,7 @@ from bench.figures import (
 from bench.methods import ROOT, fail, parse_flags, write_flags
 from bench.statistics import compare, mean_interval
 from bench.tables import markdown
+from envs import make
 
 TRAINING = "charts/episodic_return"
 # settings that make no other method
@@ -37,7 +38,7 @@ BOOKKEEPING = "seed run_name resume checkpoint_interval num_threads env_workers 
 BOOKKEEPING += "wandb_project_name wandb_entity capture_video eval_episodes eval_interval".split()
 BOOKKEEPING += ["eval_interval_episodes"]
 TRIAL = 20  # the part of a run that is tried first, a twentieth, to say what all of them cost
-LEAST = 25_000  # steps of it at least: more than a rollout of ten or twenty tasks
+LEAST = 2_500  # steps of each task in it at least: more than a rollout
 
 
 def group_runs(runs: list[Run]) -> dict[str, list[Run]]:
@@ -159,7 +160,11 @@ def make_jobs(scripts: list[str], env_id: str, seeds: int, steps: int) -> list[l
 
 def say_cost(scripts: list[str], env_id: str, seeds: int, steps: int) -> None:
     """Try a short run of each script, which shows wrong flags too, and print what all runs will take."""
-    tried = min(steps, max(LEAST, steps // TRIAL))
+    try:
+        num_tasks = make(env_id, 1).num_tasks
+    except ValueError as error:
+        fail(str(error))
+    tried = min(steps, max(LEAST * num_tasks, steps // TRIAL))
     trials = make_jobs(scripts, env_id, 1, tried)
     launch.launch(trials)
     seconds = 0.0

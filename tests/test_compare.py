@@ -13,6 +13,7 @@ import pytest
 import report
 from bench import compare
 from bench.collect import EVALUATION, Run, read_log
+from bench.methods import parse_flags
 from bench.statistics import difference
 
 SMALL = "--num-steps 16 --hidden-sizes 8 --eval-episodes 1 --eval-interval-episodes 1"
@@ -148,6 +149,24 @@ def test_bad_input_is_one_line_before_anything_starts(argv, message, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env_id", "steps", "tried"),
+    [
+        ("cartpole10", 900_000, 45_000),
+        ("cartpole10", 90_000, 25_000),
+        ("cartpole-goals160", 900_000, 400_000),
+        ("cartpole10", 9_000, 9_000),
+    ],
+)
+def test_what_is_tried_first_is_longer_than_a_rollout(env_id, steps, tried, monkeypatch):
+    started = []
+    monkeypatch.setattr(compare.launch, "launch", started.extend)
+    with pytest.raises(SystemExit):  # none of them has finished
+        compare.say_cost(["varshare_ppo.py"], env_id, 3, steps)
+    [job] = started
+    assert parse_flags(job.flags)["total-timesteps"] == str(tried)
+
+
 def test_a_wrong_flag_stops_before_the_runs():
     code, _, err = bench_compare("varshare_ppo.py --beta -1", "--steps", "20480")
     assert code == 2 and "--beta must be positive" in err and "does not run with these flags" in err
