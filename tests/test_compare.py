@@ -148,7 +148,6 @@ def test_bad_input_is_one_line_before_anything_starts(argv, message, capsys):
     assert not Path("runs").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "steps", "tried"),
     [
@@ -167,6 +166,7 @@ def test_what_is_tried_first_is_longer_than_a_rollout(env_id, steps, tried, monk
     assert parse_flags(job.flags)["total-timesteps"] == str(tried)
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_stops_before_the_runs():
     code, _, err = bench_compare("varshare_ppo.py --beta -1", "--steps", "20480")
     assert code == 2 and "--beta must be positive" in err and "does not run with these flags" in err
