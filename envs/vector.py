@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.checks import check_spaces, check_tasks, common_spaces, select_tasks, try_out
 
+SUCCESS = ("success", "is_success")  # names of it in an environment's infos
 Seeds = int | Sequence[int | None] | None
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
@@ -20,7 +21,8 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 def final_success(infos: dict[str, Any]) -> np.ndarray | float:
     """Of a step that ended episodes: success of every environment (n,), NaN if none is reported."""
     final = infos["final_info"]
-    return np.where(final["_success"], final["success"], np.nan) if "_success" in final else np.nan
+    name = next((x for x in SUCCESS if f"_{x}" in final), None)
+    return np.where(final[f"_{name}"], final[name], np.nan) if name else np.nan
 
 
 class TaskVectorEnv(gym.vector.VectorEnv):
@@ -145,7 +147,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 
 
 class LoopVectorEnv(TaskVectorEnv):
-    """Single environments stepped one after the other; of their infos "success" is kept."""
+    """Single environments stepped one after the other; of their infos success is kept."""
 
     def __init__(self, num_envs, make_env, task_names, task_params, tasks=None, max_episode_steps=None):
         """As `TaskVectorEnv`; make_env(task) builds one environment of the task with this index."""
@@ -179,9 +181,10 @@ class LoopVectorEnv(TaskVectorEnv):
         truncated |= self.episode_lengths >= self._last_step
         infos = self._count_step(observations, rewards, terminated, truncated)
         if infos:
-            reported = infos["_final_info"] & ["success" in info for info in info_list]
+            found = [next((info[x] for x in SUCCESS if x in info), None) for info in info_list]
+            reported = infos["_final_info"] & [x is not None for x in found]
             if reported.any():
-                success = reported & [bool(info.get("success", False)) for info in info_list]
+                success = reported & [bool(x) for x in found]
                 infos["final_info"] |= {"success": success, "_success": reported}
             observations = observations.copy()
             for i in infos["_final_info"].nonzero()[0].tolist():

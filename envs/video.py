@@ -22,6 +22,7 @@ from torch import Tensor
 from envs import make_single
 from envs.evaluation import MAX_STEPS, greedy
 from envs.settings import fail
+from envs.vector import SUCCESS
 
 try:
     import imageio_ffmpeg
@@ -119,8 +120,8 @@ def record(act: Callable[[np.ndarray], Any], stage: gym.Env, name: str, seed: in
             tiles, skip = tiles[::2], skip * 2
         obs, reward, terminated, truncated, info = stage.step(act(obs))
         step, total = step + 1, total + float(reward)
-        if "success" in info:
-            outcome = "   success" if info["success"] else "   no success"
+        for success in (info[x] for x in SUCCESS if x in info):
+            outcome = "   success" if success else "   no success"
         over = terminated or truncated or step >= limit
     return Reel([*tiles, shoot()], 1000 * skip / fps, total)
 

@@ -414,14 +414,15 @@ def test_episodes_are_averaged_by_task_between_two_logs(register):
         np.testing.assert_array_equal(one.latest, [[2, 4, 7]] * 2 + [none])
 
 
-def test_successes_are_averaged_where_they_are_reported():
+@pytest.mark.parametrize("name", ["success", "is_success"])
+def test_successes_are_averaged_where_they_are_reported(name):
     episodes, ended = (
         Episodes(envs.make("lunarlander20-goals", 2, tasks=[0, 1])),
         np.array([True, True, False, True]),
     )
     numbers = {"r": np.arange(4.0), "l": np.arange(4)}
     for success in ([True, False, True, False], [True, True, False, True]):
-        final = {"episode": numbers, "success": np.array(success), "_success": ended}
+        final = {"episode": numbers, name: np.array(success), f"_{name}": ended}
         episodes.add({"final_info": final, "_final_info": ended})
     np.testing.assert_array_equal(episodes.means()[2], [3 / 4, 1 / 2])
 

@@ -36,7 +36,7 @@ class Screen(gym.Env):
         self.steps += 1
         assert self.steps < 100  # so that a film without an end fails
         self.actions.append(action)
-        info = {} if self.success is None else {"success": self.steps >= self.success}
+        info = {} if self.success is None else {"is_success": self.steps >= self.success}
         return np.full(1, self.steps), 0.5, False, False, info
 
     def render(self):

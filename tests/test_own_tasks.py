@@ -43,7 +43,7 @@ class Own(gym.Env):
 
     def __init__(self, **parts):
         self.observation_space, self.action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
-        self.length, self.seen = 20, []
+        self.length, self.seen, self.reports = 20, [], ""
         self.__dict__ |= parts
 
     def observe(self):
@@ -60,7 +60,8 @@ class Own(gym.Env):
     def step(self, action):
         self.seen.append(action)
         self.t += 1
-        return self.observe(), self.reward(action), False, self.t >= self.length, {}
+        infos = {self.reports: action == 1} if self.reports else {}
+        return self.observe(), self.reward(action), False, self.t >= self.length, infos
 
 
 @pytest.fixture
@@ -95,6 +96,15 @@ def box(low, high, size=1, dtype=np.float32):
 def train(env_id, script=varshare, **changes):
     size = {name: x for name, x in (SIZE | changes).items() if hasattr(script.Args, name)}
     return script.train(script.Args(env_id=env_id, **size))
+
+
+@pytest.mark.parametrize("name", ["success", "is_success"])
+def test_success_is_that_of_the_last_step(own, name):
+    env = envs.make(own({}, {"reports": name}), 2)
+    env.reset(seed=0)
+    for step in range(20):
+        infos = env.step(np.array([1, 1, 0, step == 19], dtype=int))[4]
+    np.testing.assert_array_equal(envs.vector.final_success(infos), [np.nan, np.nan, 0, 1])
 
 
 # Spaces
