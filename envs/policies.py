@@ -27,8 +27,8 @@ def action_noise(discrete: bool, shape: tuple[int, ...], rng: torch.Generator, c
         return -noise.exponential_(generator=rng).log()
     noise.normal_(generator=rng)
     if color:
-        frequency = torch.fft.rfftfreq(shape[0], device=rng.device).clamp(min=1 / shape[0])
-        gain = frequency ** (-color / 2)
+        waves = torch.arange(shape[0] // 2 + 1, device=rng.device).clamp(min=1)  # of these frequencies
+        gain = waves ** (-color / 2)
         gain /= torch.fft.irfft(gain, shape[0]).norm()  # for a variance of 1
         spectrum = torch.fft.rfft(noise.movedim(0, -1)) * gain
         noise = torch.fft.irfft(spectrum, shape[0]).movedim(-1, 0)

@@ -506,8 +506,9 @@ class Run:
         os.replace(unfinished, self.folder / "evaluation.csv")
 
     def close(self) -> None:
-        """Close the files."""
+        """Close files and environments."""
         gc.unfreeze()
+        self.envs.close()
         self.bar.close()
         self.output.close()
         self.lock.release(force=True)

@@ -6,24 +6,31 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
+import torch
 
 from envs.generators import generators_state, seed_generators, set_generators_state
-from envs.vector import Step, TaskVectorEnv
+from envs.vector import SUCCESS, Step, TaskVectorEnv
 
-INFOS = ("final_obs", "_final_obs", "final_info", "_final_info")  # that every environment gives
+INFOS = ("final_obs", "_final_obs", "_final_info")  # that every environment gives, and of final_info
+FINAL_INFOS = ("episode", "_episode", *SUCCESS, *(f"_{name}" for name in SUCCESS))
+FORKING = threading.Lock()
+ENDS: WeakSet[Connection] = WeakSet()  # of pipes to all workers of this process: a fork has them too
 
 
 class WorkerVectorEnv(TaskVectorEnv):
     """What `envs.make` builds, bit for bit, but each process has all environments of some of the tasks.
 
-    Environments that draw from a global generator have another one in each process, seeded by `reset`. If a
-    process ends, so does the program, with a line.
+    A generator that environments share is another one in each process; global ones are seeded by `reset`. If
+    a process ends, so does the program, with a line.
     """
 
     def __init__(
@@ -52,13 +59,14 @@ class WorkerVectorEnv(TaskVectorEnv):
         self.ends = self.envs_per_task * np.cumsum([0, *map(len, parts)])  # of the rows of each worker
         self.workers, self.pipes = [], []
         for own in parts:
-            pipe, other_end = context.Pipe()
-            self.pipes.append(pipe)
-            worker = context.Process(target=serve, args=(other_end, self.pipes, build, own.tolist()))
-            worker.daemon = True
-            worker.start()
-            other_end.close()
+            with FORKING:
+                pipe, other_end = context.Pipe()
+                ENDS.add(pipe)
+                worker = context.Process(target=serve, args=(other_end, build, own.tolist()), daemon=True)
+                worker.start()
+                other_end.close()
             self.workers.append(worker)
+            self.pipes.append(pipe)
 
     def _receive(self, i: int) -> Any:
         """What worker i has to say."""
@@ -73,12 +81,14 @@ class WorkerVectorEnv(TaskVectorEnv):
 
     def _ask(self, method: str, *arguments: Sequence[Any]) -> list[Any]:
         """Call a method of the environments of every worker; of each argument worker i gets [i]."""
-        for i, pipe in enumerate(self.pipes):
-            try:
-                pipe.send((method, *(x[i] for x in arguments)))
-            except ConnectionError:
-                pass  # `_receive` will see that it is gone
-        results, returns, lengths = zip(*map(self._receive, range(len(self.pipes))))
+        try:
+            for i, pipe in enumerate(self.pipes):
+                with suppress(ConnectionError):  # `_receive` will see that it is gone
+                    pipe.send((method, *(x[i] for x in arguments)))
+            results, returns, lengths = zip(*map(self._receive, range(len(self.pipes))))
+        except BaseException:  # with answers on the way nothing more can be asked
+            self.close()
+            raise
         self.episode_returns[:], self.episode_lengths[:] = np.concatenate(returns), np.concatenate(lengths)
         return list(results)
 
@@ -124,42 +134,47 @@ def join(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any
         if isinstance(some, dict):
             found[name] = join([x.get(name, {}) for x in infos], sizes)
         else:
-            zeros = [np.zeros((size, *some.shape[1:]), some.dtype) for size in sizes]
+            shape, dtype = np.shape(some)[1:], np.asarray(some).dtype
+            zeros = [np.zeros((size, *shape), dtype) for size in sizes]
             found[name] = np.concatenate([x.get(name, zero) for x, zero in zip(infos, zeros)])
     return found
 
 
-def serve(
-    pipe: Connection, others: list[Connection], build: Callable[[list[int]], TaskVectorEnv], tasks: list[int]
-) -> None:
+def serve(pipe: Connection, build: Callable[[list[int]], TaskVectorEnv], tasks: list[int]) -> None:
     """A worker: build the environments of these tasks and do what is asked, until the pipe is closed."""
     os.setsid()  # Ctrl-C is for the run, which finishes what it has begun
     for signum in (signal.SIGINT, signal.SIGTERM):  # a fork has the run's handlers
         signal.signal(signum, signal.SIG_DFL)
-    for other in others:  # else a pipe would stay open when the run is gone
+    for other in list(ENDS):  # else a pipe would stay open when the run is gone
         other.close()
-    try:
-        envs = build(tasks)
+    torch.set_num_threads(1)  # a fork has none of the others, and would wait for them
+    envs = None
+    with suppress(EOFError, ConnectionError):  # of the pipe: the run is over
         while True:
-            method, *arguments = pipe.recv()
-            result = answer(envs, method, *arguments)
-            pipe.send((False, (result, envs.episode_returns, envs.episode_lengths)))
-    except (EOFError, ConnectionError):
-        return
-    except Exception:  # whatever an environment of one's own raises, the run is to show
-        pipe.send((True, traceback.format_exc()))
+            request = pipe.recv()
+            try:
+                envs = envs or build(tasks)
+                reply = False, (answer(envs, *request), envs.episode_returns, envs.episode_lengths)
+            except Exception:  # whatever an environment of one's own raises, the run is to show
+                reply = True, traceback.format_exc()
+            pipe.send(reply)
 
 
 def answer(envs: TaskVectorEnv, method: str, *arguments: Any) -> Any:
     """Call a method of a worker's environments; global generators go with their state."""
     if method == "reset":
         seeds, options = arguments
-        if seeds[0] is not None:
-            seed_generators(seeds[0])
+        if seeds[0] is None:
+            return envs.reset(options=options)[0]
+        seed_generators(seeds[0])
         return envs.reset(seed=seeds, options=options)[0]
     if method == "step":
         *arrays, infos = envs.step(*arguments)
-        return *arrays, {name: infos[name] for name in INFOS if name in infos}
+        if "final_info" not in infos:
+            return *arrays, {}
+        final = infos["final_info"]
+        final = {name: final[name] for name in FINAL_INFOS if name in final}
+        return *arrays, {name: infos[name] for name in INFOS} | {"final_info": final}
     if method == "get_state":
         return envs.get_state(), generators_state()
     state, generators = arguments[0]

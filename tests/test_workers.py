@@ -1,6 +1,5 @@
 """Environments in several processes: the numbers of one process, and no process that outlives the run."""
 
-import gc
 import multiprocessing
 import os
 import random
@@ -11,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import probes
 import pytest
+import torch
 
 import envs
 from envs.generators import seed_generators
@@ -105,7 +105,6 @@ def test_a_run_is_that_of_one_process_and_resumes():
     small = dict(eval_interval=5120, total_timesteps=4 * 10 * 8 * 32)
     reference = probes.run(varshare, "one", **small)
     probes.assert_same_runs(probes.run(varshare, "several", env_workers=2, **small), reference)
-    gc.collect()
     assert not multiprocessing.active_children()
     stopped = small | dict(run_name="stopped", env_workers=2, checkpoint_interval=0.0)
     arguments = "varshare_ppo.py", vars(probes.small_args(varshare, **stopped)), os.getcwd()
@@ -119,7 +118,7 @@ def test_a_run_is_that_of_one_process_and_resumes():
     probes.assert_same_runs(folder, reference)
 
 
-def test_global_generators_are_seeded_and_saved():
+def test_global_generators_are_seeded():
     env = envs.make("Draws-v0", 1, None, 2)
     seed_generators(5)  # this process's are not theirs
     first = env.reset(seed=[1, 2, 3])[0]
@@ -127,6 +126,48 @@ def test_global_generators_are_seeded_and_saved():
     assert np.array_equal(first, again)
     assert len(np.unique(first)) == 6  # nor do two processes draw the same
     assert not np.array_equal(first, env.reset()[0])
+
+
+class Wrapped(gym.vector.VectorEnv):
+    """Another vector environment: torch in several threads, one generator, lists in its infos."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    num_tasks = 2
+
+    def __init__(self, num_envs=2, tasks=None):
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = (
+            gym.spaces.Box(-9, 9, (2,)),
+            Draws.action_space,
+        )
+        self.weight = torch.ones(1500, 1500)
+
+    def observe(self):
+        return self.np_random.random((self.num_envs, 2)).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=None if seed is None else seed[0])
+        return self.observe(), {}
+
+    def step(self, actions):
+        rewards = (self.weight @ self.weight)[0, : self.num_envs].numpy() / 1500
+        final, ended = self.observe(), np.ones(self.num_envs, bool)
+        infos = {"final_obs": final, "final_info": {"note": ["a"] * self.num_envs, "level": 3}, "more": [1]}
+        return self.observe(), rewards, ended, ended, infos
+
+
+def test_other_vector_environments_do_as_well():
+    gym.register("Wrapped-v0", vector_entry_point=Wrapped)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    env = envs.make("Wrapped-v0", 2, None, 2)  # which is tried out first: this process has two threads now
+    torch.set_num_threads(threads)
+    env.reset(seed=1)
+    _, rewards, _, _, infos = env.step(np.zeros(4, dtype=int))
+    assert rewards.tolist() == [1.0] * 4 and infos["_final_info"].all()
+    assert infos["final_info"]["episode"]["r"].tolist() == [1.0] * 4 and "note" not in infos["final_info"]
+    env.reset()
+    env.close()
 
 
 def test_an_error_of_an_environment_is_shown_and_the_end_of_a_process_is_a_line():
@@ -138,6 +179,8 @@ def test_an_error_of_an_environment_is_shown_and_the_end_of_a_process_is_a_line(
     env.reset()
     with pytest.raises(SystemExit, match="process 1 of the environments is gone, its exit code is 7"):
         env.step(np.array([0, 2, 0]))
+    env = envs.make("Draws-v0", 1, None, 3)
+    env.reset()
     os.kill(env.workers[0].pid, signal.SIGKILL)
     with pytest.raises(SystemExit, match="process 0 of the environments is gone, its exit code is -9"):
         env.reset()

@@ -53,16 +53,18 @@ def compare_groups(groups: dict[tuple[str, str], pd.Series], within: float | Non
         rows.append(f"V-MPO minus PPO: {x}")
         pairs.append((groups["V-MPO", x], groups["PPO", x]))
     rows.append(f"V-MPO minus PPO, of {BAYES} minus {COLD}")
-    pairs.append([groups[algorithm, BAYES] - groups[algorithm, COLD] for algorithm in ("V-MPO", "PPO")])
+    pairs.append([(groups[x, BAYES] - groups[x, COLD]).dropna() for x in ("V-MPO", "PPO")])
     within = within or 0.05 * max(x.mean() for x in groups.values())
     return [[row, *c.cells(1 if within > 1 else 3)] for row, c in zip(rows, compare(pairs, within))]
 
 
 def report(runs: pd.DataFrame) -> str:
     """Returns, pruning and robustness; models that have not been played are."""
-    out = folder_of(STUDY)
+    out, found = folder_of(STUDY), of_settings(runs)
+    if missing := [name for name in NAMES if tuple(name.split("@")) not in found]:
+        return f"No run of {', '.join(missing)} has finished yet.\n"
     play_all(list(jobs()), out, NAMES)
-    others, found = pd.read_csv(out / "played.csv"), of_settings(runs)
+    others = pd.read_csv(out / "played.csv")
     compared = ["", "difference", "p (Holm)", "verdict"]
     rows, returns = [], {}
     ways: dict[tuple[str, str], Groups] = {}
