@@ -161,10 +161,11 @@ def make_jobs(scripts: list[str], env_id: str, seeds: int, steps: int) -> list[l
 def say_cost(scripts: list[str], env_id: str, seeds: int, steps: int) -> None:
     """Try a short run of each script, which shows wrong flags too, and print what all runs will take."""
     try:
-        num_tasks = make(env_id, 1).num_tasks
+        envs = make(env_id, 1)
     except ValueError as error:
         fail(str(error))
-    tried = min(steps, max(LEAST * num_tasks, steps // TRIAL))
+    envs.close()
+    tried = min(steps, max(LEAST * envs.num_tasks, steps // TRIAL))
     trials = make_jobs(scripts, env_id, 1, tried)
     launch.launch(trials)
     seconds = 0.0

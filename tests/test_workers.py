@@ -136,10 +136,8 @@ class Wrapped(gym.vector.VectorEnv):
 
     def __init__(self, num_envs=2, tasks=None):
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = (
-            gym.spaces.Box(-9, 9, (2,)),
-            Draws.action_space,
-        )
+        self.single_observation_space = Draws.observation_space
+        self.single_action_space = Draws.action_space
         self.weight = torch.ones(1500, 1500)
 
     def observe(self):

@@ -104,7 +104,8 @@ def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     verdicts, table = compared(by_method, pairs)
     answer = answer_of(verdicts, "comparisons")
     test = "p below 5 % in every comparison, and not the same within the margin"
-    text = f"Test: {test}.\n\n{table}"
+    rivals = ", ".join(dict.fromkeys(title_of(b) for _, b in pairs))
+    text = f"Test: {test}. Baselines that ran: {rivals}.\n\n{table}"
     if all(by_method[m].timed for pair in pairs for m in pair):  # evaluated on the way
         verdicts, table = compared(by_method, pairs, "area")
         won, lost = verdicts.count("better"), verdicts.count("worse")
