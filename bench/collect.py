@@ -25,6 +25,7 @@ from envs.folders import find_run
 
 HEADER = "global_step,metric,task,value"  # of heartbeat.csv
 EVALUATION, SUCCESS, TRAINING_SUCCESS = "eval/episodic_return", "eval/success_rate", "charts/success_rate"
+LEARNED = (TRAINING_SUCCESS, "losses/entropy", "losses/approx_kl", "losses/kl")  # of each task, on the way
 SECONDS = "charts/wall_time"
 NORMS = ("varshare/mu_norm", "varshare/theta_moved")
 SHARING = "varshare/sharing_ratio/"
@@ -226,13 +227,20 @@ def evaluations(run: Run, final: Iterable[str] = (), on_the_way: Iterable[str] =
 def compared(run: Run, by_success: bool = False) -> pd.DataFrame:
     """What is kept of a run of a suite, whose methods are compared by return or by success.
 
-    Success in training is kept in the second case only: `bench.tables.Result` goes by that.
+    Success in training is kept in the second case only: `bench.tables.Result` goes by that. So is what says
+    of each task when it was learned or lost again, and how narrow its policy was and how far it moved then.
     """
     final = [SECONDS, "charts/SPS", *run.metrics(SHARING)]
     on_the_way = [*NORMS]
     if by_success:
         on_the_way += [SUCCESS, TRAINING_SUCCESS]
     rows = evaluations(run, final, on_the_way)
+    if by_success:
+        log = run.log.rename(columns={"global_step": "step"})
+        logged = log.step[log.metric == TRAINING_SUCCESS].unique()
+        some = log.step.isin(logged[::-5])  # fifty times ten tasks would be many rows
+        by_task = log.metric.eq(SUCCESS) | (log.metric.isin(LEARNED) & some)
+        rows = pd.concat([rows, log[by_task]]).drop_duplicates(["step", "metric", "task"])
     agent = read_agent(run)
     own, every = parameters(agent)
     more = [("parameters/own", "mean", own), ("parameters/all", "mean", every)]

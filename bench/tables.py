@@ -114,6 +114,7 @@ def scores(runs: pd.DataFrame, metric: str) -> dict[str, Scores]:
         rows = runs[(runs.method == method) & (runs.metric == metric)]
         rows = rows.assign(value=rows.value * (100 if metric == SUCCESS else 1))
         tasks, means = rows[rows.task != "mean"], rows[rows.task == "mean"]
+        tasks = tasks[tasks.step == tasks.groupby(KEY).step.transform("max")]
         run = "seed" if rows.setting.nunique() == 1 else ["setting", "seed"]
         final = tasks.pivot_table(index=run, columns="task", values="value", sort=False)
         curve = means.pivot(index=run, columns="step", values="value")
@@ -138,7 +139,7 @@ def at_common_steps(curve: pd.DataFrame) -> pd.DataFrame:
 
 def training_success(runs: pd.DataFrame, method: str) -> pd.Series:
     """Success in percent, with exploration, in the last tenth of a method's training; by seed."""
-    rows = runs[(runs.method == method) & (runs.metric == TRAINING_SUCCESS)]
+    rows = runs[(runs.method == method) & (runs.metric == TRAINING_SUCCESS) & (runs.task == "mean")]
     rows = rows[rows.step > 0.9 * rows.step.max()]
     return 100 * rows.groupby("seed").value.mean()
 

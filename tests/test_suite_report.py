@@ -73,9 +73,10 @@ def write_run(job, method, env_id, steps, seed, final, mu_norm, success):
         if round(10 * share) % 2 == 0 and share < 1:
             log(step, "eval/episodic_return", final * share)
             if success:
-                log(step, "eval/success_rate", 1 - final / 200)
+                log(step, "eval/success_rate", share * (1 - final / 200))
         if success:
             log(step, "charts/success_rate", 0.5 * share * (1 - final / 200))
+            log(step, "losses/entropy", 2 - share + np.arange(3))
     log(steps, "eval/episodic_return", final)
     if success:
         log(steps, "eval/success_rate", 1 - final / 200)
@@ -213,8 +214,13 @@ def test_a_suite_that_is_scored_by_success():
     assert row["success in training, %"] == mean_interval(success / 2).text()  # of the last tenth only
     assert row["against task-blind"] == "better" and "success" not in row
     assert "runs that get there" in row and "steps to 80 (median)" in row
+    run = runs[(runs.method == "varshare") & (runs.seed == 2) & (runs.task == "far")]
+    run = run.set_index("step").sort_index()
+    assert run[run.metric == "eval/success_rate"].index.tolist() == [200, 400, 600, 800, 1000]
+    assert run[run.metric == "charts/success_rate"].index.tolist() == [500, 1000]  # every fifth of ten
+    assert run[run.metric == "losses/entropy"].value.to_dict() == {500: 2.5, 1000: 2}
     drawn = {line.get_label(): line for ax in figures.plot_curves(x).axes for line in ax.lines}
-    assert drawn["VarShare"].get_ydata() == pytest.approx([success.mean()] * 5, rel=1e-4)
+    assert drawn["VarShare"].get_ydata() == pytest.approx(success.mean() * np.arange(1, 6) / 5, rel=1e-4)
 
 
 def test_several_searches_are_part_of_the_intervals():
