@@ -104,8 +104,10 @@ def claim_1(by_method: dict[str, Scores]) -> tuple[str, str] | None:
     verdicts, table = compared(by_method, pairs)
     answer = answer_of(verdicts, "comparisons")
     test = "p below 5 % in every comparison, and not the same within the margin"
-    rivals = ", ".join(dict.fromkeys(title_of(b) for _, b in pairs))
-    text = f"Test: {test}. Baselines that ran: {rivals}.\n\n{table}"
+    rivals = list(dict.fromkeys(title_of(b) for _, b in pairs))
+    if len(rivals) == 1:  # the claim says "the other baselines"
+        answer += f", against {rivals[0]} alone"
+    text = f"Test: {test}. Baselines that ran: {', '.join(rivals)}.\n\n{table}"
     if all(by_method[m].timed for pair in pairs for m in pair):  # evaluated on the way
         verdicts, table = compared(by_method, pairs, "area")
         won, lost = verdicts.count("better"), verdicts.count("worse")
