@@ -17,6 +17,8 @@
 # Environment variables:
 #   METHODS, SEEDS, STEPS, TRIALS   replace a suite's, e.g. METHODS="l2soft varshare" SEEDS=3; see bench/methods.csv;
 #              the runs of the search are shortened as STEPS shortens the reported ones
+#   REST=1     runs whose numbers results/ has count as done, if their commands are the same: a comparison that is spread
+#              over machines, or days
 #   FLAGS      further flags of every run, e.g. FLAGS="--cuda"
 #   JOBS       runs at a time, one thread each (default: number of cores; with Slurm: no limit)
 #   OUT        folder of runs/ and results/ (default: the project's)

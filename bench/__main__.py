@@ -32,9 +32,9 @@ def search(suite: SuiteArg, storage: str = STORAGE, missing: bool = False) -> bo
 def runs(suite: SuiteArg) -> bool:
     """Start or continue the reported runs of a suite, then report; on Slurm submit both."""
     if launch.on_slurm():
-        launch.submit(suite.name, suite.jobs(), ["report", suite.name])
+        launch.submit(suite.name, suite.left(), ["report", suite.name])
         return True
-    done = launch.launch(suite.jobs())
+    done = launch.launch(suite.left())
     report(suite)
     return done
 
@@ -53,7 +53,7 @@ def report(suite: SuiteArg) -> None:
 
 def commands(suite: SuiteArg) -> None:
     """Print the commands of the reported runs."""
-    launch.show_commands(suite.jobs())
+    launch.show_commands(suite.left())
 
 
 def plan(suite: SuiteArg) -> None:

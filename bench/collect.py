@@ -11,6 +11,7 @@ the same. Without a commit a run has not finished.
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,13 +265,35 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs[COLUMNS], configs
 
 
-def earlier(folder: Path, today: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What is known of those that are not today's, by this key, if their runs are as long as today's."""
+def reported(folder: Path) -> set[str]:
+    """With the environment variable REST=1 the commands of all runs that the CSVs have, else none."""
+    rest = os.environ.get("REST", "")
+    if rest not in ("", "1"):
+        fail(f"REST is 1 or nothing, not {rest!r}")
+    if not (rest and (folder / "configs.csv").exists()):
+        return set()
+    configs = read(folder)[1]
+    return set(configs.command[configs.commit != ""])
+
+
+def left(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """All runs, or with REST=1 those that have finished here and those that the CSVs do not have."""
+    elsewhere = reported(folder)
+    return [job for job in jobs if job.finished or job.command not in elsewhere]
+
+
+def earlier(
+    folder: Path, today: pd.DataFrame, key: list[str], elsewhere: set[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is known of those that are not today's, by this key, if their runs are as long as today's.
+
+    And of today's that ran elsewhere, by their commands.
+    """
     if not (folder / "configs.csv").exists():
         return pd.DataFrame(columns=COLUMNS), today[:0]
     runs, configs = read(folder)
     again = configs.set_index(key).index.isin(today.set_index(key).index)
-    configs = configs[~again]
+    configs = configs[~again | configs.command.isin(elsewhere)]
     steps = today.drop_duplicates("env").set_index("env").steps
     configs = configs[configs.steps == configs.env.map(steps).fillna(configs.steps)]
     return runs.merge(configs[KEY]), configs
@@ -296,22 +319,27 @@ def collect(
 ) -> None:
     """Write a suite's or a study's CSVs to its folder in results/, of all runs that have finished.
 
-    What is known of other methods stays, and in a study of other settings. rows_of: what is kept of a run:
+    What is known of other methods stays, and in a study of other settings; with REST=1 also of runs that
+    have not finished here. rows_of: what is kept of a run:
     metric, task, step, value. searched_on: the suite whose search chose the settings.
     """
-    jobs, new = list(jobs), []
+    every, new = list(jobs), []
+    jobs = left(every, out)
+    elsewhere = {job.command for job in every} - {job.command for job in jobs}
     today = pd.DataFrame([config_of(job) for job in jobs]).assign(searched_on=searched_on)
     for job, key in zip(jobs, today[KEY].to_dict("records")):
         if job.finished:
             new.append(rows_of(read_run(Path("runs", job.name))).assign(**key))
+    if not new and elsewhere:
+        return
     if not new:
         fail(f"no run of {out.name} has finished")
     key = KEY[:2] if searched_on else KEY[:3]  # a suite's settings are the numbers of its searches
-    new, (old, configs) = pd.concat(new)[COLUMNS], earlier(out, today, key)
+    new, (old, configs) = pd.concat(new)[COLUMNS], earlier(out, today, key, elsewhere)
     out.mkdir(parents=True, exist_ok=True)
     mapped = (new.metric == "cosine") | new.metric.str.startswith(SHARING)
     if mapped.any():
-        write_sharing(new[mapped & (new.task != "mean")], configs.method, out)
+        write_sharing(new[mapped & (new.task != "mean")], configs, out)
     runs = pd.concat([rows for rows in (old, new[~mapped]) if len(rows)])
     same = [name for name in ("env", "setting") if runs[name].nunique() == 1]
     runs = runs.assign(value=runs.value.map("{:.5g}".format)).drop(columns=same)
@@ -320,10 +348,15 @@ def collect(
     configs.to_csv(out / "configs.csv", index=False)
 
 
-def write_sharing(rows: pd.DataFrame, others: pd.Series, out: Path) -> None:
-    """sharing.csv: means over runs; rows of these other methods stay."""
-    means = rows.groupby(["method", "metric", "task"], sort=False).value.mean().reset_index()
+def write_sharing(rows: pd.DataFrame, others: pd.DataFrame, out: Path) -> None:
+    """sharing.csv: means over runs, of these rows and of the other runs, which are in it already."""
+    key = ["method", "metric", "task"]
+    means = rows.groupby(key, sort=False).value.agg(["mean", "count"]).reset_index()
     if (out / "sharing.csv").exists():
-        old = pd.read_csv(out / "sharing.csv")
-        means = pd.concat([old[old.method.isin(others)], means])
+        old = pd.read_csv(out / "sharing.csv").rename(columns={"value": "mean"})
+        old["count"] = old.method.map(others[others.commit != ""].method.value_counts())
+        means = pd.concat([old.dropna(subset="count"), means])
+    means["value"] = means["mean"] * means["count"]
+    sums = means.groupby(key, sort=False)[["value", "count"]].sum(min_count=1)
+    means = (sums.value / sums["count"]).rename("value").reset_index()
     means.to_csv(out / "sharing.csv", index=False, float_format="%.5g")

@@ -12,7 +12,7 @@ import tyro
 from optuna.distributions import BaseDistribution
 
 from bench import launch
-from bench.collect import SECONDS, collect, compared, read
+from bench.collect import SECONDS, collect, compared, left, read, reported
 from bench.methods import METHODS, ROOT, Settings, fail, parse_flags
 
 SETTINGS = Path("results/search/settings.csv")  # suite, method, search, settings: what the searches chose
@@ -125,6 +125,10 @@ class Suite:
         settings = self.complete(method, self.found_at_base(method) | self.found[method, number])
         return launch.job(f"{self.name}__{label}", label, self.env_id, self.steps, seed, settings)
 
+    def left(self) -> list[launch.Job]:
+        """The reported runs, with REST=1 without those whose numbers are there already."""
+        return left(self.jobs(), self.folder)
+
     def jobs(self) -> list[launch.Job]:
         """The reported runs, one seed of all methods after the other, if the search has come to all."""
         for method, _ in self.missing:
@@ -144,7 +148,8 @@ class Suite:
         """How many of a method's reported runs are."""
         if method in dict(self.missing):
             return 0
-        return sum(self.job(method, seed).finished for seed in self.reported_seeds)
+        jobs, elsewhere = [self.job(method, seed) for seed in self.reported_seeds], reported(self.folder)
+        return sum(job.finished or job.command in elsewhere for job in jobs)
 
     @property
     def chosen(self) -> dict[str, Settings]:

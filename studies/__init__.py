@@ -14,7 +14,7 @@ import pandas as pd
 import tyro
 
 from bench import launch
-from bench.collect import EVALUATION, Run, collect, evaluations, read
+from bench.collect import EVALUATION, Run, collect, evaluations, left, read
 from bench.launch import Job
 from bench.methods import METHODS, Method, Settings
 from bench.statistics import mean_interval
@@ -61,13 +61,14 @@ def run_study(
             report_only: of whatever has finished
         """
         runs = list(jobs())
+        todo = left(runs, folder_of(study))
         if dry_run:
-            launch.show_commands(runs)
+            launch.show_commands(todo)
             return True
         if launch.on_slurm() and not report_only:
-            launch.submit(study, runs, [study, "--report-only"])
+            launch.submit(study, todo, [study, "--report-only"])
             return True
-        done = report_only or launch.launch(runs)
+        done = report_only or launch.launch(todo)
         print(write_report(study, runs, report, rows_of))
         return done
 

@@ -223,6 +223,45 @@ def test_a_suite_that_is_scored_by_success():
     assert drawn["VarShare"].get_ydata() == pytest.approx(success.mean() * np.arange(1, 6) / 5, rel=1e-4)
 
 
+def test_runs_that_are_in_the_results_already_count_as_done(monkeypatch, capsys):
+    """A comparison that is spread over two machines ends with the CSVs of one."""
+    means = {"task-blind": 100, "varshare": 300, "independent": 250}
+    suite = write_runs("suite", means, seeds=4)
+    suite.collect()
+    names = ("runs.csv", "configs.csv", "sharing.csv")
+    once = [pd.read_csv(suite.folder / name) for name in names]
+    early = [job for job in suite.jobs() if job.name.endswith(("1", "2", "3"))]
+
+    def move(jobs, source, target):
+        Path(target).mkdir(exist_ok=True)
+        for job in jobs:
+            Path(source, job.name).rename(Path(target, job.name))
+
+    move(set(suite.jobs()) - set(early), "runs", "later")
+    suite.collect()
+    assert len(pd.read_csv(suite.folder / "configs.csv").dropna(subset="commit")) == 9
+    assert suite.left() == suite.jobs() and suite.finished("varshare") == 3
+    move(early, "runs", "elsewhere")  # the second machine has none of them
+    assert suite.finished("varshare") == 0
+    monkeypatch.setenv("REST", "1")
+    assert suite.finished("varshare") == 3
+    assert set(suite.left()) == set(suite.jobs()) - set(early)
+    suite.collect()  # nothing has finished here
+    move(suite.left(), "later", "runs")
+    suite.collect()
+    assert suite.finished("varshare") == 4
+    for name, expected in zip(names, once):
+        key = [column for column in expected if column != "value"]
+        found = pd.read_csv(suite.folder / name).sort_values(key, ignore_index=True)
+        pd.testing.assert_frame_equal(found, expected.sort_values(key, ignore_index=True), rtol=1e-4)
+    suite.flags = "--gamma 0.9"  # other commands
+    assert suite.left() == suite.jobs() and suite.finished("varshare") == 0
+    monkeypatch.setenv("REST", "yes")
+    with pytest.raises(SystemExit):
+        suite.left()
+    assert "REST is 1 or nothing, not 'yes'" in capsys.readouterr().err
+
+
 def test_several_searches_are_part_of_the_intervals():
     """Their means differ by 20, runs by 5: six runs of each of three searches say less than 18 of one."""
     means = {"task-blind": 100, "varshare": 300, "independent": 250}
