@@ -154,6 +154,8 @@ class Agent(nn.Module):
             for name, x in draws[0].items():
                 experts = torch.stack([draw[name] for draw in draws])
                 weights[name] = x if f".{self.num_hidden}." in name else experts
+            for i, fan_in in enumerate(sizes[:-2]):  # with 0 directions near obs = 0 would turn too fast
+                weights[f"{net}.{i}.bias"].uniform_(-1, 1, generator=rng).div_(math.sqrt(fan_in))
             w = torch.randn(self.num_experts, generator=rng)
             weights[f"{net}.w"] = w / math.sqrt(self.num_experts)
         return weights

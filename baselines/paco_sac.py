@@ -8,8 +8,8 @@ script minimises
 where L_SAC, the sum of the critics', the actor's and the temperature's loss, is a mean over samples of task m
 from its replay buffer (Sun et al. 2022, arXiv 2210.11653: Phi w is theta w here). Each theta_k starts as a
 draw of its own, and w_mk as one from N(0, 1 / K), so that sums have the size of one draw. With --max-loss a
-task whose loss is larger than that is left out of the step, and its w_m becomes a random mean of the other
-tasks'.
+task whose critics' squared errors have a larger sum is left out of the step, and its w_m becomes a random
+mean of the other tasks'.
 
 SAC is Haarnoja et al. 2018 (arXiv 1812.05905) in the form of CleanRL's sac_continuous_action.py, with a
 temperature learned per task; for discrete actions Christodoulou 2019, with expectations over actions;
@@ -67,10 +67,13 @@ class Args(RunArgs):
 
     # PaCo
     num_sets: PositiveInt = 5  # K, parameter vectors that tasks mix
-    max_loss: NonNegativeFloat = 0.0  # a task with a larger loss is left out and mixes anew (0: never)
+    max_loss: NonNegativeFloat = 0.0  # a task with larger errors of Q is left out and mixes anew (0: never)
 
 
-make_args = args_maker(Args, "sac", {})
+# the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
+METAWORLD = dict(max_loss=3000.0)
+ENV_DEFAULTS = dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
+make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
 Weights = dict[str, Tensor]  # of every task, by name: W["actor.0.weight"] is (task, out, in)
 # (task, sample, ...); noise (2, task, sample, action) is of continuous actions at next_obs and at obs
@@ -252,7 +255,7 @@ def minibatch_backward(agent, target, b: Batch, args) -> tuple[dict, Tensor]:
     losses, stats, target_q = sac_loss(agent, W, slow, b, args)
     G, of_alpha = torch.autograd.grad(losses.sum(), (weights, agent.log_alpha))
     if args.max_loss:
-        lost = ~(losses <= args.max_loss)  # NaN too
+        lost = ~(2 * stats["losses/qf_loss"] <= args.max_loss)  # NaN too
         G = G.masked_fill(lost.unsqueeze(1), 0)
         of_alpha = of_alpha.masked_fill(lost.unsqueeze(1), 0)
         stats = {name: x.masked_fill(lost, 0) for name, x in stats.items()}

@@ -251,8 +251,12 @@ def test_paco_leaves_out_a_task_whose_loss_is_too_large(amount):
     agent = probes.make_agent(paco, dtype=torch.float32)
     b, target = probes.random_transitions(paco, agent, 20), probes.target_of(agent)
     b = b._replace(**{name: x.float() for name, x in b._asdict().items() if name != "actions"})
-    args = probes.settings(paco, max_loss=50.0, reward_scale=1.0)
-    before, _ = probes.gradients(paco, agent, target, b, args)
+    args = probes.settings(paco, max_loss=1000.0, reward_scale=1.0)
+    before, (stats, _) = probes.gradients(paco, agent, target, b, args)
+    errors = 2 * stats["losses/qf_loss"]  # squared, of both critics, whatever the actor's loss is
+    for share, lost in ((0.99, True), (1.01, False)):
+        close = probes.settings(paco, max_loss=share * errors[0].item(), reward_scale=1.0)
+        assert probes.gradients(paco, agent, target, b, close)[1][0]["losses/lost"][0] == lost
     b.rewards[1] += amount
     grads, (stats, _) = probes.gradients(paco, agent, target, b, args)
     assert stats["losses/lost"].tolist() == [0, 1, 0]
