@@ -35,7 +35,11 @@ gym.register("cartpole100", vector_entry_point=CartPole100, max_episode_steps=50
 
 HARD_SHARING = "baselines/hard_sharing_ppo.py"
 CARTPOLE = "--env-id cartpole10 --total-timesteps 500000"
-PPO = {m.script: CARTPOLE for m in METHODS.values() if m.script.startswith("baselines/")}
+PPO = {
+    m.script: CARTPOLE
+    for m in METHODS.values()
+    if m.script.startswith("baselines/") and m.script.endswith("_ppo.py")
+}
 PPO |= {  # case -> flags
     "varshare_ppo.py": CARTPOLE,
     "varshare_ppo.py --compile": CARTPOLE,
