@@ -74,7 +74,7 @@ class Args(RunArgs):
 
 
 # the method's own settings that an environment needs; what it needs for every method is in envs/settings.py
-METAWORLD = dict(critic_width=1024, actor_width=256, alpha_init=0.1, target_entropy=0.5)
+METAWORLD = dict(critic_width=1024, actor_width=256)
 ENV_DEFAULTS = dict.fromkeys(("mt10", "mt10-reward-v1", "mt50"), METAWORLD)
 make_args = args_maker(Args, "sac", ENV_DEFAULTS)
 
