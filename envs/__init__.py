@@ -95,7 +95,7 @@ def make(
         if isinstance(env, TaskVectorEnv):  # a subclass may have changed them
             env.task_names, env.task_params = check_tasks(env.task_names, env.task_params)
         else:
-            env = TaskVectorWrapper(env, len(chosen))
+            env = TaskVectorWrapper(env, chosen)
             env.try_out()
         return env if env.discrete else UnitActions(env)
 

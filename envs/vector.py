@@ -203,7 +203,7 @@ class TaskVectorWrapper(TaskVectorEnv):
     Observations become float32, `final_obs` dense, and episode statistics are added if they are missing.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv, num_tasks: int) -> None:
+    def __init__(self, env: gym.vector.VectorEnv, tasks: Sequence[int]) -> None:
         """Wrap `env`, with its attributes `task_names` and `task_params` if it has them.
 
         Raises:
@@ -213,10 +213,11 @@ class TaskVectorWrapper(TaskVectorEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(f"the autoreset mode must be SAME_STEP, got {mode}")
-        names = getattr(env.unwrapped, "task_names", [f"task{i}" for i in range(num_tasks)])
+        num_tasks = len(tasks)
+        names = getattr(env.unwrapped, "task_names", [f"task{i}" for i in tasks])
         params = getattr(env.unwrapped, "task_params", [{}] * num_tasks)
-        if not len(names) == len(params) == num_tasks:
-            raise ValueError(f"{num_tasks} tasks need as many task_names and task_params")
+        if not len(names) == len(params) == num_tasks == getattr(env.unwrapped, "num_tasks", num_tasks):
+            raise ValueError(f"{num_tasks} tasks need as many task_names and task_params, and num_tasks")
         spaces = env.single_observation_space, env.single_action_space
         check_spaces(*spaces)
         if singles := getattr(env.unwrapped, "envs", None):  # as SyncVectorEnv has them
@@ -247,7 +248,7 @@ class TaskVectorWrapper(TaskVectorEnv):
         if np.shape(observations) != (self.num_envs, self.obs_dim):
             wanted = f"({self.num_envs}, {self.obs_dim})"
             raise ValueError(f"{self.env}: observations must be {wanted}, got {np.shape(observations)}")
-        return np.asarray(observations, dtype=np.float32)
+        return np.array(observations, dtype=np.float32)  # a copy: it may use its arrays again
 
     def step(self, actions: np.ndarray) -> Step:
         """Step every environment, with the infos of `TaskVectorEnv` added to the environment's own.
@@ -262,7 +263,8 @@ class TaskVectorWrapper(TaskVectorEnv):
         for name, x in zip(("rewards", "terminated", "truncated"), result[1:4]):
             if np.shape(x) != (self.num_envs,):
                 raise ValueError(f"{self.env}: {name} must be ({self.num_envs},), got shape {np.shape(x)}")
-        observations = self._check_observations(observations)
+        observations, rewards = self._check_observations(observations), np.array(rewards)
+        terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
         final_obs, ended = observations.copy(), np.flatnonzero(terminated | truncated)
         if ended.size and "final_obs" not in infos:
             raise ValueError(f"{self.env} ended an episode without giving final_obs in its infos")
@@ -271,6 +273,8 @@ class TaskVectorWrapper(TaskVectorEnv):
         added = self._count_step(final_obs, rewards, terminated, truncated)
         if added:  # its own statistics come first: they may be of rewards before some scaling
             added["final_info"] |= infos.get("final_info", {})
+        else:  # what it says of ends at every step
+            infos = {name: x for name, x in infos.items() if not name.lstrip("_").startswith("final_")}
         return observations, rewards, terminated, truncated, {**infos, **added}
 
     def close_extras(self, **kwargs: Any) -> None:

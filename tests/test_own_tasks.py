@@ -537,3 +537,44 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch
     process.start()
     process.join()
     assert process.exitcode == 0, (tmp_path / "output").read_text()
+
+
+class Careless(gym.vector.VectorEnv):
+    """Two of four tasks or all; reuses its arrays, ends by integers, and gives a final_obs at every step."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    num_tasks = 4
+    single_observation_space, single_action_space = gym.spaces.Box(-9, 9, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, num_envs=4, tasks=(0, 1, 2, 3)):
+        self.num_envs, self.num_tasks = num_envs, len(tasks)
+        self.obs, self.rewards = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        self.obs[:] = 0
+        return self.obs, {}
+
+    def step(self, actions):
+        last, self.obs[:] = self.obs + 1, self.obs + 1
+        self.rewards[:] = last[:, 0]
+        ends = (last[:, 0] == 3 + np.arange(self.num_envs)).astype(np.uint8)
+        self.obs[ends > 0] = 0
+        infos = {"final_obs": np.where(ends[:, None], last, -77), "final_info": {}}
+        return self.obs, self.rewards, ends, np.zeros(self.num_envs, np.int64), infos
+
+
+gym.register("Careless-v0", vector_entry_point=Careless)
+
+
+def test_a_careless_vector_environment():
+    env = envs.make("Careless-v0", 1, [2, 0])
+    assert env.task_names == ["task2", "task0"]
+    first, _ = env.reset()
+    second, rewards, *_, infos = env.step(np.zeros(2, int))
+    third, *_ = env.step(np.zeros(2, int))
+    assert (first[0], second[0], third[0], rewards[0]) == (0, 1, 2, 1)  # not all the last one
+    assert "final_obs" not in infos and "final_info" not in infos
+    _, _, terminated, _, infos = env.step(np.zeros(2, int))
+    assert terminated.dtype == bool and terminated.tolist() == [True, False]
+    assert infos["final_obs"].tolist() == [[3], [3]] and infos["final_info"]["episode"]["r"][0] == 6
+    assert env.episode_returns.tolist() == [0, 6]
