@@ -29,7 +29,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "${OUT:-$root}"
 cd "${OUT:-$root}"
-export OMP_NUM_THREADS=1 PYTHONPATH=$root
+export OMP_NUM_THREADS=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 all="task-blind independent hard-sharing contextual pcgrad cagrad l2soft l2soft-recentred varshare varshare-recentred"
 variants="varshare-reptile varshare-lora varshare-trust-region varshare-horseshoe varshare-learned-prior"
