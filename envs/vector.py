@@ -216,8 +216,8 @@ class TaskVectorWrapper(TaskVectorEnv):
         num_tasks = len(tasks)
         names = getattr(env.unwrapped, "task_names", [f"task{i}" for i in tasks])
         params = getattr(env.unwrapped, "task_params", [{}] * num_tasks)
-        if not len(names) == len(params) == num_tasks == getattr(env.unwrapped, "num_tasks", num_tasks):
-            raise ValueError(f"{num_tasks} tasks need as many task_names and task_params, and num_tasks")
+        if not len(names) == len(params) == num_tasks:
+            raise ValueError(f"{num_tasks} tasks need as many task_names and task_params")
         spaces = env.single_observation_space, env.single_action_space
         check_spaces(*spaces)
         if singles := getattr(env.unwrapped, "envs", None):  # as SyncVectorEnv has them
