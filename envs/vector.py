@@ -204,7 +204,7 @@ class TaskVectorWrapper(TaskVectorEnv):
     """
 
     def __init__(self, env: gym.vector.VectorEnv, tasks: Sequence[int]) -> None:
-        """Wrap `env`, with its attributes `task_names` and `task_params` if it has them.
+        """Wrap `env` of these tasks, with its attributes `task_names` and `task_params` if it has them.
 
         Raises:
             ValueError: it is not in autoreset mode SAME_STEP, names and parameters do not fit the number of
