@@ -5,6 +5,7 @@ For the table each run is a number, the mean over tasks of its final evaluation.
 """
 
 import hashlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -63,9 +64,13 @@ def group_runs(runs: list[Run]) -> dict[str, list[Run]]:
 
 def check_alike(runs: list[Run]) -> None:
     """Refuse runs on different tasks."""
-    first = runs[0]
-    for run in runs:
-        if (run.config["args"]["env_id"], run.tasks) != (first.config["args"]["env_id"], first.tasks):
+    first, *others = runs
+
+    def about(run: Run) -> str:
+        return json.dumps([run.config["args"]["env_id"], run.tasks, run.config["task_params"]])
+
+    for run in others:
+        if about(run) != about(first):
             fail(f"{run.folder} cannot be compared with {first.folder}: its tasks are others")
 
 

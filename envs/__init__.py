@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from envs.checks import check_task, check_tasks, select_tasks
+from envs.checks import check_tasks, select_tasks
 from envs.vector import LoopVectorEnv, TaskVectorEnv, TaskVectorWrapper, UnitActions
 from envs.workers import WorkerVectorEnv
 
@@ -92,6 +92,8 @@ def make(
         else:
             kwargs = {} if tasks is None else {"tasks": chosen}
             env = gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
+        if env.num_envs != num_envs:
+            raise ValueError(f"it has {env.num_envs} environments where {num_envs} are asked for")
         if isinstance(env, TaskVectorEnv):  # a subclass may have changed them
             env.task_names, env.task_params = check_tasks(env.task_names, env.task_params)
         else:
@@ -108,7 +110,7 @@ def make_single(env_id: str, task: int = 0, render_mode: str | None = None) -> g
     """
     spec = _find(env_id)
     num_tasks = _count_tasks(spec)
-    check_task(num_tasks or 1, task)
+    select_tasks(num_tasks or 1, [task])
     kwargs = {} if num_tasks is None else {"task": task}
     kwargs |= {} if render_mode is None else {"render_mode": render_mode}
     with _one_line_errors(env_id):
@@ -129,7 +131,8 @@ def _find(env_id: str) -> EnvSpec:
         return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         known = f"choose {', '.join(ENV_IDS)} or any Gymnasium id"
-        raise ValueError(f"unknown environment {env_id!r}, {known} ({_first_line(error)})") from error
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"unknown environment {env_id!r}, {known} ({reason})") from error
 
 
 def _count_tasks(spec: EnvSpec) -> int | None:
@@ -156,8 +159,5 @@ def _one_line_errors(env_id: str) -> Iterator[None]:
     try:
         yield
     except (gym.error.Error, ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot build {env_id}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"cannot build {env_id}: {reason}") from error

@@ -15,7 +15,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from gymnasium.utils import seeding
 
-from envs.checks import check_task
+from envs.checks import select_tasks
 from envs.vector import Step, TaskVectorEnv
 
 FORCE = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -92,7 +92,7 @@ class CartPoleTask(CartPoleEnv):
         """Set the physics of a task of one of `TASK_SETS`; a ValueError if there is no such task."""
         super().__init__(render_mode=render_mode)
         tasks, _, self.reward, _ = TASK_SETS[task_set]
-        check_task(len(tasks), task)
+        select_tasks(len(tasks), [task])
         for name, value in tasks[task].items():
             setattr(self, name, value)
         self.total_mass = self.masspole + self.masscart
@@ -226,8 +226,7 @@ class CartPole10(TaskVectorEnv):
 
     def set_state(self, state: dict[str, Any]) -> np.ndarray:
         """As `TaskVectorEnv`'s; a ValueError if the state is not one of as many CartPoles."""
-        missing = {"motion", "episode_returns", "episode_lengths", "rngs"} - state.keys()
-        if missing or len(state["episode_lengths"]) != self.num_envs:
+        if len(state.get("episode_lengths", ())) != self.num_envs:
             raise ValueError(f"the saved state does not fit an environment of {self.num_envs} CartPoles")
         self._state[:] = state["motion"]
         self.episode_returns[:] = state["episode_returns"]
@@ -248,9 +247,5 @@ class CartPole10(TaskVectorEnv):
         return self._state.T.astype(np.float32, order="C").reshape(self.num_envs, 4)
 
 
-def with_tasks(number: int) -> type[CartPole10]:
-    """`CartPole10` of another number of tasks, which is an attribute of the class."""
-    return type(f"CartPole{number}", (CartPole10,), {"num_tasks": number})
-
-
-CartPole20, CartPole40, CartPole80, CartPole160 = map(with_tasks, MANY)
+CLASSES = (type(f"CartPole{number}", (CartPole10,), {"num_tasks": number}) for number in MANY)
+CartPole20, CartPole40, CartPole80, CartPole160 = CLASSES

@@ -23,15 +23,8 @@ def select_tasks(num_tasks: int, tasks: Sequence[int] | None) -> list[int]:
     except TypeError as error:
         raise ValueError(f"tasks must be a sequence of integers, got {tasks!r}") from error
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(num_tasks)):
-        limits = f"from 0 to {num_tasks - 1}, got {chosen}"
-        raise ValueError(f"tasks must be one or more different integers {limits}")
+        raise ValueError(f"tasks must be different integers from 0 to {num_tasks - 1}, got {chosen}")
     return chosen
-
-
-def check_task(num_tasks: int, task: int) -> None:
-    """Raise a ValueError if the index of a task is not an integer in [0, num_tasks)."""
-    if task not in range(num_tasks):
-        raise ValueError(f"task must be an integer from 0 to {num_tasks - 1}, got {task!r}")
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -63,15 +56,6 @@ def one_line(x: object) -> str:
     return " ".join(str(x).split())
 
 
-def describe(space: gym.Space, bounds: bool) -> dict[str, Any]:
-    """What two spaces have to have in common, by name."""
-    found = {"type": type(space).__name__, "n": getattr(space, "n", None)}
-    found |= {"shape": space.shape, "dtype": str(space.dtype)}
-    if bounds and isinstance(space, Box):
-        found["bounds"] = [space.low.tolist(), space.high.tolist()]
-    return found
-
-
 def common_spaces(envs: Sequence[gym.Env], names: Sequence[str]) -> tuple[gym.Space, gym.Space]:
     """The observation and the action space that all of these single environments have.
 
@@ -85,12 +69,12 @@ def common_spaces(envs: Sequence[gym.Env], names: Sequence[str]) -> tuple[gym.Sp
     """
     for env, name in zip(envs, names):
         check_spaces(env.observation_space, env.action_space)
-        for what in ("observation", "action"):
-            mine, first = (describe(getattr(x, f"{what}_space"), what == "action") for x in (env, envs[0]))
-            for key, value in mine.items():
-                if value != first.get(key):
-                    text = f"{key} {value} in task {name}, {first.get(key)} in {names[0]}"
-                    raise ValueError(f"the {what}s of the tasks differ: {text}")
+        shape, first = env.observation_space.shape, envs[0].observation_space.shape
+        if shape != first:
+            raise ValueError(f"observations of task {name} have shape {shape}, those of {names[0]} {first}")
+        own, first = env.action_space, envs[0].action_space
+        if own != first:
+            raise ValueError(one_line(f"actions of task {name} are {own}, those of {names[0]} {first}"))
     space = envs[0].observation_space
     low = np.min([env.observation_space.low for env in envs], 0)
     high = np.max([env.observation_space.high for env in envs], 0)
@@ -130,8 +114,8 @@ def check_tasks(names: Sequence[str], params: Sequence[dict[str, Any]]) -> tuple
     for name in names:
         if not isinstance(name, str) or not name.isprintable() or name.strip() != name or not name:
             raise ValueError(f"task_names must be printable text, got {name!r}")
-        if name in ("mean", "all-tasks") or "|" in name:
-            raise ValueError(f"no task can be called {name!r}: the word, or |, has a meaning of its own")
+        if name in ("mean", "all-tasks") or "|" in name or "$" in name:
+            raise ValueError(f"no task can be called {name!r}: the word, | or $ has a meaning of its own")
         if names.count(name) > 1:
             raise ValueError(f"task_names must differ, got {name!r} twice")
     return names, [plain(dict(x)) for x in params]
@@ -148,18 +132,19 @@ def try_out(env: gym.Env, name: str) -> None:
         inspect.signature(env.unwrapped.reset).bind(seed=0, options=None)
     except TypeError as error:
         raise ValueError(f"{about}: reset must take seed and options as keywords ({error})") from error
-    result = env.reset()  # without a seed, which a later reset without one would go on from
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(f"{about}: reset must return (observation, info)")
-    if (got := np.shape(result[0])) != shape:
-        raise ValueError(f"{about}: reset gives observations of shape {got}, its space is {shape}")
     space = env.action_space
     action = 0 if isinstance(space, Discrete) else ((space.low + space.high) / 2).astype(space.dtype)
-    after = env.step(action)
-    if not isinstance(after, tuple) or len(after) != 5:
-        raise ValueError(f"{about}: step must return (observation, reward, terminated, truncated, info)")
-    if (got := np.shape(after[0])) != shape:
-        raise ValueError(f"{about}: step gives observations of shape {got}, its space is {shape}")
-    for what, x in zip(("reward", "terminated", "truncated"), after[1:4]):
+    for what, call, wanted in (
+        ("reset", env.reset, "(observation, info)"),  # without a seed: a later reset would go on from it
+        ("step", lambda: env.step(action), "(observation, reward, terminated, truncated, info)"),
+    ):
+        result = call()
+        if not isinstance(result, tuple) or len(result) != len(wanted.split(",")):
+            raise ValueError(f"{about}: {what} must return {wanted}")
+        if (got := np.shape(result[0])) != shape:
+            raise ValueError(f"{about}: {what} gives observations of shape {got}, its space is {shape}")
+        if not isinstance(result[-1], dict):
+            raise ValueError(f"{about}: {what} must give a dictionary as info, got {result[-1]!r}")
+    for what, x in zip(("reward", "terminated", "truncated"), result[1:4]):
         if np.shape(x) != ():
             raise ValueError(f"{about}: {what} must be a single value, got shape {np.shape(x)}")

@@ -15,7 +15,7 @@ from gymnasium.envs.box2d import lunar_lander
 from gymnasium.envs.box2d.lunar_lander import FPS, LEG_DOWN, SCALE, LunarLander
 from gymnasium.utils import EzPickle
 
-from envs.checks import check_task
+from envs.checks import select_tasks
 from envs.vector import LoopVectorEnv
 
 # Largest force of the wind in N, and largest torque of the turbulence in N m, by gravity in m/s^2. No task is
@@ -61,7 +61,7 @@ class LunarLanderTask(LunarLander):
 
     def __init__(self, task: int = 0, continuous: bool = False, render_mode: str | None = None) -> None:
         """Set gravity, wind and turbulence of a task; a ValueError if there is no such task."""
-        check_task(len(self.all_tasks), task)
+        select_tasks(len(self.all_tasks), [task])
         params = dict(self.all_tasks[task])
         self.pad = params.pop("pad", self.pad)
         windy = params["wind_power"] > 0.0 or params["turbulence_power"] > 0.0

@@ -18,7 +18,7 @@ import numpy as np
 from metaworld import env_dict
 from metaworld.utils import reward_utils
 
-from envs.checks import check_task
+from envs.checks import select_tasks
 from envs.vector import LoopVectorEnv
 
 GOALS = 50  # training goals of every task
@@ -239,7 +239,7 @@ def load_benchmark(benchmark: str, reward: str) -> list[FastSawyer]:
 def make_task(task: int = 0, render_mode: str | None = None, reward="v2", benchmark="MT10") -> FastSawyer:
     """One task as a single environment."""
     firsts = load_benchmark(benchmark, reward)
-    check_task(len(firsts), task)
+    select_tasks(len(firsts), [task])
     return firsts[task].twin(render_mode)
 
 

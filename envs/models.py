@@ -76,11 +76,10 @@ def load_agent(agent: nn.Module, args: Any, task_names: Sequence[str]) -> None:
     """
     path = find_run(Path(args.load))
     saved = read(path / "model.pt" if path.is_dir() else path, "model")
-    for flag in ("norm_obs", "norm_value", "norm_critic"):
-        if (theirs := saved["args"].get(flag, False)) != getattr(args, flag, False):
-            name = flag.replace("_", "-")
-            how, cure = ("with", f"--{name}") if theirs else ("without", f"--no-{name}")
-            fail(f"{path} was trained {how} --{name}: add {cure}")
+    for name in ("hidden_sizes", "norm_obs", "norm_value", "norm_critic"):
+        theirs, mine = saved["args"].get(name, False), getattr(args, name, False)
+        if theirs != (list(mine) if isinstance(mine, tuple) else mine):
+            fail(f"{path} was trained with {name.replace('_', '-')} {theirs}, not {mine}")
     known = {task: row for row, task in enumerate(saved["task_names"])}
     for name, value in agent.state_dict().items():
         if name in POSTERIOR and name not in saved["agent"]:

@@ -198,7 +198,8 @@ class Run:
         if not config_file.exists():
             return
         try:
-            earlier = dict(json.loads(config_file.read_text(encoding="utf-8"))["args"])
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            earlier, tasks = dict(config["args"]), (config["task_names"], config["task_params"])
         except (ValueError, TypeError, KeyError):
             fail(f"{config_file} is spoilt: move the folder away to start anew")
         if unknown := self.config["args"].keys() - earlier.keys():
@@ -206,6 +207,8 @@ class Run:
         for name, value in self.config["args"].items():
             if name not in MAY_DIFFER and earlier.get(name) != value:
                 fail(f"{self.folder} cannot be resumed: its {name} is {earlier.get(name)}, not {value}")
+        if json.dumps(tasks) != json.dumps((self.task_names, self.config["task_params"])):
+            fail(f"{self.folder} cannot be resumed: the tasks of {self.args.env_id} are others now")
 
     def _acquire_lock(self) -> None:
         """Of the folder, which one process at a time writes in; it falls with the process."""
@@ -420,8 +423,9 @@ class Run:
 
     def log_charts(self, episodes: Episodes, learning_rate: float) -> None:
         """Log, and print some of the time, how far the run has come."""
+        means = episodes.means()
         reported = not np.isnan(episodes.latest[2]).all()  # few environments report success
-        for name, new, latest in zip(CHARTS, episodes.means(), episodes.latest):
+        for name, new, latest in zip(CHARTS, means, episodes.latest):
             if name != "success_rate":
                 self.log(f"charts/{name}", new, latest.mean())
             elif reported:
@@ -460,11 +464,11 @@ class Run:
             if not np.isnan(x).all():  # few environments report success
                 self.log(f"eval/{name}", x.mean(1), np.nanmean(x))
         if not self.last:
-            means = played.returns.mean(1)
-            mean = f"{means.mean():7.1f} +- {means.std():.1f} over tasks"
-            line = f"step {self.global_step:>9,}  evaluation {mean}"
-            reported = not np.isnan(played.successes).all()
-            self.bar.write(f"{line}  success {np.nanmean(played.successes):4.0%}" if reported else line)
+            means, success = played.returns.mean(1), played.successes
+            line = (
+                f"step {self.global_step:>9,}  evaluation {means.mean():7.1f} +- {means.std():.1f} over tasks"
+            )
+            self.bar.write(line if np.isnan(success).all() else f"{line}  success {np.nanmean(success):4.0%}")
         return played
 
     def finish(self) -> Path:

@@ -19,10 +19,18 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 def final_success(infos: dict[str, Any]) -> np.ndarray | float:
-    """Of a step that ended episodes: success of every environment (n,), NaN if none is reported."""
+    """Of a step that ended episodes: success of every environment (n,), 0 or 1, NaN if none is reported.
+
+    A ValueError if one reports something else.
+    """
     final = infos["final_info"]
     name = next((x for x in SUCCESS if f"_{x}" in final), None)
-    return np.where(final[f"_{name}"], final[name], np.nan) if name else np.nan
+    if name is None:
+        return np.nan
+    reported = final[f"_{name}"]
+    if odd := set(np.asarray(final[name])[reported].tolist()) - {0, 1}:
+        raise ValueError(f"{name} must be True or False, an environment reports {odd.pop()!r}")
+    return np.where(reported, final[name], np.nan)
 
 
 class TaskVectorEnv(gym.vector.VectorEnv):
@@ -37,8 +45,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         _final_obs          (n,) bool          True if an episode ended
         final_info          {"episode": {"r": (n,) float64 return, "l": (n,) int64 length in steps,
                              "_r": mask, "_l": mask}, "_episode": mask}; zero if no episode ended;
-                             "success": (n,) bool, "_success": mask, if an environment reports it at the
-                             end of an episode
+                             "success": (n,) True or False, "_success": mask, if an environment reports it
+                             at the end of an episode
         _final_info         (n,) bool          the same mask
 
     which is Gymnasium's layout (SyncVectorEnv over RecordEpisodeStatistics) except that final_obs is dense.
@@ -184,8 +192,8 @@ class LoopVectorEnv(TaskVectorEnv):
             found = [next((info[x] for x in SUCCESS if x in info), None) for info in info_list]
             reported = infos["_final_info"] & [x is not None for x in found]
             if reported.any():
-                success = reported & [bool(x) for x in found]
-                infos["final_info"] |= {"success": success, "_success": reported}
+                success = [x if here else False for x, here in zip(found, reported)]
+                infos["final_info"] |= {"success": np.array(success), "_success": reported}
             observations = observations.copy()
             for i in infos["_final_info"].nonzero()[0].tolist():
                 observations[i] = self.envs[i].reset()[0]
@@ -202,6 +210,8 @@ class TaskVectorWrapper(TaskVectorEnv):
 
     Observations become float32, `final_obs` dense, and episode statistics are added if they are missing.
     """
+
+    one_seed = False  # its `reset` takes one integer: of a list it gets the first
 
     def __init__(self, env: gym.vector.VectorEnv, tasks: Sequence[int]) -> None:
         """Wrap `env` of these tasks, with its attributes `task_names` and `task_params` if it has them.
@@ -235,12 +245,18 @@ class TaskVectorWrapper(TaskVectorEnv):
     def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start every environment anew; observations (n, obs) float32 and the environment's own infos."""
         self.episode_returns[:] = self.episode_lengths[:] = 0
+        if self.one_seed and isinstance(seed, Sequence):
+            seed = seed[0]
         observations, infos = self.env.reset(seed=seed, options=options)
         return self._check_observations(observations), infos
 
     def try_out(self) -> None:
         """A reset and a step, which raise a ValueError if what they give cannot be used."""
-        self.reset()
+        try:
+            self.reset(seed=[0] * self.num_envs)
+        except (gym.error.Error, TypeError, ValueError):
+            self.one_seed = True  # as `gym.vector.VectorEnv` has it; what else is wrong is seen again
+            self.reset(seed=[0])
         actions = [0] * self.num_envs if self.discrete else [self.single_action_space.low] * self.num_envs
         self.step(np.array(actions))
 

@@ -175,7 +175,7 @@ def file_names(names: Sequence[str]) -> list[str]:
     """A file's name for each of these tasks; no two are the same, even if case does not count."""
     stems: list[str] = []
     for name in names:
-        stem = plain = re.sub(r"[^\w.+-]", "-", name)
+        stem = plain = re.sub(r"[^\w.+-]", "-", name)[:60]  # a file system takes 255 bytes
         number = 1
         while stem.lower() in [other.lower() for other in stems]:
             number += 1

@@ -291,7 +291,7 @@ def test_a_file_that_is_no_model(capsys, saved):
 def test_a_model_that_does_not_fit(either, capsys, saved):
     run = saved / "runs" / probes.stem(either)
     assert_refused(either, capsys, ["--load", str(run / "checkpoint.pt")], "is a checkpoint, not a model")
-    assert_refused(either, capsys, ["--load", str(run)], "does not fit")  # other hidden layers
+    assert_refused(either, capsys, ["--load", str(run)], "was trained with hidden-sizes")
     other = ["--env-id", "lunarlander20", "--hidden-sizes", "8", "--no-norm-value"]
     assert_refused(either, capsys, ["--load", str(run / "model.pt"), *other], "")
 

@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def make_run(script, seed, final, finished=True, tasks=("a", "NA"), **settings):
+def make_run(script, seed, final, finished=True, tasks=("a", "NA"), params=({}, {}), **settings):
     """A run of 100 steps, evaluated at 50 and at the end, where the tasks have final -+ 1."""
     folder = Path(f"runs/{script.replace('/', '-')}-{seed}-{'-'.join(map(str, settings.values()))}")
     folder.mkdir(parents=True)
@@ -37,7 +37,8 @@ def make_run(script, seed, final, finished=True, tasks=("a", "NA"), **settings):
         rows += [(step, metric, task, x * step / 100) for metric in metrics for task, x in values.items()]
     log = pd.DataFrame(rows, columns=["global_step", "metric", "task", "value"])
     args = {"env_id": "some-env", "seed": seed, "beta": 0.1, "run_name": folder.name} | settings
-    return Run(folder, {"script": script, "args": args, "task_names": list(tasks)}, log)
+    config = {"script": script, "args": args, "task_names": list(tasks), "task_params": list(params)}
+    return Run(folder, config, log)
 
 
 def test_groups_are_scripts_and_settings_and_labels_say_what_differs():
@@ -91,8 +92,9 @@ def test_curves_are_means_over_seeds():
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [(50, 3), (100, 6)])
 
 
-def test_other_tasks_are_refused(capsys):
-    runs = [make_run("a.py", 1, 5.0), make_run("b.py", 1, 5.0, tasks=("a", "b"))]
+@pytest.mark.parametrize("other", [{"tasks": ("a", "b")}, {"params": ({"mass": 2}, {})}])
+def test_other_tasks_are_refused(capsys, other):
+    runs = [make_run("a.py", 1, 5.0), make_run("b.py", 1, 5.0, **other)]
     with pytest.raises(SystemExit) as stop:
         compare.write_comparison(runs, Path("out"))
     assert stop.value.code == 2 and "its tasks are others" in capsys.readouterr().err

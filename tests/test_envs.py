@@ -684,8 +684,8 @@ FLAT, TWO = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2)
         ({"env_id": "no_such_module:CartPole-v1"}, "No module named 'no_such_module'"),
         ({"envs_per_task": 0}, "envs_per_task must be a positive integer, got 0"),
         ({"envs_per_task": 1.5}, "envs_per_task must be a positive integer, got 1.5"),
-        ({"tasks": []}, "tasks must be one or more different integers from 0 to 9"),
-        ({"tasks": [3, 3]}, "tasks must be one or more different integers from 0 to 9, got \\[3, 3\\]"),
+        ({"tasks": []}, "tasks must be different integers from 0 to 9"),
+        ({"tasks": [3, 3]}, "tasks must be different integers from 0 to 9, got \\[3, 3\\]"),
         ({"tasks": [10]}, "from 0 to 9, got \\[10\\]"),
         ({"tasks": [-1]}, "from 0 to 9, got \\[-1\\]"),
         ({"tasks": [0.5]}, "tasks must be a sequence of integers"),
@@ -748,10 +748,10 @@ def test_other_mistakes(register):
     with pytest.raises(ValueError, match="num_envs=0 is no positive multiple of the 2 tasks"):
         gym.make_vec("lunarlander20", num_envs=0, tasks=[3, 4])
     for env_id in ("cartpole10", "CartPole-v1"):
-        with pytest.raises(ValueError, match="task must be an integer from 0 to"):
+        with pytest.raises(ValueError, match="tasks must be different integers from 0 to"):
             envs.make_single(env_id, task=10)
     for env_id in ("cartpole10", "lunarlander20"):
-        with pytest.raises(ValueError, match="task must be an integer from 0 to"):
+        with pytest.raises(ValueError, match="tasks must be different integers from 0 to"):
             gym.make(env_id, task=20)
     with pytest.raises(ValueError, match="entry_point is not specified"):
         envs.make_single(register(Countdown), task=0)

@@ -23,6 +23,7 @@ import enjoy
 import envs
 from envs import evaluation, generators, runs
 from envs.models import read
+from envs.settings import InputError
 from envs.vector import LoopVectorEnv, TaskVectorEnv
 
 varshare, sac = map(probes.load_script, ("varshare_ppo.py", "varshare_sac.py"))
@@ -107,19 +108,33 @@ def test_success_is_that_of_the_last_step(own, name):
     np.testing.assert_array_equal(envs.vector.final_success(infos), [np.nan, np.nan, 0, 1])
 
 
+@pytest.mark.parametrize("odd", [0.3, np.nan, "no"])
+def test_success_is_yes_or_no(own, odd):
+    env_id = own({"reports": "success", "step": lambda _: (np.zeros(2), 0.0, True, False, {"success": odd})})
+    with pytest.raises(ValueError, match="success must be True or False, an environment reports"):
+        train(env_id)
+
+
+def test_success_is_logged_from_the_first_log_on(own):
+    folder = train(own({"reports": "success"}), envs_per_task=1)
+    steps = {metric: set() for metric in ("charts/success_rate", "charts/episodic_return")}
+    for step, metric, *_ in probes.read_heartbeat(folder):
+        steps.get(metric, set()).add(step)
+    assert len(steps["charts/success_rate"]) > 1 and len({*map(frozenset, steps.values())}) == 1
+
+
 # Spaces
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"action_space": gym.spaces.Discrete(4)}, "actions of the tasks differ: n 4 in task g1, 2 in g0"),
-        ({"action_space": box(-1, 1)}, "actions of the tasks differ: type Box in task g1, Discrete in g0"),
         (
-            {"observation_space": box(-1, 1, 3)},
-            r"observations .* differ: shape \(3,\) in task g1, \(2,\) in g0",
+            {"action_space": gym.spaces.Discrete(4)},
+            r"actions of task g1 are Discrete\(4\), those of g0 Discrete\(2\)",
         ),
-        ({"observation_space": box(-1, 1, 2, np.float64)}, "differ: dtype float64 in task g1, float32 in g0"),
+        ({"action_space": box(-1, 1)}, r"actions of task g1 are Box\(.*, those of g0 Discrete\(2\)"),
+        ({"observation_space": box(-1, 1, 3)}, r"of task g1 have shape \(3,\), those of g0 \(2,\)"),
     ],
 )
 def test_all_tasks_have_the_spaces_of_the_first(own, other, message):
@@ -129,9 +144,7 @@ def test_all_tasks_have_the_spaces_of_the_first(own, other, message):
 
 
 def test_bounds_of_actions_must_be_equal_and_those_of_observations_are_the_widest(own):
-    with pytest.raises(
-        ValueError, match=r"bounds \[\[-10.0\], \[10.0\]\] in task g1, \[\[-1.0\], \[1.0\]\] in g0"
-    ):
+    with pytest.raises(ValueError, match=r"actions of task g1 are Box\(-10.0, .*, those of g0 Box\(-1.0, "):
         envs.make(own({"action_space": box(-1, 1)}, {"action_space": box(-10, 10)}), 1)
     env = envs.make(own({"observation_space": box(-1, 1, 2)}, {"observation_space": box(-5, 0, 2)}), 1)
     assert env.single_observation_space == box(-5, 1, 2)
@@ -158,7 +171,7 @@ def test_single_environments_inside_a_vector_environment_of_ones_own_are_compare
             super().__init__(num_envs)
             self.envs = [Own(), Own(action_space=gym.spaces.Discrete(4))]
 
-    with pytest.raises(ValueError, match="differ: n 4 in task task1, 2 in task0"):
+    with pytest.raises(ValueError, match=r"actions of task task1 are Discrete\(4\)"):
         envs.make(own(vector=Inside), 1)
 
 
@@ -229,6 +242,7 @@ def test_what_an_environment_says_is_saved_in_plain_python(own):
         (["g1", "g1"], None, "must differ, got 'g1' twice"),
         (["g1", "mean"], None, "no task can be called 'mean'"),
         (["g1", "a|b"], None, "no task can be called"),
+        (["g1", "$5"], None, "no task can be called"),  # mathematics in figures
         (["g1", ""], None, "must be printable text, got ''"),
         (["g1", "two\nlines"], None, "must be printable text"),
         ([1, 2], None, "must be printable text, got 1"),
@@ -274,6 +288,7 @@ def odd_reset(obs):
             r"step gives observations of shape \(3,\)",
         ),
         ({"reward": lambda action: np.ones(1)}, r"reward must be a single value, got shape \(1,\)"),
+        ({"step": lambda _: (np.zeros(2), 0.0, False, False, None)}, "step must give a dictionary as info"),
     ],
 )
 def test_what_does_not_keep_to_gymnasiums_interface_is_refused(own, parts, message):
@@ -297,6 +312,47 @@ def test_the_same_of_vector_environments(own, step, message):
 
     with pytest.raises(ValueError, match=message):
         envs.make(own(vector=Odd), 2)
+
+
+class OneSeed(probes.Probe):
+    """`reset` takes one integer, as `gym.vector.VectorEnv` has it."""
+
+    num_tasks = 1
+
+    def reset(self, *, seed=None, options=None):
+        gym.vector.VectorEnv.reset(self, seed=seed)
+        self.asked = [*getattr(self, "asked", ()), seed]
+        return super().reset()
+
+
+def test_a_vector_environment_whose_reset_takes_one_seed(own):
+    env = envs.make(own(vector=OneSeed), 2)
+    env.reset(seed=[5, 6])
+    env.reset(seed=7)
+    env.reset()
+    assert env.unwrapped.asked[-3:] == [5, 7, None]
+
+
+def test_a_vector_environment_of_another_number_of_environments(own):
+    class Fixed(OneSeed):
+        def __init__(self, num_envs=3):
+            super().__init__(3)
+
+    with pytest.raises(ValueError, match="it has 3 environments where 2 are asked for"):
+        envs.make(own(vector=Fixed), 2)
+
+
+def test_a_run_is_not_resumed_on_other_tasks(own):
+    limits = [{"length": 20}, {"length": 30}]
+    folder = train(own(*limits, names=["short", "long"]), env_workers=1)
+    before = (folder / "config.json").read_text()
+    (folder / "evaluation.csv").unlink()
+    for names, params in ((["long", "short"], None), (["short", "long"], [{"x": 1}, {}])):
+        changed = own(*limits, names=names, params=params)
+        gym.registry["Own0-v0"] = gym.spec(changed)
+        with pytest.raises(InputError, match="cannot be resumed: the tasks of Own0-v0 are others now"):
+            train("Own0-v0", resume=True)
+    assert (folder / "config.json").read_text() == before
 
 
 # Global generators

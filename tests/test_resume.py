@@ -262,7 +262,7 @@ def test_restarted_episodes_are_new_ones(trunk):
     folder = small(trunk, env_id="RewardOfAction")
     (folder / "evaluation.csv").unlink()
     small(trunk, env_id="RewardOfAction", resume=True)
-    given = [seeds for seeds in probes.Probe.seeds if seeds is not None]  # None: when it was tried out
+    given = [seeds for seeds in probes.Probe.seeds if set(seeds) != {0}]  # zeros: when it was tried out
     start, evaluation, restart, same_evaluation = map(tuple, given)
     seeds = [*start, *evaluation, *restart]
     assert len(set(seeds)) == len(seeds) and evaluation == same_evaluation
