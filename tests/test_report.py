@@ -39,8 +39,8 @@ def write_run(folder, num_tasks, finished=True, varshare=True, layers=LAYERS, **
     folder.mkdir()
     names = [f"task-{i}" for i in range(num_tasks)]
     args = {"env_id": "some-env", "seed": 7, "total_timesteps": 1000} | args
-    config = {"script": "a.py", "args": args}
-    (folder / "config.json").write_text(json.dumps({**config, "task_names": names}))
+    config = {"script": "a.py", "args": args, "task_names": names, "task_params": [{}] * num_tasks}
+    (folder / "config.json").write_text(json.dumps(config))
     per_task = ["charts/episodic_return", "losses/explained_variance"]
     if varshare:
         per_task += ["charts/success_rate", *(f"varshare/{x}" for x in ("mu_norm", "kl_loss"))]
