@@ -91,7 +91,7 @@ def test_a_model_is_loaded_with_the_normalisation_it_was_trained_with(trunk, fla
     for theirs in (False, True):
         size = {"total_timesteps": 200 if trunk is sac else 2560, "eval_episodes": 1}
         folder = run(trunk, f"trained-{theirs}", **size, **{flag: theirs})
-        message = f"was trained {'with' if theirs else 'without'} --{flag.replace('_', '-')}"
+        message = f"was trained with {flag.replace('_', '-')} {theirs}, not {not theirs}"
         with pytest.raises(InputError, match=message):
             run(trunk, "other", load=str(folder), **{flag: not theirs})
 
