@@ -21,10 +21,9 @@ def trunk(request):
     return probes.load_script(request.param)
 
 
-SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in probes.SAC_SIBLINGS]
-
-
-@pytest.fixture(params=[*probes.SCRIPTS, *probes.SAC_SCRIPTS, *SLOW])
+@pytest.fixture(
+    params=probes.slow_but(probes.QUICK, probes.SCRIPTS + probes.SAC_SCRIPTS + probes.SAC_SIBLINGS)
+)
 def script(request):
     return probes.load_script(request.param)
 

@@ -39,6 +39,15 @@ SAC_VARIANTS = _scripts("variants/*_sac.py", "studies/*/*_sac.py")
 VMPO_SCRIPTS = _scripts("variants/*_vmpo.py", "baselines/*_vmpo.py")
 ALL_SCRIPTS = SCRIPTS + SAC_SCRIPTS + SAC_SIBLINGS + VARIANTS + SAC_VARIANTS + VMPO_SCRIPTS
 
+LONG = ("baselines/soft_modularization_ppo.py", "baselines/moore_ppo.py")  # twice as long as the others
+QUICK = tuple(x for x in SCRIPTS + SAC_SCRIPTS if x not in LONG)
+
+
+def slow_but(quick, names):
+    """Parameters of a test, of which those that are not quick run in .ci/run alone."""
+    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in names]
+
+
 # Processes of their own fork from one that has the slow imports behind it
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["gymnasium", "torch._dynamo", "torch.utils.tensorboard", "tyro"])

@@ -137,16 +137,18 @@ def test_a_fork_is_compared_with_its_parent_in_one_command():
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("scripts", "seeds", "message"),
     [
-        (["no_such.py"], "there is no script 'no_such.py'"),
-        ([], "name one or more scripts"),
-        (["varshare_ppo.py", "--seeds", "0"], "--seeds and --steps must be 1 or more"),
+        (["no_such.py"], 3, "there is no script 'no_such.py'"),
+        ([], 3, "name one or more scripts"),
+        (["varshare_ppo.py"], 0, "--seeds and --steps must be 1 or more"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_starts(argv, message, capsys):
-    code, out, err = bench_compare(*argv)
-    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+def test_bad_input_is_one_line_before_anything_starts(scripts, seeds, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.run_comparison(scripts, "cartpole10", seeds, 900_000, "")
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and message in err and err.count("\n") == 1
     assert not Path("runs").exists()
 
 

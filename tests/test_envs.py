@@ -7,6 +7,7 @@ import warnings
 
 import gymnasium as gym
 import numpy as np
+import probes
 import pytest
 import scipy.linalg
 import torch
@@ -22,8 +23,7 @@ from envs.vector import LoopVectorEnv
 
 META_WORLD = ("mt10", "mt10-reward-v1", "mt50")  # takes a while to build
 QUICK = [env_id for env_id in envs.ENV_IDS if env_id not in META_WORLD]
-ALL = [*QUICK, "CartPole-v1", "LunarLander-v3", "Pendulum-v1"]
-ALL += [pytest.param(env_id, marks=pytest.mark.slow) for env_id in META_WORLD]
+ALL = [*QUICK, "CartPole-v1", "LunarLander-v3", "Pendulum-v1", *probes.slow_but((), META_WORLD)]
 
 
 def sync_reference(make_envs, max_episode_steps=None):

@@ -296,10 +296,7 @@ def test_an_independent_agent_learns_as_if_it_were_alone(m):
     assert (one - other).abs().amax(1).min() == (one[m] - other[m]).abs().max()
 
 
-QUICK = [x if "pcgrad" in x else pytest.param(x, marks=pytest.mark.slow) for x in NAMES]
-
-
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", probes.slow_but(("baselines/pcgrad_sac.py",), NAMES))
 def test_a_resumed_run_is_the_same_bit_for_bit(monkeypatch, name):
     script = probes.load_script(name)
     changes = {"total_timesteps": 400, "checkpoint_interval": 0.0}

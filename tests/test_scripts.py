@@ -160,9 +160,7 @@ def test_probe_policy_finds_the_better_action_by_observation():
 
 
 # the siblings' policies are the trunk's, letter by letter: two of them in the quick part are enough
-FORCES = [
-    x if "varshare" in x or "cagrad" in x else pytest.param(x, marks=pytest.mark.slow) for x in probes.SCRIPTS
-]
+FORCES = probes.slow_but(("varshare_ppo.py", "baselines/cagrad_ppo.py"), probes.SCRIPTS)
 
 
 @pytest.mark.parametrize("name", FORCES)
@@ -427,13 +425,7 @@ def test_loading_keeps_what_is_shared_and_the_known_tasks(script):
             torch.testing.assert_close([target["theta"], target["mu"][0]], [saved["theta"], saved["mu"][2]])
 
 
-FROZEN = [
-    x if x in ("varshare_sac.py", *probes.SCRIPTS) else pytest.param(x, marks=pytest.mark.slow)
-    for x in probes.ALL_SCRIPTS
-]
-
-
-@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize("name", probes.slow_but(probes.QUICK, probes.ALL_SCRIPTS))
 def test_a_frozen_theta_stays_and_what_is_a_tasks_own_moves(name):
     script = probes.load_script(name)
     if not hasattr(script.Args, "freeze_theta"):

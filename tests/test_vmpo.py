@@ -252,7 +252,7 @@ def test_the_trust_region_counts_more_after_a_step_too_far_and_rests_at_eps(name
 
 @pytest.mark.parametrize(("alpha", "eps_eta"), [(0.0, 0.2), (1.0, 0.2), (0.0, 0.03)])
 @pytest.mark.parametrize("control_variate", [True, False])
-@pytest.mark.parametrize("beta", [1.0, 0.1])
+@pytest.mark.parametrize("beta", [1.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_sigma_and_mu_are_those_of_a_known_posterior(monkeypatch, beta, control_variate, alpha, eps_eta):
     """Of actions a = x w + noise with weights that have nothing to do with the noise."""
     monkeypatch.setattr(varshare, "learn_alpha", lambda *_: None)
