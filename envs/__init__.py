@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from envs.checks import check_tasks, select_tasks
@@ -90,11 +91,13 @@ def make(
             limit = spec.max_episode_steps
             env = LoopVectorEnv(num_envs, lambda _: _make(spec), [spec.id], [{}], max_episode_steps=limit)
         else:
-            kwargs = {} if tasks is None else {"tasks": chosen}
+            kwargs = {} if chosen == [*range(num_tasks)] else {"tasks": chosen}
             env = gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
         if env.num_envs != num_envs:
             raise ValueError(f"it has {env.num_envs} environments where {num_envs} are asked for")
         if isinstance(env, TaskVectorEnv):  # a subclass may have changed them
+            if env.num_tasks != len(chosen):
+                raise ValueError(f"it has {env.num_tasks} tasks where {len(chosen)} are asked for")
             env.task_names, env.task_params = check_tasks(env.task_names, env.task_params)
         else:
             env = TaskVectorWrapper(env, chosen)
@@ -144,7 +147,9 @@ def _count_tasks(spec: EnvSpec) -> int | None:
         if isinstance(creator, str):
             creator = load_env_creator(creator)
         num_tasks = getattr(creator, "num_tasks", None)
-        if not isinstance(num_tasks, int):  # an attribute of the instances only, a property, or none
+        if not isinstance(
+            num_tasks, int | np.integer
+        ):  # an attribute of the instances only, a property, or none
             probe = gym.make_vec(spec, 1, "vector_entry_point")
             num_tasks = getattr(probe.unwrapped, "num_tasks", None)
             probe.close()

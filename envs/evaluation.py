@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.vector import final_success
+from envs.vector import check_reports, final_success
 
 # (task, episode) each; successes are NaN where environments do not report any
 Evaluation = namedtuple("Evaluation", "returns lengths successes")
@@ -68,6 +68,8 @@ def play_episodes(
         returns[running], lengths[running] = envs.episode_returns[running], envs.episode_lengths[running]
         line = f"evaluation: {running.sum()} of {envs.num_envs} episodes were cut after {limit:,} steps"
         print(f"{line}; an environment is registered with its max_episode_steps", file=sys.stderr)
+        successes[running] = 0 if np.isfinite(successes).any() else np.nan
+    check_reports(successes)
     return Evaluation(*(x.reshape(envs.num_tasks, -1) for x in (returns, lengths, successes)))
 
 

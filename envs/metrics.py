@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.vector import final_success
+from envs.vector import check_reports, final_success
 
 # a value of each task (task,), or none, and one of all
 Metrics = dict[str, tuple[Tensor | None, float]]
@@ -39,6 +39,7 @@ class Episodes:
 
     def means(self) -> np.ndarray:
         """Mean return, length and success (3, task) since the last call, NaN where no episode ended."""
+        check_reports(self.sums[2, self.sums[3] > 0])
         *sums, number = self.sums.reshape(4, len(self.latest[0]), -1).sum(2)
         new = number > 0
         self.latest[:, new] = np.stack(sums)[:, new] / number[new]

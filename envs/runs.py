@@ -152,6 +152,7 @@ class Run:
             "git_commit": _git_commit(),
             "hardware": torch.cuda.get_device_name() if args.cuda else _cpu_name(),
         }
+        self.tasks = json.dumps((self.task_names, self.config["task_params"]))
         self.folder = self._find_folder()
         self._check_folder()
         self.finished = (self.folder / "evaluation.csv").exists()
@@ -207,7 +208,7 @@ class Run:
         for name, value in self.config["args"].items():
             if name not in MAY_DIFFER and earlier.get(name) != value:
                 fail(f"{self.folder} cannot be resumed: its {name} is {earlier.get(name)}, not {value}")
-        if json.dumps(tasks) != json.dumps((self.task_names, self.config["task_params"])):
+        if json.dumps(tasks) != self.tasks:
             fail(f"{self.folder} cannot be resumed: the tasks of {self.args.env_id} are others now")
 
     def _acquire_lock(self) -> None:
@@ -453,6 +454,8 @@ class Run:
                 raise Interrupted
             with generators_of(self.args.seed, 1):
                 envs = build(make, self.args.env_id, episodes, self.args.tasks or None, self.args.env_workers)
+                if json.dumps((envs.task_names, envs.task_params)) != self.tasks:
+                    fail(f"the tasks of {self.args.env_id} are others whenever they are built")
                 played = evaluate(self.state["agent"], envs, self.args.seed)
                 envs.close()
         except Interrupted:

@@ -33,12 +33,18 @@ def final_success(infos: dict[str, Any]) -> np.ndarray | float:
     return np.where(reported, final[name], np.nan)
 
 
+def check_reports(successes: np.ndarray) -> None:
+    """Refuse successes of episodes that are NaN for some: a rate would be that of the others."""
+    if np.isnan(successes).any() and not np.isnan(successes).all():
+        raise ValueError("infos must have success, True or False, at the end of every episode or of none")
+
+
 class TaskVectorEnv(gym.vector.VectorEnv):
     """Vector environment of several tasks: environment i belongs to task i // envs_per_task.
 
     `step` takes actions (n,) integers, or (n, act) floats; n is num_envs. It returns observations (n, obs)
-    float32, rewards (n,) float64, terminated and truncated (n,) bool, and infos. An environment whose episode
-    ends is reset in the same step (autoreset mode SAME_STEP): the observation returned is the first of its
+    float32, rewards (n,) float64, terminated and truncated (n,) bool, new arrays, and infos. When an episode
+    ends it is reset in the same step (autoreset mode SAME_STEP): the observation returned is the first of its
     next episode, and `infos`, empty otherwise, holds what the episode ended with:
 
         final_obs           (n, obs) float32   last observation; the current one if no episode ended
@@ -164,6 +170,8 @@ class LoopVectorEnv(TaskVectorEnv):
         spaces = first.observation_space, first.action_space
         super().__init__(num_envs, task_names, task_params, *spaces, chosen, max_episode_steps)
         self.envs = [first, *(make_env(chosen[i // self.envs_per_task]) for i in range(1, num_envs))]
+        if len({id(env.unwrapped) for env in self.envs}) < num_envs:
+            raise ValueError("make_env gave the same environment twice: it must build one at every call")
         names = np.repeat(self.task_names, self.envs_per_task).tolist()
         observations, _ = common_spaces(self.envs, names)  # the widest bounds
         self.single_observation_space = Box(observations.low, observations.high, dtype=np.float32)
@@ -272,7 +280,7 @@ class TaskVectorWrapper(TaskVectorEnv):
         Raises:
             ValueError: its arrays have other shapes, or no `final_obs` when an episode ends.
         """
-        result = self.env.step(actions)
+        result = self.env.step(actions.copy())  # it may change them
         if len(result) != 5:
             raise ValueError(f"{self.env}: step must return 5 values, terminated and truncated apart")
         observations, rewards, terminated, truncated, infos = result

@@ -115,6 +115,32 @@ def test_success_is_yes_or_no(own, odd):
         train(env_id)
 
 
+class SilentInDefeat(Own):
+    """Says success where there is one, and nothing else."""
+
+    def step(self, action):
+        *result, infos = super().step(action)
+        return *result, {name: x for name, x in infos.items() if x}
+
+
+def test_a_rate_is_not_of_those_who_report_alone(own, monkeypatch):
+    def build(num_envs=1, tasks=None, max_episode_steps=None):
+        def make(task):
+            return SilentInDefeat(reports="success", length=20 if task == 0 else 1e9)
+
+        return LoopVectorEnv(num_envs, make, ["won", "endless"], [{}, {}], tasks, max_episode_steps)
+
+    build.num_tasks = 2
+    env_id = own(vector=build)
+    with pytest.raises(ValueError, match="success, True or False, at the end of every episode or of none"):
+        train(env_id, tasks=(0,))
+    monkeypatch.setattr(evaluation, "MAX_STEPS", 30)
+    played = evaluation.play_episodes(
+        lambda obs: torch.eye(2)[torch.ones(2, 1, dtype=int)], envs.make(env_id, 1), [1, 2]
+    )
+    assert played.successes.tolist() == [[1], [0]]  # what is cut has not succeeded
+
+
 def test_success_is_logged_from_the_first_log_on(own):
     folder = train(own({"reports": "success"}), envs_per_task=1)
     steps = {metric: set() for metric in ("charts/success_rate", "charts/episodic_return")}
@@ -353,6 +379,33 @@ def test_a_run_is_not_resumed_on_other_tasks(own):
         with pytest.raises(InputError, match="cannot be resumed: the tasks of Own0-v0 are others now"):
             train("Own0-v0", resume=True)
     assert (folder / "config.json").read_text() == before
+
+
+def test_tasks_that_change_when_they_are_built_are_not_evaluated(own):
+    def build(num_envs=1, tasks=None):
+        params = [{"g": np.random.rand()}]  # noqa: NPY002
+        return LoopVectorEnv(num_envs, lambda _: Own(), ["a"], params, tasks)
+
+    build.num_tasks = np.int64(1)
+    with pytest.raises(InputError, match="others whenever they are built"):
+        train(own(vector=build))
+
+
+def test_environments_are_as_many_and_of_the_tasks_that_are_asked_for(own):
+    def all_of_them(num_envs=2, tasks=None):
+        return LoopVectorEnv(num_envs, lambda _: Own(), ["a", "b"], [{}, {}])
+
+    single = Own()
+
+    def one_for_all(num_envs=2, tasks=None):
+        return LoopVectorEnv(num_envs, lambda _: single, ["a", "b"], [{}, {}], tasks)
+
+    all_of_them.num_tasks = one_for_all.num_tasks = 2
+    assert envs.make(own(vector=all_of_them), 2, [0, 1]).num_envs == 4
+    with pytest.raises(ValueError, match="it has 2 tasks where 1 are asked for"):
+        envs.make(own(vector=all_of_them), 2, [1])
+    with pytest.raises(ValueError, match="the same environment twice"):
+        envs.make(own(vector=one_for_all), 2)
 
 
 # Global generators
@@ -596,7 +649,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch
 
 
 class Careless(gym.vector.VectorEnv):
-    """Two of four tasks or all; reuses its arrays, ends by integers, and gives a final_obs at every step."""
+    """Two of four tasks or all; keeps arrays, its own and others', ends by integers, always has final_obs."""
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     num_tasks = 4
@@ -613,6 +666,7 @@ class Careless(gym.vector.VectorEnv):
     def step(self, actions):
         last, self.obs[:] = self.obs + 1, self.obs + 1
         self.rewards[:] = last[:, 0]
+        actions[:] = -1
         ends = (last[:, 0] == 3 + np.arange(self.num_envs)).astype(np.uint8)
         self.obs[ends > 0] = 0
         infos = {"final_obs": np.where(ends[:, None], last, -77), "final_info": {}}
@@ -626,7 +680,9 @@ def test_a_careless_vector_environment():
     env = envs.make("Careless-v0", 1, [2, 0])
     assert env.task_names == ["task2", "task0"]
     first, _ = env.reset()
-    second, rewards, *_, infos = env.step(np.zeros(2, int))
+    actions = np.zeros(2, int)
+    second, rewards, *_, infos = env.step(actions)
+    assert not actions.any()
     third, *_ = env.step(np.zeros(2, int))
     assert (first[0], second[0], third[0], rewards[0]) == (0, 1, 2, 1)  # not all the last one
     assert "final_obs" not in infos and "final_info" not in infos

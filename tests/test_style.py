@@ -10,7 +10,7 @@ from probes import ALL_SCRIPTS, ROOT
 TRUNKS = ("varshare_ppo.py", "varshare_sac.py")
 TRUNK_TOKENS, TRUNK_LINES = 11.0, 450  # per line of code at most; in all
 SCRIPT_TOKENS, SCRIPT_LINES = 11.5, 525
-ENVS_LINES = 3_420  # of envs/*.py together
+ENVS_LINES = 3_440  # of envs/*.py together
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
