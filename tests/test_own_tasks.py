@@ -400,8 +400,11 @@ def test_environments_are_as_many_and_of_the_tasks_that_are_asked_for(own):
     def one_for_all(num_envs=2, tasks=None):
         return LoopVectorEnv(num_envs, lambda _: single, ["a", "b"], [{}, {}], tasks)
 
-    all_of_them.num_tasks = one_for_all.num_tasks = 2
-    assert envs.make(own(vector=all_of_them), 2, [0, 1]).num_envs == 4
+    def no_choice(num_envs=2):
+        return all_of_them(num_envs)
+
+    all_of_them.num_tasks = one_for_all.num_tasks = no_choice.num_tasks = 2
+    assert envs.make(own(vector=no_choice), 2, [0, 1]).num_envs == 4  # all, as `enjoy.Model` asks for them
     with pytest.raises(ValueError, match="it has 2 tasks where 1 are asked for"):
         envs.make(own(vector=all_of_them), 2, [1])
     with pytest.raises(ValueError, match="the same environment twice"):
