@@ -3,6 +3,7 @@
 import inspect
 import math
 import textwrap
+from contextlib import nullcontext
 
 import gymnasium as gym
 import numpy as np
@@ -276,11 +277,11 @@ def test_a_landers_success_is_in_final_info():
 
 
 class Ends(gym.Env):
-    """Episodes of so many steps; success is reported by some environments, and at their end only."""
+    """Episodes of so many steps; success is reported at their end only, and if it is not None."""
 
     observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
 
-    def __init__(self, length, success=None):
+    def __init__(self, length, success):
         self.length, self.success = length, success
 
     def reset(self, seed=None, options=None):
@@ -295,18 +296,25 @@ class Ends(gym.Env):
 
 
 @pytest.mark.parametrize("lengths", [(5, 3, 4), (3, 5, 4), (3, 3, 3)])
-def test_success_may_be_reported_by_some_and_at_the_end_only(lengths):
+@pytest.mark.parametrize("other", [True, None])
+def test_success_may_be_reported_at_the_end_only_but_by_all(lengths, other):
     """Whichever episode ends first or last."""
-    made = [(lengths[0], True), (lengths[1], None), (lengths[2], False)]
+    made = [(lengths[0], True), (lengths[1], other), (lengths[2], False)]
     env = LoopVectorEnv(6, lambda task: Ends(*made[task]), ["a", "b", "c"], [{}] * 3)
-    played = play_episodes(lambda obs: torch.zeros(3, 2, 2), env, range(6))
-    np.testing.assert_array_equal(played.successes, [[1, 1], [np.nan, np.nan], [0, 0]])
-    np.testing.assert_array_equal(played.lengths, np.repeat(lengths, 2).reshape(3, 2))
+    refusal = nullcontext() if other else pytest.raises(ValueError, match="of every episode or of none")
+    with refusal:
+        played = play_episodes(lambda obs: torch.zeros(3, 2, 2), env, range(6))
     episodes = Episodes(env)
     env.reset(seed=0)
     for _ in range(20):
         episodes.add(env.step(np.zeros(6, int))[4])
-    np.testing.assert_array_equal(episodes.means()[2], [1, np.nan, 0])
+    with refusal:
+        means = episodes.means()
+    if not other:
+        return
+    np.testing.assert_array_equal(means[2], [1, 1, 0])
+    np.testing.assert_array_equal(played.successes, [[1, 1], [1, 1], [0, 0]])
+    np.testing.assert_array_equal(played.lengths, np.repeat(lengths, 2).reshape(3, 2))
 
 
 def test_a_landers_picture_shows_the_pad(monkeypatch):
